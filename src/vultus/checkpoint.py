@@ -1,0 +1,131 @@
+"""Training state (`checkpoint`) and what a user needs (`snapshot`).
+
+A checkpoint holds everything that the next step depends on: networks, moving average, optimizers, images seen. The order
+of the data and every random number are functions of (seed, images seen), so no random state needs to be stored. It is
+read with weights_only. A snapshot is one safetensors file: the averaged generator, a description of the training
+embeddings as a distribution, and the metadata as JSON. Nothing that a user loads is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vultus.config import GeneratorConfig, from_dict, to_dict
+from vultus.errors import UserError
+from vultus.files import atomic_path
+from vultus.networks import Generator, build_generator
+
+FORMAT = "1"
+PATTERN = "checkpoint-*.pt"
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: int) -> Path:
+    """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`."""
+    path = folder / f"checkpoint-{cur_nimg:010d}.pt"
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+    for old in sorted(folder.glob(PATTERN))[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The newest checkpoint of a run folder, or None if there is none. Raises UserError if it cannot be read."""
+    paths = sorted(folder.glob(PATTERN))
+    if not paths:
+        return None
+    try:
+        return torch.load(paths[-1], map_location="cpu", weights_only=True), paths[-1]
+    except Exception as error:
+        raise UserError(
+            f"{paths[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
+        ) from None
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Snapshot:
+    """A generator ready to run, and where it comes from.
+
+    Attributes:
+        generator: generator(z [N, z_dim], c [N, c_dim]) -> x [N, 3, R, R] in [-1, 1], in evaluation mode.
+        people: `mean` [c_dim] and `factor` [c_dim, k] of the training embeddings (see people.py), or empty.
+        metadata: generator (its config), encoder, crop, data, metrics, cur_nimg, preset, licence.
+    """
+
+    generator: Generator
+    people: dict[str, Tensor]
+    metadata: dict[str, Any]
+    path: Path | None = None
+
+
+def save_snapshot(
+    path: Path,
+    *,
+    generator: Generator,
+    people: dict[str, Tensor],
+    metadata: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write one safetensors file, atomically. `metadata["generator"]` must be the generator's GeneratorConfig.
+
+    `dtype` float16 halves the file; the generator computes in float32 again once loaded.
+    """
+    tensors = {f"generator.{key}": value for key, value in generator.state_dict().items()}
+    tensors |= {f"people.{key}": value for key, value in people.items()}
+    stored = {
+        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in tensors.items()
+    }
+    values = {"format": FORMAT, "vultus": json.dumps(metadata, ensure_ascii=False)}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(stored, temporary, metadata=values)
+
+
+def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snapshot:
+    """Read a snapshot, or the newest one of a run folder. Raises UserError that names the file and the remedy."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "snapshot.safetensors").is_file():
+            raise UserError(f"{path}: no snapshot.safetensors in this folder; train into it first")
+        path = path / "snapshot.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: no such snapshot")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            values = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged or not a safetensors file ({reason}); copy or train it again") from None
+    if values.get("format") != FORMAT or "vultus" not in values:
+        raise UserError(f"{path}: not a vultus snapshot of format {FORMAT} (found {values.get('format')})")
+    metadata = json.loads(values["vultus"])
+    config = from_dict(GeneratorConfig, metadata["generator"], str(path))
+    generator = build_generator(**to_dict(config))
+    state = {key.removeprefix("generator."): value for key, value in tensors.items() if key.startswith("generator.")}
+    try:
+        generator.load_state_dict({key: _float32(value) for key, value in state.items()}, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its config ({' '.join(str(error).split())[:120]})") from None
+    people = {
+        key.removeprefix("people."): _float32(value) for key, value in tensors.items() if key.startswith("people.")
+    }
+    return Snapshot(generator.to(device).eval().requires_grad_(False), people, metadata, path)
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value

@@ -1,0 +1,241 @@
+"""What faces are made of: embeddings from a file, of photos, or of people who do not exist.
+
+A source is read once, in order, a chunk at a time, so memory does not grow with its length.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vultus import faces
+from vultus.embeddings import open_embeddings
+from vultus.encoders import FaceNet, load_facenet
+from vultus.errors import UserError
+from vultus.images import SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
+from vultus.people import sample_people
+from vultus.sources import FolderPart, Item
+
+Skipped = tuple[str, str]  # photo, reason
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where embeddings come from, read once.
+
+    Attributes:
+        count: how many there are, or at most (bad photos are left out).
+        chunks: (names [n], unit-norm embeddings [n, c_dim]) in turn; a name begins the names of its pictures.
+        skipped: filled while `chunks` is read.
+    """
+
+    count: int
+    chunks: Iterable[tuple[list[str], Tensor]]
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+class Trained(Protocol):
+    """What a source must know of the snapshot that its embeddings are for."""
+
+    @property
+    def people(self) -> dict[str, Tensor]:
+        """`mean` and `factor` of the training embeddings (people.py), or nothing."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """As in checkpoint.Snapshot; read here: `generator` and `encoder`."""
+
+    @property
+    def path(self) -> Path | None:
+        """For messages."""
+
+
+def from_embeddings(source: str | Path, snapshot: Trained) -> Conditions:
+    """The rows of a file or prepared data set (see embeddings.py), all checked before the first is used."""
+    embeddings = open_embeddings(source, _dim(snapshot))
+    embeddings.check()
+    return Conditions(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
+
+
+def random_people(snapshot: Trained, count: int, *, seed: int = 0, start: int = 0) -> Conditions:
+    """`count` people who do not exist, number `start` and after. Raises UserError if the snapshot cannot tell any."""
+    if count < 1:
+        raise UserError(f"cannot make {count} random people; ask for at least one")
+    _need_people(snapshot)
+    chunks = (
+        sample_people(snapshot.people, min(256, count - done), seed=seed, start=start + done)
+        for done in range(0, count, 256)
+    )
+    return Conditions(count, _numbered(chunks, count))
+
+
+def from_photos(
+    paths: Sequence[str | Path],
+    snapshot: Trained,
+    *,
+    align: bool | None = None,
+    encoder: FaceNet | None = None,
+    device: torch.device | str = "cpu",
+) -> Conditions:
+    """Embeddings of photos: files, or all photos below folders.
+
+    `align` None finds and aligns the face where the extra `align` is installed, and else takes the centre square as it
+    is. A photo that is damaged or shows no face is said on stderr, listed in `skipped` and left out.
+    Raises UserError if a path does not exist, a folder has no photos, or (at the end) no photo could be used.
+    """
+    photos, count = _photos(paths)
+    align = _decide_align(align)
+    encoder = _encoder(snapshot, encoder, device)
+    skipped: list[Skipped] = []
+    return Conditions(count, _embedded(photos, encoder, align, skipped), skipped)
+
+
+def one_embedding(
+    text: str,
+    snapshot: Trained,
+    *,
+    seed: int = 0,
+    align: bool | None = None,
+    encoder: FaceNet | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """One embedding [c_dim] by name: `random` or `random:N`, a photo, or `FILE#ROW` (without #ROW row 0)."""
+    if match := re.fullmatch(r"random(?::(\d+))?", text):
+        _need_people(snapshot)
+        return sample_people(snapshot.people, 1, seed=seed, start=int(match[1] or 0))[0]
+    if Path(text).suffix.lower() in SUFFIXES:
+        conditions = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
+        return next(iter(conditions.chunks))[1][0]
+    source, row = text, 0
+    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
+        source, row = match[1], int(match[2])
+    return open_embeddings(source, _dim(snapshot)).row(row)
+
+
+def _dim(snapshot: Trained) -> int:
+    dim: int = snapshot.metadata["generator"]["c_dim"]
+    return dim
+
+
+def _need_people(snapshot: Trained) -> None:
+    if not {"mean", "factor"} <= snapshot.people.keys():
+        raise UserError(f"{snapshot.path}: holds no description of people to draw from; give embeddings or photos")
+
+
+def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
+    digits = max(6, len(str(count - 1)))
+    start = 0
+    for chunk in chunks:
+        yield [f"{index:0{digits}d}" for index in range(start, start + len(chunk))], chunk
+        start += len(chunk)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    shown: str  # in messages
+    name: str  # begins the names of its pictures, before doubles are told apart
+    item: Item
+
+
+def _photos(paths: Sequence[str | Path]) -> tuple[Iterator[_Photo], int]:
+    """(photos, how many); the paths are looked at now, folders are listed as they are read."""
+    counts = [_count(Path(path)) for path in paths]
+    if not sum(counts):
+        raise UserError("no photos given; name files or folders")
+    return _all_photos([Path(path) for path in paths]), sum(counts)
+
+
+def _count(path: Path) -> int:
+    if path.is_file():
+        return 1
+    if not path.is_dir():
+        raise UserError(f"{path}: no such photo or folder")
+    count = FolderPart(path).total
+    if not count:
+        raise UserError(f"{path}: no photos in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+    return count
+
+
+def _all_photos(paths: Sequence[Path]) -> Iterator[_Photo]:
+    for path in paths:
+        if path.is_dir():
+            for item in FolderPart(path).items(None):
+                yield _Photo(f"{path}/{item.key}", item.key.rpartition(".")[0], item)
+        else:
+            yield _Photo(str(path), path.stem, Item(str(path), "", path))
+
+
+def _decide_align(align: bool | None) -> bool:
+    if align and not faces.available():
+        raise UserError(faces.MISSING)
+    if align is None:
+        align = faces.available()
+        if not align:
+            print(
+                "note: photos are not aligned, the centre square is taken as it is; pip install 'vultus[align]' to "
+                "find and align faces",
+                file=sys.stderr,
+            )
+    return align
+
+
+def _encoder(snapshot: Trained, encoder: FaceNet | None, device: torch.device | str) -> FaceNet:
+    needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
+    if needed != FaceNet.id:
+        raise UserError(
+            f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
+            f"give a file of {needed} embeddings"
+        )
+    # The embedding decides the face, and a photo costs more to decode and align: float32, whatever is faster.
+    return encoder or load_facenet(device=device, dtype=torch.float32)
+
+
+def _embedded(
+    photos: Iterable[_Photo], encoder: FaceNet, align: bool, skipped: list[Skipped]
+) -> Iterator[tuple[list[str], Tensor]]:
+    """One photo at a time, so that no photo's embedding depends on the photos beside it."""
+    device = next(encoder.parameters()).device
+    taken: dict[str, int] = {}
+    for photo in photos:
+        try:
+            x = to_x(from_pil([_face_crop(photo.item, encoder, align)]))
+        except (BadImage, OSError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            skipped.append((photo.shown, reason))
+            tqdm.write(f"skipped {photo.shown}: {reason}", file=sys.stderr)
+            continue
+        with torch.inference_mode():
+            c = encoder.embed_crop(x.to(device)).cpu()
+        yield [_unlike(photo.name, taken)], c
+    if not taken:
+        shown, reason = skipped[0]
+        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        raise UserError(f"{shown}: {reason}{more}; no photo could be used, give another one")
+
+
+def _face_crop(item: Item, encoder: FaceNet, align: bool) -> Image.Image:
+    photo = decode_image(item.read())
+    frame = faces.align(photo) if align else photo
+    if frame is None:
+        raise BadImage("no face found")
+    return centre_crop(frame, encoder.size, encoder.crop)
+
+
+def _unlike(name: str, taken: dict[str, int]) -> str:
+    """`name` fit for a file name, and unlike all in `taken` (also where upper and lower case are the same)."""
+    text = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "photo"
+    unlike = text
+    while unlike.casefold() in taken:
+        taken[text.casefold()] += 1
+        unlike = f"{text}-{taken[text.casefold()]}"
+    taken[unlike.casefold()] = 1
+    return unlike

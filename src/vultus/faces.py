@@ -1,0 +1,140 @@
+"""Find the largest face of a photo and turn, scale and shift the photo so that it is framed as the training photos are.
+
+dlib's HOG detector and 5-point landmarks (King 2009; extra `align`). Positions are continuous pixel coordinates: the
+centre of the first pixel is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vultus.errors import UserError
+
+# Centres of the eyes as fractions of the frame, left and right as the viewer sees them: the mean over the 1,258 faces
+# that the detector finds in every second test photo of the CelebA subset (1,264), centre-cropped to 160x160 as for
+# training. From photo to photo x varies by 0.011 (standard deviation), y by 0.014, the distance of the eyes by 0.015.
+LEFT_EYE = (0.3855, 0.4432)
+RIGHT_EYE = (0.6117, 0.4432)
+
+MAX_SIDE = 1024  # of the frame that comes back; finer photos are shrunk first, which is antialiased
+_SMALL, _LARGE = 640, 800  # longer side of a photo: below, it is doubled for the detector; above, shrunk
+_MODEL = "shape_predictor_5_face_landmarks.dat"
+
+MISSING = "aligning faces needs dlib and its models: pip install 'vultus[align]', or do without aligning"
+
+Point = tuple[float, float]
+
+
+def _model_path() -> Path | None:
+    """The landmarks of face_recognition_models, found without running that package: old ones need pkg_resources."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder) / "models" / _MODEL
+        if path.is_file():
+            return path
+    return None
+
+
+def available() -> bool:
+    """Whether what `align` needs is installed."""
+    return importlib.util.find_spec("dlib") is not None and _model_path() is not None
+
+
+@functools.cache
+def _landmarks() -> Any:
+    path = _model_path()
+    try:
+        import dlib
+    except ImportError:
+        path = None
+    if path is None:
+        raise UserError(MISSING)
+    return dlib.shape_predictor(str(path))
+
+
+_local = threading.local()  # a detector keeps its pyramid in itself, so each thread has its own
+
+
+def _detector() -> Any:
+    if not hasattr(_local, "detector"):
+        import dlib
+
+        _local.detector = dlib.get_frontal_face_detector()
+    return _local.detector
+
+
+def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
+    """Centres of the (viewer's) left and right eye of the largest face in an RGB image, in pixels; None without face.
+
+    The smallest face found is some 40 pixels wide in photos up to 640 pixels, 1/20 of the longer side in larger ones.
+    Raises UserError if the extra `align` is not installed.
+    """
+    predictor, detector = _landmarks(), _detector()
+    longest = max(image.size)
+    scale = min(2.0, _LARGE / longest) if longest < _SMALL else min(1.0, _LARGE / longest)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    copy = image if size == image.size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    pixels = np.ascontiguousarray(copy)
+    # Looking for faces of half the size takes four times as long: only if there are none of the usual size.
+    boxes = detector(pixels, 0) or (detector(pixels, 1) if longest >= _SMALL else ())
+    if not boxes:
+        return None
+    parts = predictor(pixels, max(boxes, key=lambda box: box.area())).parts()
+    # Two points for each eye: 0 and 1 the eye on the right of the picture, 2 and 3 the one on the left.
+    points = (np.array([(part.x, part.y) for part in parts], dtype=np.float64) + 0.5) * (
+        image.width / size[0],
+        image.height / size[1],
+    )
+    right, left = points[:2].mean(0), points[2:4].mean(0)
+    if np.hypot(*(right - left)) < 2:
+        return None
+    return (float(left[0]), float(left[1])), (float(right[0]), float(right[1]))
+
+
+def align(image: Image.Image) -> Image.Image | None:
+    """The square frame of an RGB photo that has the eyes of its largest face at LEFT_EYE and RIGHT_EYE.
+
+    The frame keeps the photo's scale (its side is the distance of the eyes / 0.226) up to MAX_SIDE. What lies outside
+    the photo is its mirror image. None if no face is found. Raises UserError if the extra `align` is not installed.
+    """
+    eyes = find_eyes(image)
+    if eyes is None:
+        return None
+    left, right = complex(*eyes[0]), complex(*eyes[1])
+    side = abs(right - left) / (RIGHT_EYE[0] - LEFT_EYE[0])
+    if side > MAX_SIDE:
+        shrink = MAX_SIDE / side
+        size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
+        left = complex(left.real * size[0] / image.width, left.imag * size[1] / image.height)
+        right = complex(right.real * size[0] / image.width, right.imag * size[1] / image.height)
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        side = abs(right - left) / (RIGHT_EYE[0] - LEFT_EYE[0])
+    side = max(1, round(side))
+    # A similarity is one complex multiplication: frame position t lies at origin + t * turn in the photo.
+    turn = (right - left) / (complex(*RIGHT_EYE) - complex(*LEFT_EYE)) / side
+    origin = left - complex(*LEFT_EYE) * side * turn
+    corners = [origin + corner * side * turn for corner in (0, 1, 1j, 1 + 1j)]
+    image, shift = _mirrored(image, corners)
+    origin -= shift
+    affine = (turn.real, -turn.imag, origin.real, turn.imag, turn.real, origin.imag)
+    return image.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+
+
+def _mirrored(image: Image.Image, corners: list[complex]) -> tuple[Image.Image, complex]:
+    """The part of `image` around `corners`, continued by its mirror image where needed, and where that part begins."""
+    margin = 3  # bicubic interpolation reads two pixels further
+    x0, x1 = (int(edge(c.real for c in corners)) + m for edge, m in ((min, -margin), (max, margin)))
+    y0, y1 = (int(edge(c.imag for c in corners)) + m for edge, m in ((min, -margin), (max, margin)))
+    box = (max(0, x0), max(0, y0), min(image.width, x1), min(image.height, y1))
+    pad = ((box[1] - y0, y1 - box[3]), (box[0] - x0, x1 - box[2]), (0, 0))
+    part = image.crop(box)
+    if any(map(any, pad)):
+        part = Image.fromarray(np.pad(np.asarray(part), pad, mode="symmetric"))
+    return part, complex(x0, y0)

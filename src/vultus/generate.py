@@ -1,0 +1,214 @@
+"""Embeddings to pictures, one by one, on a sheet, or along the way from one face to another.
+
+A face is a function of (snapshot, embedding, seed, index, variant), whatever the batch size. For that the noise is
+drawn by position (people.py), and the generator always runs on STEP faces at once, the last call filled up: libraries
+choose other convolution and matrix kernels for other batch sizes, float32 sums then differ in the last bits, and one
+pixel value in some 30,000 rounds to the next integer (1, 2, 7, 8 against 16, measured on a CPU). Within one size
+neither the place in the batch nor the neighbours made a difference.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+from tqdm import tqdm
+
+from vultus.checkpoint import Snapshot
+from vultus.conditions import Conditions, Skipped
+from vultus.errors import UserError
+from vultus.files import atomic_path, make_folder, sha256_file
+from vultus.images import SUFFIXES, save_image, to_images, to_pil
+from vultus.images import grid as lay_out
+from vultus.networks import Generator
+from vultus.people import noise, slerp
+
+STEP = 16  # faces to a call of the generator, always
+MAX_GRID = 1024  # faces on one sheet: 17 megapixels at 128x128
+MAX_STEPS = 240  # frames from one face to another
+PER_FOLDER = 1000  # faces; more are spread over numbered sub-folders
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `generate` did: faces made, from how many embeddings, the photos left out, and where the pictures are."""
+
+    faces: int
+    embeddings: int
+    skipped: list[Skipped]
+    out: Path
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def render(generator: Generator, z: Tensor, c: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces."""
+    device = next(generator.parameters()).device
+    parts = []
+    for start in range(0, len(z), STEP):
+        noises, conditions = z[start : start + STEP], c[start : start + STEP]
+        count = len(noises)
+        noises = torch.cat([noises, noises.new_zeros(STEP - count, noises.shape[1])])
+        conditions = torch.cat([conditions, conditions.new_zeros(STEP - count, conditions.shape[1])])
+        x = generator(noises.to(device, dtype), conditions.to(device, dtype))
+        parts.append(to_images(x[:count]).cpu())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class _Face:
+    number: int  # among all faces
+    index: int  # of the embedding
+    variant: int  # of the noise
+    name: str
+    c: Tensor
+
+
+def generate(
+    snapshot: Snapshot,
+    conditions: Conditions,
+    out: str | Path,
+    *,
+    num: int = 1,
+    seed: int = 0,
+    batch: int = STEP,
+    grid: bool = False,
+    dtype: torch.dtype = torch.float32,
+    noise_strength: float = 1.0,
+) -> Summary:
+    """Write `num` faces of each embedding as PNG files, or all on one sheet.
+
+    Args:
+        snapshot: the generator; the device is where it was loaded to.
+        conditions: what to make faces of; memory does not grow with their number.
+        out: folder of NAME_VARIANT.png (in sub-folders of PER_FOLDER from PER_FOLDER faces on); with `grid` a file
+            .png, .jpg or .webp, or a folder for grid.png.
+        num: faces of each embedding, with different noise.
+        seed: of the noise. The same seed gives the same faces.
+        batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
+        grid: one sheet of at most MAX_GRID faces: a row for each embedding, or a square sheet if `num` is 1.
+        dtype: what the generator computes in. Other dtypes and devices round differently.
+        noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
+
+    Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or the
+    numbers cannot be.
+    """
+    out = Path(out)
+    if num < 1:
+        raise UserError(f"cannot make {num} faces of each embedding; ask for at least one")
+    total = conditions.count * num
+    if grid and total > MAX_GRID:
+        raise UserError(f"{total} faces do not fit on one sheet of {MAX_GRID}; leave the grid out or ask for fewer")
+    if not grid and out.suffix.lower() in SUFFIXES:
+        raise UserError(f"{out}: a folder is needed for single pictures; name a folder or ask for a grid")
+    sheet_path = (out if out.suffix.lower() in SUFFIXES else out / "grid.png") if grid else None
+    make_folder(sheet_path.parent if sheet_path else out)
+    origin = _origin(snapshot)
+    held: list[Tensor] = []
+    number = embeddings = 0
+    stream = _all_faces(conditions, num)
+    with tqdm(total=total, unit="face", file=sys.stderr, desc="generate") as bar:
+        while group := list(itertools.islice(stream, -(-max(1, batch) // STEP) * STEP)):
+            z_dim = snapshot.generator.z_dim
+            z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
+            images = render(snapshot.generator, z * noise_strength, torch.stack([face.c for face in group]), dtype)
+            if sheet_path:
+                held.append(images)
+            else:
+                for face, image in zip(group, images, strict=True):
+                    about = f"{origin}, seed {seed}, embedding {face.index}, noise {face.variant}"
+                    _save_png(to_pil(image), _face_path(out, face, total), about)
+            number += len(group)
+            embeddings = group[-1].index + 1
+            bar.update(len(group))
+    if sheet_path:
+        columns = num if num > 1 else math.ceil(math.sqrt(number))
+        _save_sheet(lay_out(torch.cat(held), columns), sheet_path, f"{origin}, seed {seed}")
+    return Summary(number, embeddings, conditions.skipped, sheet_path or out)
+
+
+def _all_faces(conditions: Conditions, num: int) -> Iterator[_Face]:
+    index = 0
+    for names, c in conditions.chunks:
+        for name, row in zip(names, c, strict=True):
+            for variant in range(num):
+                yield _Face(index * num + variant, index, variant, name, row)
+            index += 1
+
+
+def _face_path(out: Path, face: _Face, total: int) -> Path:
+    if total > PER_FOLDER:
+        out = make_folder(out / f"{face.number // PER_FOLDER:04d}")
+    return out / f"{face.name}_{face.variant}.png"
+
+
+def between(
+    snapshot: Snapshot,
+    a: Tensor,
+    b: Tensor,
+    out: str | Path,
+    *,
+    steps: int = 9,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    noise_strength: float = 1.0,
+    milliseconds: int = 120,
+) -> list[Path]:
+    """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
+
+    Writes between.png (a strip of `steps` faces) and between.gif (there and back, `milliseconds` a frame) into the
+    folder `out` and returns their paths. Raises UserError unless 2 <= steps <= MAX_STEPS.
+    """
+    if not 2 <= steps <= MAX_STEPS:
+        raise UserError(f"cannot go from one face to another in {steps} steps; choose 2 to {MAX_STEPS}")
+    out = make_folder(out)
+    c = slerp(a, b, torch.linspace(0, 1, steps))
+    z = noise(seed, 0, 1, snapshot.generator.z_dim) * noise_strength
+    images = render(snapshot.generator, z.expand(steps, -1), c, dtype)
+    strip, animation = out / "between.png", out / "between.gif"
+    about = f"{_origin(snapshot)}, seed {seed}"
+    _save_png(lay_out(images, steps), strip, about)
+    frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
+    with atomic_path(animation) as temporary:
+        frames[0].save(
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=milliseconds,
+            loop=0,
+            comment=about.encode(),
+        )
+    return [strip, animation]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _origin(snapshot: Snapshot) -> str:
+    """What is written into every picture: that no camera took it, and which snapshot made it."""
+    return "AI-generated face" + (f", snapshot {sha256_file(snapshot.path)[:16]}" if snapshot.path else "")
+
+
+def _save_png(image: Image.Image, path: Path, about: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", "vultus")
+    text.add_text("Comment", about)
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=text)
+
+
+def _save_sheet(sheet: Image.Image, path: Path, about: str) -> None:
+    if path.suffix.lower() == ".png":
+        _save_png(sheet, path, about)
+    else:
+        save_image(sheet, path)

@@ -1,0 +1,125 @@
+"""People who do not exist: a small model of where embeddings lie, random numbers by position, paths on the sphere.
+
+Shape legend: embeddings [N, 512] float32 of unit norm; noise z [N, z_dim] float32, standard normal.
+
+Random numbers are a function of (seed, index) alone, so that person or noise number 70,001 is the same whether it is
+asked for alone, in batches of 16, or on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vultus.errors import UserError
+
+_ROWS = 64  # people are computed in aligned blocks of this size, see sample_people
+_CHUNK = 8192  # rows that fit_people turns into float64 at a time
+_PEOPLE, _NOISE = 1, 2  # streams of one seed that never meet
+
+
+def fit_people(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Fit a Gaussian whose samples, once normalised, are spread as the given embeddings are.
+
+    `embeddings` is [N, D] or an iterable of such chunks; rows are normalised first. `weights` [N], positive, count some
+    rows more than others (for instance 1 / photos of that person). Sums run in float64, chunk by chunk, so memory does
+    not grow with N. Returns {"mean": [D], "factor": [D, D]} in float32: a person is mean + factor @ normal, normalised.
+
+    The mean is shrunk so that its squared norm is the mean cosine of two different rows (the plain mean of few rows is
+    too long by spread / N); the covariance is shrunk towards a sphere by OAS (Chen et al. 2010, arXiv:0907.4698), which
+    vanishes for many rows and makes two rows enough. Raises UserError for fewer than two different embeddings.
+    """
+    chunks = [embeddings] if isinstance(embeddings, Tensor) else embeddings
+    total = squares = 0.0
+    first = second = torch.zeros(0)
+    row = 0
+    for chunk in chunks:
+        for part in chunk.split(_CHUNK):
+            x = F.normalize(part.detach().double().cpu())
+            w = torch.ones(len(x)) if weights is None else weights[row : row + len(x)].cpu()
+            w = w.double()
+            row += len(x)
+            if not len(first):
+                first = torch.zeros(x.shape[1], dtype=torch.float64)
+                second = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+            total += float(w.sum())
+            squares += float((w * w).sum())
+            first += w @ x
+            second += x.T @ (w[:, None] * x)
+    count = total * total / squares if row else 0.0  # effective number of rows; N without weights
+    mean = first / max(total, 1e-300)
+    covariance = second / max(total, 1e-300) - torch.outer(mean, mean)
+    spread = float(covariance.trace()) * count / (count - 1) if row > 1 else 0.0
+    if spread < 1e-6:
+        raise UserError("random people need embeddings of at least two different faces; add images")
+    covariance *= count / (count - 1)
+    dim = len(mean)
+    square = float((covariance * covariance).sum())
+    rho = ((1 - 2 / dim) * square + spread**2) / max((count + 1 - 2 / dim) * (square - spread**2 / dim), 1e-300)
+    rho = min(1.0, rho)
+    values, vectors = torch.linalg.eigh((1 - rho) * covariance)
+    values = values.clamp(min=0) + rho * spread / dim
+    length = float(mean @ mean)
+    mean *= (max(0.0, length - spread / count) / max(length, 1e-300)) ** 0.5
+    return {"mean": mean.float(), "factor": (vectors * values.sqrt()).float()}
+
+
+def _normals(stream: int, seed: int, start: int, count: int, size: int, variant: int = 0) -> Tensor:
+    """Standard normals [count, size] float32; row i is a function of (stream, seed, start + i, variant) alone.
+
+    Philox is a counter-based generator (Salmon et al. 2011): its key holds stream and seed, its counter index and
+    variant, so no two rows share numbers and none needs those before it. (torch's CPU generator keeps only 32 bits of
+    its seed, and its numbers depend on how many are asked for at once.)
+    """
+    rows = np.empty((count, size), dtype=np.float32)
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    for row in range(count):
+        counter = np.array([0, 0, start + row, variant], dtype=np.uint64)
+        np.random.Generator(np.random.Philox(counter=counter, key=key)).standard_normal(out=rows[row], dtype=np.float32)
+    return torch.from_numpy(rows)
+
+
+def sample_people(people: dict[str, Tensor], count: int, *, seed: int, start: int = 0) -> Tensor:
+    """Embeddings of the random people number `start` to `start + count - 1`: [count, D] float32, unit norm.
+
+    Person i depends on (people, seed, i) alone, to the last bit: a matrix product rounds differently for other batch
+    sizes, so it always runs on the same aligned blocks of 64 people.
+    """
+    mean, factor = people["mean"].double().cpu(), people["factor"].double().cpu()
+    blocks = []
+    for block in range(start // _ROWS, -(-(start + count) // _ROWS)):
+        normals = _normals(_PEOPLE, seed, block * _ROWS, _ROWS, factor.shape[1]).double()
+        blocks.append(F.normalize(mean + normals @ factor.T).float())
+    if not blocks:
+        return torch.zeros(0, len(mean))
+    skip = start % _ROWS
+    return torch.cat(blocks)[skip : skip + count]
+
+
+def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) -> Tensor:
+    """The generator's noise for items `start` to `start + count - 1`: [count, z_dim] float32, standard normal.
+
+    Row i depends on (seed, start + i, variant) alone; `variant` numbers several faces of one embedding.
+    """
+    return _normals(_NOISE, seed, start, count, z_dim, variant)
+
+
+def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """The point at fraction `t` of the shorter arc from `a` to `b`, unit vectors [..., D]; `t` is one number or [...].
+
+    Equal vectors give that vector. Antipodes have no shortest arc; the path then turns through the axis where `a` is
+    smallest, so that it is still smooth and always the same.
+    """
+    x, y = F.normalize(a.double(), dim=-1), F.normalize(b.double(), dim=-1)
+    cosine = (x * y).sum(-1, keepdim=True)
+    side = y - cosine * x
+    axis = F.one_hot(x.abs().argmin(-1), x.shape[-1]).to(x)
+    axis = axis - (axis * x).sum(-1, keepdim=True) * x
+    length = side.norm(dim=-1, keepdim=True)
+    angle = torch.atan2(length, cosine) * torch.as_tensor(t, dtype=torch.float64, device=x.device)[..., None]
+    turn = F.normalize(torch.where((length < 1e-7) & (cosine < 0), axis, side), dim=-1)
+    return F.normalize(angle.cos() * x + angle.sin() * turn, dim=-1).to(a.dtype)

@@ -1,0 +1,49 @@
+"""The short measurement on unseen people that training takes as it goes; `evaluate` is the long one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vultus.dataset import PreparedDataset
+from vultus.encoders import Encoder
+from vultus.errors import UserError
+from vultus.images import to_x
+from vultus.people import noise
+
+NOISE_SEED = 2
+
+
+def unseen_probe(
+    folder: str | Path, encoder: Encoder, *, images: int = 128, batch: int = 32
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """A function of a generator that gives, on photos of unseen people spread over the test split:
+
+    `identity_facenet`: mean cosine between the embedding asked for and that of the picture made, and `mse` in [-1, 1]
+    against the photo, one noise a photo. None if the data set has no test split.
+    """
+    try:
+        dataset = PreparedDataset(folder, "test")
+    except UserError:
+        return None
+    count = min(images, len(dataset))
+    chosen = [index * len(dataset) // count for index in range(count)]
+    photos = dataset.batch(chosen)
+
+    @torch.inference_mode()
+    def measure(generator: nn.Module) -> dict[str, float]:
+        device = next(generator.parameters()).device
+        z = noise(NOISE_SEED, 0, count, generator.z_dim)
+        cosine = squared = 0.0
+        for start in range(0, count, batch):
+            part = slice(start, start + batch)
+            c = photos.c[part].to(device)
+            x = generator(z[part].to(device), c).clamp(-1, 1)
+            cosine += float((encoder.embed(x) * c).sum())
+            squared += float((x - to_x(photos.images[part].to(device))).square().mean((1, 2, 3)).sum())
+        return {"n_images": count, "identity_facenet": round(cosine / count, 4), "mse": round(squared / count, 5)}
+
+    return measure

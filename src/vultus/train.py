@@ -1,0 +1,359 @@
+"""`vultus train`: the loop around the training step, and the run folder.
+
+Run folder:
+    config.json            the resolved config and the data set it belongs to
+    stats.jsonl            a line of statistics or of a measurement per `*_every_nimg`
+    samples/<nimg>.png     fixed unseen people (real photo first) x fixed noise
+    checkpoint-<nimg>.pt   the last `keep`
+    snapshot.safetensors   what `generate`, `evaluate` and a program load
+
+The same command run again goes on from the last checkpoint; on a CPU the result is that of an uninterrupted run, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
+from vultus.config import TrainConfig, differences, to_dict
+from vultus.dataset import PreparedDataset, batches
+from vultus.encoders import Encoder, fastest_dtype
+from vultus.errors import UserError
+from vultus.files import folder_lock, make_folder, read_json, write_json
+from vultus.gan import GAN
+from vultus.images import grid, save_image, to_images
+from vultus.people import fit_people, noise
+
+Evaluator = tuple[str, Callable[[nn.Module], dict[str, float]], int]
+MAY_CHANGE = frozenset(
+    {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
+)
+SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
+
+
+class Stopped(Exception):
+    """A signal asked the training to stop; the checkpoint is written. `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: after so many images, or after so many hours of training, all sessions of the run together."""
+
+    total_nimg: int | None = None
+    hours: float | None = None
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: str | Path,
+    out: str | Path,
+    budget: Budget | None = None,
+    device: str = "cpu",
+    encoder: Encoder | None = None,
+    evaluators: Sequence[Evaluator] = (),
+) -> Path:
+    """Train into the run folder `out` until the budget is used up; go on if it was begun before.
+
+    Args:
+        config: the run. Its `generator.resolution` must be that of the data.
+        data: a prepared data set.
+        budget: default is config.epochs passes over the data.
+        device: cuda, mps or cpu.
+        encoder: needed where config.loss.identity_weight is positive.
+        evaluators: (name, function of the averaged generator giving named figures, every_nimg).
+
+    Returns the path of the snapshot. Raises UserError for a folder in use or of another run, and for a loss that is not
+    finite; Stopped after SIGINT or SIGTERM.
+    """
+    out = make_folder(out)
+    with ExitStack() as stack:
+        stack.enter_context(folder_lock(out, "train"))
+        run = _Run(config, PreparedDataset(data, "train", **_subset(config)), out, device, encoder)
+        run.resume()
+        run.loop(budget or Budget(total_nimg=round(config.epochs * len(run.dataset))), evaluators)
+    return out / "snapshot.safetensors"
+
+
+def _subset(config: TrainConfig) -> dict[str, int]:
+    return {"max_images": config.loader.max_images, "seed": config.seed}
+
+
+class _Run:
+    """One training in one folder."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, encoder: Encoder | None
+    ) -> None:
+        if dataset.resolution != config.generator.resolution or dataset.resolution != config.discriminator.resolution:
+            raise UserError(
+                f"generator.resolution is {config.generator.resolution} but {dataset.folder} holds images of "
+                f"{dataset.resolution}; leave it out or prepare the data at that size"
+            )
+        if len(dataset) < config.optim.batch:
+            raise UserError(
+                f"{dataset.folder}: {len(dataset)} training images are fewer than a batch; set --optim.batch "
+                f"{max(1, len(dataset) // 2)} or less"
+            )
+        self.dataset, self.out, self.device = dataset, out, device
+        self.config = self._settle(config)
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype]
+        self.gan = GAN(self.config, device=device, dtype=dtype, encoder=encoder)
+        self.cur_nimg = 0
+        self.seconds = 0.0
+        chunks = (dataset.embeddings(range(i, min(i + 8192, len(dataset)))) for i in range(0, len(dataset), 8192))
+        self.people = fit_people(chunks)
+        self._samples = self._fixed_samples()
+
+    def _settle(self, config: TrainConfig) -> TrainConfig:
+        """Resolve `auto`, and hold the run to the config and data that its folder was begun with."""
+        path = self.out / "config.json"
+        data = {key: self.dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
+        if path.is_file():
+            begun = read_json(path)
+            changed = [k for k in differences(begun["config"], to_dict(config)) if k.split(".")[0] not in MAY_CHANGE]
+            if changed:
+                raise UserError(
+                    f"{self.out} was begun with other settings ({', '.join(changed)} differ); use those or another --out"
+                )
+            if begun["data"]["content_sha256"] != data["content_sha256"]:
+                raise UserError(f"{self.out} was begun on other data than {self.dataset.folder}; choose another --out")
+            dtype = begun["config"]["dtype"]
+        else:
+            if next(self.out.glob("checkpoint-*.pt"), None):
+                raise UserError(f"{path} is missing beside the checkpoints; restore it or choose another --out")
+            names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+            dtype = names[fastest_dtype(self.device)] if config.dtype == "auto" else config.dtype
+        config = replace(config, dtype=dtype)
+        write_json(path, {"config": to_dict(config), "data": data})
+        return config
+
+    def _fixed_samples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(photos uint8 [P, 3, R, R], c [P, 512], z [P * noises, z_dim]) of people never trained on, if there are."""
+        try:
+            unseen = PreparedDataset(self.dataset.folder, "test")
+        except UserError:
+            unseen = self.dataset
+        batch = unseen.batch(unseen.people(SAMPLE_PEOPLE))
+        z = noise(SAMPLE_SEED, 0, SAMPLE_NOISES, self.config.generator.z_dim)
+        return batch.images, batch.c, z
+
+    # --- going on -----------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Load the newest checkpoint, if there is one, and forget statistics written after it."""
+        for leftover in self.out.glob(".*.tmp"):
+            leftover.unlink()
+        found = load_checkpoint(self.out)
+        if found is None:
+            (self.out / "stats.jsonl").unlink(missing_ok=True)
+            return
+        state, path = found
+        try:
+            self.gan.load_state_dict(state["gan"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"{path}: belongs to other networks ({reason}); choose another --out") from None
+        self.cur_nimg, self.seconds = int(state["cur_nimg"]), float(state["seconds"])
+        stats = self.out / "stats.jsonl"
+        if stats.is_file():
+            # A step done twice must not be counted twice.
+            kept = [line for line in stats.read_text(encoding="utf-8").splitlines() if self._seen(line)]
+            stats.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        print(f"{self.out}: going on from {path.name}", file=sys.stderr)
+
+    def _seen(self, line: str) -> bool:
+        try:
+            return bool(json.loads(line)["cur_nimg"] <= self.cur_nimg)
+        except (ValueError, KeyError):
+            return False  # cut short by a kill or a full disk
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def loop(self, budget: Budget, evaluators: Sequence[Evaluator]) -> None:
+        """Train until the budget is used up or a signal comes."""
+        config, batch = self.config, self.config.optim.batch
+        began = time.monotonic() - self.seconds
+        if self._done(budget):
+            print(f"{self.out}: the budget is used up ({self.cur_nimg} images); nothing to do", file=sys.stderr)
+            return
+        source = batches(
+            self.dataset, batch=batch, cur_nimg=self.cur_nimg, seed=config.seed, pin=self.device == "cuda"
+        )
+        with (
+            _signals() as received,
+            closing(source),  # type: ignore[type-var]
+            open(self.out / "stats.jsonl", "a", encoding="utf-8") as log,
+            tqdm(total=budget.total_nimg, initial=self.cur_nimg, unit="img", dynamic_ncols=True) as bar,
+        ):
+            if self.cur_nimg == 0:
+                self._measure(log, evaluators, every=False)
+            window = _Window(self.cur_nimg)
+            for nimg, item in source:
+                losses = self.gan.step(item.images, item.c, nimg)
+                self.cur_nimg = nimg + batch
+                self.seconds = time.monotonic() - began
+                window.add(nimg, item.keys, losses)
+                if self.device == "cpu" or self._due(config.log_every_nimg):
+                    self._refuse_nonfinite(window)
+                bar.update(batch)
+                if self._due(config.log_every_nimg):
+                    line = {"cur_nimg": self.cur_nimg, "seconds": round(self.seconds, 2)} | window.close(self.cur_nimg)
+                    _append(log, line)
+                    self._show(bar, line, budget)
+                last = self._done(budget) or bool(received)
+                if last or self._due(config.checkpoint_every_nimg):
+                    self._refuse_nonfinite(window)
+                    self._save()
+                if (last and not received) or self._due(config.sample_every_nimg):
+                    self._measure(log, evaluators, every=not last)
+                if last:
+                    break
+        if received:
+            print(f"{self.out}: stopped at {self.cur_nimg} images; the same command goes on", file=sys.stderr)
+            raise Stopped(received[0])
+
+    def _done(self, budget: Budget) -> bool:
+        used_up = budget.total_nimg is not None and self.cur_nimg >= budget.total_nimg
+        return used_up or (budget.hours is not None and self.seconds >= budget.hours * 3600)
+
+    def _due(self, every: int) -> bool:
+        return self.cur_nimg // every != (self.cur_nimg - self.config.optim.batch) // every
+
+    def _show(self, bar: tqdm, line: dict[str, Any], budget: Budget) -> None:
+        if budget.hours is not None:
+            rate = self.cur_nimg / max(self.seconds, 1e-9)
+            bar.total = round(self.cur_nimg + rate * max(budget.hours * 3600 - self.seconds, 0))
+        names = {"D_adversarial": "D", "G_adversarial": "G", "G_mse": "mse", "G_identity": "identity"}
+        shown = {short: f"{line[name]:.3f}" for name, short in names.items() if name in line}
+        every = self.config.checkpoint_every_nimg
+        bar.set_postfix(shown | {"checkpoint in": every - self.cur_nimg % every})
+
+    def _refuse_nonfinite(self, window: _Window) -> None:
+        found = window.first_nonfinite()
+        if found is None:
+            return
+        nimg, keys, names = found
+        write_json(self.out / "diverged.json", {"cur_nimg": nimg, "losses": names, "keys": keys})
+        good = sorted(self.out.glob("checkpoint-*.pt"))
+        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
+        raise UserError(
+            f"{self.out}: {', '.join(names)} not finite at step {nimg // self.config.optim.batch} ({nimg} images), batch "
+            f"keys {shown}; last good checkpoint: {good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
+        )
+
+    # --- what is written ----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for net in (self.gan.G, self.gan.D) for p in net.parameters()):
+            raise UserError(
+                f"{self.out}: weights are not finite at {self.cur_nimg} images; lower --optim.lr in a new --out"
+            )
+        state = {"gan": self.gan.state_dict(), "cur_nimg": self.cur_nimg, "seconds": self.seconds}
+        save_checkpoint(self.out, state, self.cur_nimg, self.config.keep)
+        manifest = self.dataset.manifest
+        metadata = {
+            "generator": to_dict(self.config.generator),
+            "preset": self.config.preset,
+            "cur_nimg": self.cur_nimg,
+            "hours": round(self.seconds / 3600, 3),
+            "encoder": {key: manifest["encoder"][key] for key in ("id", "dim", "weights_sha256")},
+            "crop": manifest["crop"],
+            "data": {"content_sha256": manifest["content_sha256"], "images": len(self.dataset)},
+            "licence": manifest.get("licence"),
+        }
+        save_snapshot(
+            self.out / "snapshot.safetensors", generator=self.gan.G_ema, people=self.people, metadata=metadata
+        )
+
+    def _measure(self, log: TextIO, evaluators: Sequence[Evaluator], *, every: bool) -> None:
+        """Write the sample grid, and run the evaluators that are due (all of them unless `every`)."""
+        photos, c, z = self._samples
+        people, columns = len(photos), len(z) + 1
+        with torch.inference_mode():
+            x = self.gan.G_ema(
+                z.repeat(people, 1).to(self.device, self.gan.dtype), c.repeat_interleave(len(z), 0).to(self.device)
+            )
+        made = to_images(x).cpu().unflatten(0, (people, len(z)))
+        sheet = torch.cat([photos[:, None], made], 1).flatten(0, 1)
+        folder = make_folder(self.out / "samples")
+        save_image(grid(sheet, columns, labels=["photo", *["made"] * len(z)]), folder / f"{self.cur_nimg:010d}.png")
+        for name, function, every_nimg in evaluators:
+            if not every or self._due(every_nimg):
+                _append(log, {"cur_nimg": self.cur_nimg, "evaluator": name} | function(self.gan.G_ema))
+
+
+class _Window:
+    """Losses since the last line of statistics, kept on the device until the line is written."""
+
+    def __init__(self, cur_nimg: int) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.unchecked: list[tuple[int, list[str], dict[str, Tensor]]] = []
+        self.start_nimg, self.start = cur_nimg, time.monotonic()
+
+    def add(self, nimg: int, keys: list[str], losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.unchecked.append((nimg, keys, losses))
+
+    def first_nonfinite(self) -> tuple[int, list[str], list[str]] | None:
+        """(images seen, keys, names of the losses) of the first step since the last call with a loss not finite."""
+        steps, self.unchecked = self.unchecked, []
+        if not steps or bool(torch.isfinite(torch.stack([sum(step[2].values()) for step in steps])).all()):  # type: ignore[misc]
+            return None
+        for nimg, keys, losses in steps:
+            names = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            if names:
+                return nimg, keys, names
+        return None
+
+    def close(self, cur_nimg: int) -> dict[str, float]:
+        """Means and the rate since the window was opened; open the next."""
+        now = time.monotonic()
+        line = {"images_per_s": round((cur_nimg - self.start_nimg) / max(now - self.start, 1e-9), 2)}
+        line |= {name: round(float(total) / self.counts[name], 6) for name, total in self.sums.items()}
+        self.sums, self.counts, self.start_nimg, self.start = {}, {}, cur_nimg, now
+        return line
+
+
+def _append(log: TextIO, line: dict[str, Any]) -> None:
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them. A second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

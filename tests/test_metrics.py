@@ -1,0 +1,158 @@
+"""Metrics against closed forms, brute force and an independent implementation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vultus.metrics import (
+    FeatureStatistics,
+    cosine,
+    frechet_distance,
+    mean_pairwise_distance,
+    mean_pairwise_rms,
+    mse,
+    pair_cosines,
+    psnr,
+)
+
+
+def normal(count: int, dim: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    """Correlated samples: neighbouring dimensions share noise, spreads differ by dimension."""
+    noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (noise + 0.5 * noise.roll(1, 1)) * torch.linspace(0.1, 1, dim, dtype=torch.float64) * scale + shift
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    first, second = FeatureStatistics(a.shape[1]).update(a), FeatureStatistics(b.shape[1]).update(b)
+    return frechet_distance(first.mean, first.cov, second.mean, second.cov)
+
+
+# --- Fréchet distance -------------------------------------------------------------------------------------------------
+
+
+def test_distance_of_diagonal_normals_is_the_closed_form() -> None:
+    mu1, mu2 = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, -1.0])
+    s1, s2 = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 2.0, 0.0])  # standard deviations, one of them 0
+    expected = (mu1 - mu2).square().sum() + (s1 - s2).square().sum()
+    found = frechet_distance(mu1, torch.diag(s1**2), mu2, torch.diag(s2**2))
+    assert found == pytest.approx(expected.item(), rel=1e-7)
+
+
+def test_distance_of_normals_that_do_not_commute_is_the_closed_form() -> None:
+    """In two dimensions tr sqrt(AB) = sqrt(tr(AB) + 2 sqrt(det(AB))): no matrix root needed."""
+    a = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, -0.6], [-0.6, 3.0]], dtype=torch.float64)
+    product = a @ b
+    root = (product.trace() + 2 * product.det().sqrt()).sqrt()
+    expected = (a.trace() + b.trace() - 2 * root).item()
+    zero = torch.zeros(2)
+    assert frechet_distance(zero, a, zero, b) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(zero, b, zero, a) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_agrees_with_torchmetrics() -> None:
+    """The same features through torchmetrics' FID: another accumulation, and a non-symmetric eigenvalue solve."""
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="needs the extra: pip install 'vultus[dev]'")
+
+    class Pass(nn.Module):
+        num_features = 48
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    real, fake = normal(300, 48, 1), normal(250, 48, 2, shift=0.3, scale=1.4)
+    metric = fid.FrechetInceptionDistance(feature=Pass(), normalize=True).set_dtype(torch.float64)
+    for part in real.split(64):
+        metric.update(part.view(-1, 3, 4, 4), real=True)
+    for part in fake.split(50):
+        metric.update(part.view(-1, 3, 4, 4), real=False)
+    assert distance(real, fake) == pytest.approx(metric.compute().item(), rel=1e-3)
+
+
+def test_distance_is_stable_below_the_feature_size() -> None:
+    """40 samples of 128 features, covariances of rank 39: finite, 0 against itself, and exact where it is known."""
+    few = normal(40, 128, 3).float()
+    assert distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert distance(few, few + 2) == pytest.approx(4 * 128, rel=1e-6)
+    expected = 4 * FeatureStatistics(128).update(few).cov.trace() + (2 * few.double().mean(0)).square().sum()
+    assert distance(few, few * 3) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_distance_grows_as_samples_shrink() -> None:
+    """The bias that the evaluation warns of: two samples of one distribution look farther apart when they are small."""
+    small = distance(normal(60, 64, 4), normal(60, 64, 5))
+    large = distance(normal(4000, 64, 4), normal(4000, 64, 5))
+    assert small > 5 * large > 0
+
+
+# --- accumulation -----------------------------------------------------------------------------------------------------
+
+
+def test_statistics_do_not_depend_on_the_batch_size() -> None:
+    features = normal(101, 24, 6, shift=1000.0).float()
+    whole = FeatureStatistics(24).update(features)
+    for size in (1, 7, 100):
+        parts = FeatureStatistics(24)
+        for part in features.split(size):
+            parts.update(part)
+        assert parts.count == 101
+        torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parts.cov, whole.cov, rtol=1e-9, atol=1e-11)
+    # A mean of 1,000 against a spread of 1 costs a sum of squares six digits; the covariance is still exact.
+    torch.testing.assert_close(whole.cov, features.double().T.cov(), rtol=1e-10, atol=1e-12)
+
+
+def test_statistics_refuse_what_would_poison_them() -> None:
+    statistics = FeatureStatistics(3)
+    with pytest.raises(ValueError, match="not finite"):
+        statistics.update(torch.tensor([[0.0, math.nan, 1.0]]))
+    with pytest.raises(ValueError, match=r"\[B, 3\]"):
+        statistics.update(torch.zeros(2, 4))
+    statistics.update(torch.zeros(0, 3)).update(torch.ones(1, 3))
+    assert statistics.count == 1
+    with pytest.raises(ValueError, match="at least 2"):
+        _ = statistics.cov
+
+
+# --- pictures and pairs -----------------------------------------------------------------------------------------------
+
+
+def test_mse_and_psnr_of_known_pictures() -> None:
+    x = torch.zeros(3, 3, 4, 4)
+    y = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 2.0)])
+    assert mse(x, y).tolist() == [0.0, 0.25, 4.0]
+    assert psnr(x, y).tolist() == pytest.approx([100.0, 10 * math.log10(16), 0.0])
+
+
+def test_cosine_of_known_rows() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    b = torch.tensor([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert cosine(a, b).tolist() == pytest.approx([0.0, math.sqrt(0.5), -1.0])
+
+
+def test_pairs_agree_with_brute_force() -> None:
+    rows = normal(9, 5, 7)
+    brute = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() for i in range(9) for j in range(i + 1, 9)]
+    assert pair_cosines(rows).tolist() == pytest.approx(brute)
+    assert mean_pairwise_distance(rows[None]).item() == pytest.approx(1 - sum(brute) / len(brute))
+    groups = normal(6, 48, 8).view(2, 3, 3, 4, 4)
+    expected = [
+        sum((group[i] - group[j]).square().mean().sqrt().item() for i, j in ((0, 1), (0, 2), (1, 2))) / 3
+        for group in groups
+    ]
+    assert mean_pairwise_rms(groups).tolist() == pytest.approx(expected)
+
+
+def test_equal_members_have_no_diversity() -> None:
+    same = normal(1, 16, 9).expand(4, -1)[None]
+    assert mean_pairwise_distance(same).item() == pytest.approx(0, abs=1e-12)
+    assert mean_pairwise_rms(same).item() == 0
+    for function in (mean_pairwise_distance, mean_pairwise_rms):
+        with pytest.raises(ValueError, match="at least 2"):
+            function(same[:, :1])
+    with pytest.raises(ValueError, match="at least 2"):
+        pair_cosines(same[0, :1])
