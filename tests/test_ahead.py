@@ -42,11 +42,9 @@ def test_an_error_comes_after_the_values_before_it() -> None:
         raise OSError("the disk is gone")
 
     taken = []
-    with pytest.raises(OSError, match="the disk is gone"), Ahead(source(), 5) as values:
+    with Ahead(source(), 5) as values, pytest.raises(OSError, match="the disk is gone"):
         taken.extend(values)
-        pytest.fail("the error was swallowed")
-    with Ahead(source(), 5) as values:
-        assert [next(values), next(values)] == [1, 2]
+    assert taken == [1, 2]
 
 
 def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:

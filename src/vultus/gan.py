@@ -76,11 +76,12 @@ class GAN:
 
         named: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
-        if loss.adversarial_weight:
+        warm = cur_nimg >= loss.warmup_nimg
+        if loss.adversarial_weight and warm:
             # The pictures are made once for both updates, and the real logits of D's update serve G's as well.
-            real_logits = self._discriminator_step(x_real, x_fake.detach(), c, cur_nimg, rng, named)
+            real_logits = self._discriminator_step(x_real, x_fake.detach(), c, cur_nimg, named)
             self.D.requires_grad_(False)
-            fake_logits = self._judge(x_fake, c, cur_nimg, rng)
+            fake_logits = self.D(x_fake.to(self.dtype), c)
             if loss.adversarial == "relativistic":
                 named["G_adversarial"] = losses.relativistic_generator(real_logits, fake_logits)
             else:
@@ -90,9 +91,12 @@ class GAN:
             named["G_mse"] = losses.reconstruction(x_fake, x_real, loss.mse_size)
             left = 1 - (1 - MSE_FLOOR) * min(cur_nimg / loss.mse_nimg, 1.0) if loss.mse_nimg else 1.0
             total = total + loss.mse_weight * left * named["G_mse"]
-        if loss.identity_weight and self.encoder is not None:
+        if loss.identity_weight and warm and self.encoder is not None:
             part = max(1, round(batch * loss.identity_fraction))
-            found = self.encoder.embed(x_fake[:part], loss.identity_size)
+            draw = step_generator(config.seed + 1, cur_nimg)  # on the host: these two decide shapes, not values
+            size = loss.identity_size + 8 * int(torch.randint(-2, 3, (), generator=draw))
+            mirrored = bool(torch.rand((), generator=draw) < 0.5)
+            found = self.encoder.embed(x_fake[:part].flip(3) if mirrored else x_fake[:part], size)
             named["G_identity"] = losses.identity(found, c[:part])
             total = total + loss.identity_weight * named["G_identity"]
         self.G_optim.zero_grad(set_to_none=True)
@@ -104,12 +108,12 @@ class GAN:
         return {key: value.detach() for key, value in named.items()}
 
     def _discriminator_step(
-        self, x_real: Tensor, x_fake: Tensor, c: Tensor, cur_nimg: int, rng: torch.Generator, named: dict[str, Tensor]
+        self, x_real: Tensor, x_fake: Tensor, c: Tensor, cur_nimg: int, named: dict[str, Tensor]
     ) -> Tensor:
         """Update D, enter its losses into `named`, return the real logits [B], detached."""
         loss = self.config.loss
-        real_logits = self._judge(x_real, c, cur_nimg, rng)
-        fake_logits = self._judge(x_fake, c, cur_nimg, rng)
+        real_logits = self.D(x_real.to(self.dtype), c)
+        fake_logits = self.D(x_fake.to(self.dtype), c)
         if loss.adversarial == "relativistic":
             total = losses.relativistic_discriminator(real_logits, fake_logits)
         else:
@@ -128,16 +132,6 @@ class GAN:
                 named[name] = penalty
         self.D_optim.step()
         return real_logits.detach()
-
-    def _judge(self, x: Tensor, c: Tensor, cur_nimg: int, rng: torch.Generator) -> Tensor:
-        loss = self.config.loss
-        if loss.instance_noise and cur_nimg < loss.instance_noise_nimg:
-            # Arjovsky & Bottou 2017 (arXiv:1701.04862): noise keeps D from telling the two apart too early.
-            sigma = loss.instance_noise * (1 - cur_nimg / loss.instance_noise_nimg)
-            x = x + sigma * torch.randn(x.shape, generator=rng, device=x.device).contiguous(
-                memory_format=torch.channels_last
-            )
-        return self.D(x.to(self.dtype), c)
 
     @torch.no_grad()
     def _average(self, nimg: int) -> None:

@@ -183,14 +183,14 @@ class StreamPart:
         self.total = total
         self.source = source
         self._stream = stream
+        self._start = stream.state_dict()
         self._has_person = has_person
         self._row = 0
 
     def items(self, position: Position | None) -> Generator[Item, None, None]:
         """Rows behind `position`. Raises UserError if the stream breaks off."""
         self._row = position["row"] if position else 0
-        if position:
-            self._stream.load_state_dict(position["stream"])
+        self._stream.load_state_dict(position["stream"] if position else self._start)
         rows = iter(self._stream)
         try:
             while True:

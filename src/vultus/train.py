@@ -42,6 +42,7 @@ Evaluator = tuple[str, Callable[[nn.Module], dict[str, float]], int]
 MAY_CHANGE = frozenset(
     {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
 )
+DIVERGED = 1e8  # no loss here is above 100 in a sound run
 SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
 
 
@@ -213,7 +214,7 @@ class _Run:
                 self.seconds = time.monotonic() - began
                 window.add(nimg, item.keys, losses)
                 if self.device == "cpu" or self._due(config.log_every_nimg):
-                    self._refuse_nonfinite(window)
+                    self._refuse_diverged(window)
                 bar.update(batch)
                 if self._due(config.log_every_nimg):
                     line = {"cur_nimg": self.cur_nimg, "seconds": round(self.seconds, 2)} | window.close(self.cur_nimg)
@@ -221,7 +222,7 @@ class _Run:
                     self._show(bar, line, budget)
                 last = self._done(budget) or bool(received)
                 if last or self._due(config.checkpoint_every_nimg):
-                    self._refuse_nonfinite(window)
+                    self._refuse_diverged(window)
                     self._save()
                 if (last and not received) or self._due(config.sample_every_nimg):
                     self._measure(log, evaluators, every=not last)
@@ -247,8 +248,8 @@ class _Run:
         every = self.config.checkpoint_every_nimg
         bar.set_postfix(shown | {"checkpoint in": every - self.cur_nimg % every})
 
-    def _refuse_nonfinite(self, window: _Window) -> None:
-        found = window.first_nonfinite()
+    def _refuse_diverged(self, window: _Window) -> None:
+        found = window.first_diverged()
         if found is None:
             return
         nimg, keys, names = found
@@ -256,7 +257,7 @@ class _Run:
         good = sorted(self.out.glob("checkpoint-*.pt"))
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
         raise UserError(
-            f"{self.out}: {', '.join(names)} not finite at step {nimg // self.config.optim.batch} ({nimg} images), batch "
+            f"{self.out}: {', '.join(names)} not finite or beyond 1e8 at step {nimg // self.config.optim.batch} ({nimg} images), batch "
             f"keys {shown}; last good checkpoint: {good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
         )
 
@@ -316,13 +317,13 @@ class _Window:
             self.counts[name] = self.counts.get(name, 0) + 1
         self.unchecked.append((nimg, keys, losses))
 
-    def first_nonfinite(self) -> tuple[int, list[str], list[str]] | None:
-        """(images seen, keys, names of the losses) of the first step since the last call with a loss not finite."""
+    def first_diverged(self) -> tuple[int, list[str], list[str]] | None:
+        """(images seen, keys, names of the losses) of the first step since the last call with a diverged loss."""
         steps, self.unchecked = self.unchecked, []
-        if not steps or bool(torch.isfinite(torch.stack([sum(step[2].values()) for step in steps])).all()):  # type: ignore[misc]
+        if not steps or bool(torch.stack([_sound(torch.stack([*step[2].values()])).all() for step in steps]).all()):
             return None
         for nimg, keys, losses in steps:
-            names = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            names = [name for name, value in losses.items() if not bool(_sound(value))]
             if names:
                 return nimg, keys, names
         return None
@@ -334,6 +335,11 @@ class _Window:
         line |= {name: round(float(total) / self.counts[name], 6) for name, total in self.sums.items()}
         self.sums, self.counts, self.start_nimg, self.start = {}, {}, cur_nimg, now
         return line
+
+
+def _sound(losses: Tensor) -> Tensor:
+    """Finite and of a size that a training can come back from."""
+    return losses.abs() < DIVERGED  # false for nan
 
 
 def _append(log: TextIO, line: dict[str, Any]) -> None:

@@ -1,0 +1,81 @@
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vultus.dataset import Order, PreparedDataset, batches
+from vultus.errors import UserError
+
+
+def test_rows_are_those_of_the_split(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset(people={"train": 3, "test": 2}, photos=2)
+    train, test, both = (PreparedDataset(folder, split) for split in ("train", "test", None))
+    assert (len(train), len(test), len(both)) == (6, 4, 10)
+    assert set(train.identities).isdisjoint(test.identities)
+    batch = test.batch([3, 0])
+    assert batch.images.shape == (2, 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
+    assert batch.keys == ["test-1/1.jpg", "test-0/0.jpg"]
+    assert torch.equal(batch.c, test.embeddings([3, 0]))
+    assert torch.allclose(test.embeddings().norm(dim=1), torch.ones(4), atol=1e-5)
+    assert test.people(2) == [0, 2]
+
+
+def test_order_is_a_function_of_seed_and_images_seen() -> None:
+    order = Order(10, seed=3)
+    whole = order(0, 40)
+    assert all(sorted(whole[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
+    assert not np.array_equal(whole[:10], whole[10:20])
+    pieces = np.concatenate([Order(10, seed=3)(start, 4) for start in range(0, 40, 4)])
+    assert np.array_equal(whole, pieces)
+    assert not np.array_equal(whole, Order(10, seed=4)(0, 40))
+
+
+def test_batches_start_anywhere_and_leave_no_thread(tiny_dataset: Callable[..., Path]) -> None:
+    dataset = PreparedDataset(tiny_dataset(people={"train": 4, "test": 1}))
+    source = batches(dataset, batch=5, cur_nimg=0, seed=0)
+    first = [next(source) for _ in range(4)]
+    source.close()
+    again = batches(dataset, batch=5, cur_nimg=10, seed=0)
+    assert next(again)[1].keys == first[2][1].keys
+    again.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "vultus-batches"]
+
+
+def test_a_damaged_shard_reaches_the_consumer(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset()
+    shard = folder / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"shard-00000\.arrow: damaged"):
+        PreparedDataset(folder)
+
+
+def test_subset_is_drawn_by_seed(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset(people={"train": 20, "test": 1})
+    one, two = (PreparedDataset(folder, max_images=10, seed=5) for _ in range(2))
+    other = PreparedDataset(folder, max_images=10, seed=6)
+    keys = [dataset.batch(range(10)).keys for dataset in (one, two, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert len(set(keys[0])) == 10
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [({"schema": 99}, "schema 99 is not 1")],
+)
+def test_other_versions_are_refused(tiny_dataset: Callable[..., Path], manifest: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PreparedDataset(tiny_dataset(manifest=manifest))
+
+
+def test_folders_that_are_no_data_set(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="make one with `vultus prepare"):
+        PreparedDataset(tmp_path)
+    (tmp_path / "progress").mkdir()
+    with pytest.raises(UserError, match="not finished"):
+        PreparedDataset(tmp_path)
+    with pytest.raises(UserError, match="no image in split 'test'"):
+        PreparedDataset(tiny_dataset(people={"train": 2}), "test")

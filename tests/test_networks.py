@@ -1,0 +1,142 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vultus import losses
+from vultus.config import PRESETS, TrainConfig, to_dict
+from vultus.networks import build_discriminator, build_generator, stage_sides, widths
+
+SMALL = {"resolution": 32, "base_width": 8, "max_width": 16}
+
+
+def networks(preset: str, **changes: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(0)
+    config = PRESETS[preset]
+    generator = replace(config.generator, **changes)
+    discriminator = replace(config.discriminator, **changes)
+    return build_generator(**to_dict(generator)), build_discriminator(**to_dict(discriminator))
+
+
+def inputs(count: int, resolution: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    c = F.normalize(torch.randn(count, 512))
+    return torch.randn(count, 100), c, torch.rand(count, 3, resolution, resolution) * 2 - 1
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_shapes(preset: str, resolution: int) -> None:
+    G, D = networks(preset, resolution=resolution, base_width=8, max_width=16)
+    z, c, x = inputs(2, resolution)
+    made = G(z, c)
+    assert made.shape == (2, 3, resolution, resolution)
+    assert made.dtype == torch.float32
+    assert D(x, c).shape == (2,)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_full_size_starts_sound(preset: str) -> None:
+    """Untrained pictures are neither flat nor saturated, and the discriminator is undecided."""
+    G, D = networks(preset)
+    resolution = PRESETS[preset].generator.resolution
+    z, c, x = inputs(4, resolution)
+    made = G(z, c)
+    assert 0.005 < made.std() < 0.7
+    assert made.abs().max() < 3
+    assert D(x, c).abs().max() < 3
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_both_inputs_matter(preset: str) -> None:
+    """A change of the embedding moves the untrained picture about as much as a change of the noise."""
+    G, _ = networks(preset)
+    G.eval()
+    z, c, _ = inputs(8)
+    base = G(z, c)
+    by_noise = (G(z.roll(1, 0), c) - base).square().mean()
+    by_embedding = (G(z, c.roll(1, 0)) - base).square().mean()
+    assert 0.2 < by_embedding / by_noise < 12
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_parameter_learns(preset: str) -> None:
+    G, D = networks(preset, **SMALL)
+    z, c, x = inputs(4)
+    for _ in range(3):  # zero-initialised layers open up one step after another
+        for network, out in ((G, (G(z, c) - x).square().mean()), (D, D(x, c).sub(1).square().mean())):
+            network.zero_grad()
+            out.backward()
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter -= 0.05 * parameter.grad
+    for network in (G, D):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_bfloat16_stays_close(preset: str) -> None:
+    G, D = networks(preset, **SMALL)
+    z, c, x = inputs(8)
+    full, half = G(z, c), G(z.bfloat16(), c)
+    assert half.dtype == torch.float32
+    assert (full - half).square().mean() < 0.02 * full.var()
+    assert (D(x, c) - D(x.bfloat16(), c)).abs().max() < 0.1
+    assert all(parameter.dtype == torch.float32 for parameter in G.parameters())
+
+
+def test_discriminator_judges_the_pair() -> None:
+    """Trained to tell right from wrong embeddings on the same pictures, it can."""
+    for preset in ("reference-mse", "vultus-cpu"):
+        _, D = networks(preset, **SMALL)
+        _, c, x = inputs(16)
+        optim = torch.optim.Adam(D.parameters(), lr=2e-3)
+        for _ in range(60):
+            loss = losses.bce_discriminator(D(x, c), D(x, c.roll(1, 0)))
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+        assert (D(x, c) > D(x, c.roll(1, 0))).float().mean() > 0.9
+
+
+def test_widths_and_sides() -> None:
+    assert stage_sides(128, 64) == [4, 8, 16, 32, 64]
+    assert widths([4, 8, 16, 32, 64], 32, 256) == [256, 256, 128, 64, 32]
+    with pytest.raises(ValueError, match="power of two"):
+        stage_sides(100, 50)
+
+
+def test_gradient_penalty_is_the_squared_norm() -> None:
+    x = torch.randn(5, 3, 4, 4, requires_grad=True)
+    weight = torch.randn(3, 4, 4)
+    penalty = losses.gradient_penalty((x * weight).sum((1, 2, 3)), x)
+    assert torch.isclose(penalty, weight.square().sum())
+
+
+def test_losses_at_known_points() -> None:
+    zero, far = torch.zeros(4), torch.full((4,), 30.0)
+    assert torch.isclose(losses.bce_discriminator(zero, zero), torch.tensor(2.0).log() * 2)
+    assert torch.isclose(losses.relativistic_discriminator(zero, zero), torch.tensor(2.0).log())
+    assert losses.relativistic_discriminator(far, -far) < 1e-9
+    # A sure discriminator still moves the generator: the gradient to the logit is -1 over the batch.
+    logits = (-far).requires_grad_()
+    losses.bce_generator(logits).backward()
+    assert torch.allclose(logits.grad, torch.full((4,), -0.25))
+    c = F.normalize(torch.randn(4, 512))
+    assert losses.identity(c, c).abs() < 1e-6
+
+
+def test_reconstruction_at_low_size_ignores_fine_detail() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    checker = x.clone()
+    checker[..., ::2, ::2] = checker[..., 1::2, 1::2] = 1
+    checker[..., ::2, 1::2] = checker[..., 1::2, ::2] = -1
+    assert losses.reconstruction(x, checker) == 1
+    assert losses.reconstruction(x, checker, 4) == 0
+
+
+def test_presets_name_themselves() -> None:
+    assert all(config.preset == name for name, config in PRESETS.items())
+    assert TrainConfig().preset == ""

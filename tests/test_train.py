@@ -1,0 +1,280 @@
+"""The training loop with real processes: killed, stopped, run twice, run out of disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vultus.checkpoint import load_checkpoint, load_snapshot
+from vultus.config import LoaderConfig, OptimConfig, TrainConfig, get_preset, to_dict
+from vultus.encoders import FaceNet
+from vultus.errors import UserError
+from vultus.gan import GAN
+from vultus.train import Budget, train
+
+TINY = get_preset("tiny")
+TINY = replace(
+    TINY,
+    generator=replace(TINY.generator, base_width=8, max_width=16),
+    discriminator=replace(TINY.discriminator, base_width=8, max_width=16),
+    optim=OptimConfig(batch=4, ema_nimg=50),
+    loader=LoaderConfig(mirror=True),
+    dtype="float32",
+    log_every_nimg=4,
+    sample_every_nimg=8,
+    checkpoint_every_nimg=8,
+)
+ALL_TERMS = replace(
+    TINY,
+    generator=replace(TINY.generator, kind="residual"),
+    discriminator=replace(TINY.discriminator, kind="residual"),
+    loss=replace(TINY.loss, adversarial="relativistic", gamma=10.0, penalty_every=2,
+                 mse_size=16, mse_nimg=40, warmup_nimg=4),
+)
+
+
+def state(folder: Path) -> dict:
+    found = load_checkpoint(folder)
+    assert found is not None
+    return found[0]
+
+
+def assert_same(a: object, b: object, at: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), at
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key], f"{at}.{key}")
+    elif isinstance(a, list | tuple):
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same(left, right, f"{at}[{index}]")
+    else:
+        assert a == b, at
+
+
+def losses(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
+
+
+@pytest.mark.parametrize("config", [TINY, ALL_TERMS], ids=["reference terms", "all terms"])
+def test_four_steps_are_two_and_two(config: TrainConfig, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = tiny_dataset()
+    train(config, data=data, out=tmp_path / "whole", budget=Budget(total_nimg=16))
+    train(config, data=data, out=tmp_path / "parts", budget=Budget(total_nimg=8))
+    train(config, data=data, out=tmp_path / "parts", budget=Budget(total_nimg=16))
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert whole["cur_nimg"] == 16
+    assert_same(whole["gan"], parts["gan"])
+    assert [line for line in losses(tmp_path / "whole") if "evaluator" not in line] == losses(tmp_path / "parts")
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    settings = ["--generator.base_width", "8", "--generator.max_width", "16", "--discriminator.base_width", "8",
+                "--discriminator.max_width", "16", "--optim.batch", "4", "--dtype", "float32", "--device", "cpu",
+                "--log_every_nimg", "4", "--sample_every_nimg", "800", "--checkpoint_every_nimg", "8"]  # fmt: skip
+    return [sys.executable, "-m", "vultus", "train", "--preset", "tiny", "--data", str(data), "--out", str(out),
+            *settings, *more]  # fmt: skip
+
+
+ENVIRONMENT = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": "/nonexistent", "no_proxy": "*"}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else "ended early"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_kill_9_and_the_same_command_goes_on(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = tiny_dataset()
+    subprocess.run(command(data, tmp_path / "whole", "--images", "120"), check=True, capture_output=True)
+    killed = subprocess.Popen(command(data, tmp_path / "killed", "--images", "4000000"), stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list((tmp_path / "killed").glob("checkpoint-*.pt"))) == 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = state(tmp_path / "killed")["cur_nimg"]
+    if reached >= 120:
+        pytest.skip(f"the training was at {reached} images before it could be killed")
+    subprocess.run(command(data, tmp_path / "killed", "--images", "120"), check=True, capture_output=True)
+    assert_same(state(tmp_path / "whole")["gan"], state(tmp_path / "killed")["gan"])
+    seen = [line["cur_nimg"] for line in losses(tmp_path / "killed") if "evaluator" not in line]
+    assert seen == list(range(4, 121, 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_signals_write_a_checkpoint(number: int, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = ["--images", "4000000", "--checkpoint_every_nimg", "4000000"]
+    process = subprocess.Popen(command(tiny_dataset(), out, *more), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "stats.jsonl").exists() and len((out / "stats.jsonl").read_text().splitlines()) > 3, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    assert state(out)["cur_nimg"] == losses(out)[-1]["cur_nimg"]
+    assert load_snapshot(out).metadata["cur_nimg"] == state(out)["cur_nimg"]
+
+
+def test_second_training_in_a_folder_is_refused(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data, out = tiny_dataset(), tmp_path / "run"
+    process = subprocess.Popen(command(data, out, "--images", "4000000"), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (out / "stats.jsonl").exists(), process)
+        second = subprocess.run(command(data, out), capture_output=True, text=True, check=False)
+    finally:
+        process.kill()
+        process.wait()
+    assert second.returncode == 2
+    assert second.stderr.strip().splitlines()[-1].startswith(f"vultus: error: {out}: another process")
+
+
+def test_other_settings_and_other_data_are_refused(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TINY, data=tiny_dataset("one"), out=out, budget=Budget(total_nimg=8))
+    changed = replace(TINY, optim=replace(TINY.optim, lr=1e-3))
+    with pytest.raises(UserError, match=r"optim\.lr differ"):
+        train(changed, data=tmp_path / "one", out=out, budget=Budget(total_nimg=16))
+    with pytest.raises(UserError, match="begun on other data"):
+        train(TINY, data=tiny_dataset("two", seed=1), out=out, budget=Budget(total_nimg=16))
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        train(TINY, data=tmp_path / "one", out=out, budget=Budget(total_nimg=16))
+
+
+def test_checkpoint_of_other_networks_is_refused(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = tiny_dataset()
+    train(TINY, data=data, out=tmp_path / "a", budget=Budget(total_nimg=8))
+    train(ALL_TERMS, data=data, out=tmp_path / "b", budget=Budget(total_nimg=8))
+    name = "checkpoint-0000000008.pt"
+    (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    with pytest.raises(UserError, match="belongs to other networks"):
+        train(ALL_TERMS, data=data, out=tmp_path / "b", budget=Budget(total_nimg=16))
+
+
+def test_divergence_names_step_and_keys_and_keeps_the_checkpoint(
+    tiny_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    wild = replace(TINY, optim=replace(TINY.optim, lr=1e30))
+    with pytest.raises(UserError, match=r"not finite") as caught:
+        train(wild, data=tiny_dataset(), out=tmp_path / "run", budget=Budget(total_nimg=400))
+    assert "\n" not in str(caught.value)
+    assert "train-" in str(caught.value) or "weights" in str(caught.value)
+    for path in (tmp_path / "run").glob("checkpoint-*.pt"):
+        gan = torch.load(path, weights_only=True)["gan"]
+        assert all(torch.isfinite(value).all() for value in gan["G"].values())
+
+
+def test_divergence_by_data(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    embeddings = torch.nn.functional.normalize(torch.randn(24, 512), dim=1)
+    embeddings[2] = float("nan")
+    data = tiny_dataset(embeddings=embeddings)
+    with pytest.raises(UserError, match=r"not finite or beyond 1e8 at step \d+ \(\d+ images\), batch keys .*last good checkpoint"):
+        train(TINY, data=data, out=tmp_path / "run", budget=Budget(total_nimg=40))
+    report = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert "train-0/2.jpg" in report["keys"]
+
+
+def test_run_folder(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    measured: list[int] = []
+
+    def count(generator: torch.nn.Module) -> dict[str, float]:
+        assert not generator.training
+        measured.append(1)
+        return {"figure": 1.0}
+
+    out = tmp_path / "run"
+    budget = Budget(total_nimg=16)
+    path = train(TINY, data=tiny_dataset(), out=out, budget=budget, evaluators=[("probe", count, 8)])
+    names = {entry.name for entry in out.iterdir()}
+    assert names == {".lock", "config.json", "stats.jsonl", "samples", "snapshot.safetensors",
+                     "checkpoint-0000000008.pt", "checkpoint-0000000016.pt"}  # fmt: skip
+    assert {entry.name for entry in (out / "samples").iterdir()} == {f"{n:010d}.png" for n in (0, 8, 16)}
+    assert len(measured) == 3
+    metadata = load_snapshot(path).metadata
+    assert metadata["encoder"]["id"] == "tiny-test"
+    assert metadata["generator"] == to_dict(TINY)["generator"]
+    lines = losses(out)
+    assert [line["cur_nimg"] for line in lines if line.get("evaluator") == "probe"] == [0, 8, 16]
+    assert all({"D_adversarial", "G_adversarial", "G_mse"} <= line.keys() for line in lines if "evaluator" not in line)
+
+
+def test_budget_in_hours_counts_all_sessions(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data, out = tiny_dataset(), tmp_path / "run"
+    train(TINY, data=data, out=out, budget=Budget(hours=0.5 / 3600))
+    first = state(out)
+    assert first["seconds"] >= 0.5
+    train(TINY, data=data, out=out, budget=Budget(hours=0.5 / 3600))
+    assert state(out)["cur_nimg"] == first["cur_nimg"]
+
+
+def test_full_disk_stops_in_one_line_and_goes_on(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if os.geteuid() != 0 or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(mount)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        run = command(tiny_dataset(), mount / "run", "--images", "80")
+        failed = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert failed.returncode == 2, failed.stderr
+        assert "No space left on device" in failed.stderr.splitlines()[-1]
+        assert "Traceback" not in failed.stderr
+        subprocess.run(["mount", "-o", "remount,size=200M", str(mount)], check=True)
+        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert state(mount / "run")["cur_nimg"] == 80
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_identity_loss_leaves_facenet_untouched(facenet: FaceNet) -> None:
+    """Every weight and batch-norm statistic is bit-identical after training steps through the encoder."""
+    before = {key: value.clone() for key, value in facenet.state_dict().items()}
+    config = replace(ALL_TERMS, loss=replace(ALL_TERMS.loss, identity_weight=5.0))
+    gan = GAN(config, device="cpu", dtype=torch.float32, encoder=facenet)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    c = torch.nn.functional.normalize(torch.randn(4, 512))
+    weights = gan.G.blocks[0].conv1.weight.clone()
+    named = [gan.step(images, c, nimg) for nimg in (0, 4, 8)]
+    assert all(torch.isfinite(value) for value in named[-1].values())
+    assert "G_identity" in named[-1]
+    assert not torch.equal(weights, gan.G.blocks[0].conv1.weight)
+    after = facenet.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in facenet.parameters())
+    assert not any(module.training for module in facenet.modules())
+
+
+def test_average_follows_the_half_life() -> None:
+    gan = GAN(TINY, device="cpu", dtype=torch.float32, encoder=None)
+    with torch.no_grad():
+        gan.G.to_rgb.bias.fill_(1.0)
+        gan.G_ema.to_rgb.bias.fill_(0.0)
+    gan._average(10_000)  # half-life 50 images, a step of 4
+    assert torch.allclose(gan.G_ema.to_rgb.bias, torch.full((3,), 1 - 0.5 ** (4 / 50)))
+
+
+def test_penalty_keeps_the_step_rate_of_its_weight() -> None:
+    """The penalty's weight times its cadence is gamma / 2 however rarely it is computed."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    c = torch.nn.functional.normalize(torch.randn(4, 512))
+    for every, expected in ((1, [0, 4, 8, 12]), (2, [0, 8])):
+        config = replace(ALL_TERMS, loss=replace(ALL_TERMS.loss, penalty_every=every, warmup_nimg=0))
+        gan = GAN(config, device="cpu", dtype=torch.float32, encoder=None)
+        assert [n for n in (0, 4, 8, 12) if "D_r1" in gan.step(images, c, n)] == expected
