@@ -12,9 +12,9 @@ PACKAGE = ROOT / "src" / "vultus"
 
 FLOORS = [
     {"errors", "files"},
-    {"config", "images", "weights"},
+    {"ahead", "config", "images", "shards", "weights"},
     {"embeddings", "encoders", "faces", "features", "losses", "metrics", "networks", "people", "sources"},
-    {"checkpoint", "dataset", "gan", "prepare"},
+    {"checkpoint", "conditions", "dataset", "gan", "prepare"},
     {"evaluate", "generate", "probe", "train"},
     {"demo"},
     {"cli"},

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from stand_in_hub import SHA, Hub
 
+from stand_in_hub import SHA, Hub
 from vultus import sources
 from vultus.errors import UserError
 from vultus.images import BadImage

@@ -20,8 +20,7 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.files import read_json
 from vultus.images import from_pil
-
-SCHEMA_VERSION = 1
+from vultus.shards import SCHEMA
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ class PreparedDataset:
                 "not a prepared data set: make one with `vultus prepare SOURCE --out DIR`")
             raise UserError(f"{self.folder}: {what}")
         self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
-        if self.manifest.get("schema") != SCHEMA_VERSION:
+        if self.manifest.get("schema") != SCHEMA:
             raise UserError(
-                f"{self.folder / 'manifest.json'}: schema {self.manifest.get('schema')} is not {SCHEMA_VERSION}; "
+                f"{self.folder / 'manifest.json'}: schema {self.manifest.get('schema')} is not {SCHEMA}; "
                 f"prepare the data set again with this version"
             )
         self.resolution: int = self.manifest["resolution"]
