@@ -61,9 +61,11 @@ def test_real_weights_see_what_is_in_a_picture(effnet: EffnetFeatures) -> None:
 @needs_weights
 def test_features_are_frozen_and_shaped(effnet: EffnetFeatures) -> None:
     vectors = effnet.features(pictures(2, 64))
-    assert vectors.shape == (2, effnet.dim) and vectors.dtype == torch.float32
+    assert vectors.shape == (2, effnet.dim)
+    assert vectors.dtype == torch.float32
     assert not vectors.requires_grad
-    assert effnet.train() is effnet and not effnet.network.training
+    assert effnet.train() is effnet
+    assert not any(module.training for module in effnet.modules())
 
 
 @needs_weights

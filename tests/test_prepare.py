@@ -658,7 +658,7 @@ def test_mended_source_goes_on_in_the_dtype_it_was_begun_with(
     whole = source.read_bytes()
     start = pyarrow.parquet.read_metadata(source).row_group(2).column(0).dictionary_page_offset
     source.write_bytes(whole[:start] + bytes(300) + whole[start + 300 :])
-    with pytest.raises(UserError, match="broke off at row 8 of train"):
+    with pytest.raises(UserError, match=r"broke off at row \d+ of train"):
         prepare(str(source), out, batch=4, shard_items=4)
     begun = json.loads((out / "progress" / "begun.json").read_text())["encoder"]["dtype"]
     source.write_bytes(whole)

@@ -36,8 +36,9 @@ ALL_TERMS = replace(
     TINY,
     generator=replace(TINY.generator, kind="residual"),
     discriminator=replace(TINY.discriminator, kind="residual"),
-    loss=replace(TINY.loss, adversarial="relativistic", gamma=10.0, penalty_every=2,
-                 mse_size=16, mse_nimg=40, warmup_nimg=4),
+    loss=replace(
+        TINY.loss, adversarial="relativistic", gamma=10.0, penalty_every=2, mse_size=16, mse_nimg=40, warmup_nimg=4
+    ),
 )
 
 
@@ -118,7 +119,9 @@ def test_signals_write_a_checkpoint(number: int, tiny_dataset: Callable[..., Pat
     out = tmp_path / "run"
     more = ["--images", "4000000", "--checkpoint_every_nimg", "4000000"]
     process = subprocess.Popen(command(tiny_dataset(), out, *more), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (out / "stats.jsonl").exists() and len((out / "stats.jsonl").read_text().splitlines()) > 3, process)
+    wait_for(
+        lambda: (out / "stats.jsonl").exists() and len((out / "stats.jsonl").read_text().splitlines()) > 3, process
+    )
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -181,7 +184,9 @@ def test_divergence_by_data(tiny_dataset: Callable[..., Path], tmp_path: Path) -
     embeddings = torch.nn.functional.normalize(torch.randn(24, 512), dim=1)
     embeddings[2] = float("nan")
     data = tiny_dataset(embeddings=embeddings)
-    with pytest.raises(UserError, match=r"not finite or beyond 1e8 at step \d+ \(\d+ images\), batch keys .*last good checkpoint"):
+    with pytest.raises(
+        UserError, match=r"not finite or beyond 1e8 at step \d+ \(\d+ images\), batch keys .*last good checkpoint"
+    ):
         train(TINY, data=data, out=tmp_path / "run", budget=Budget(total_nimg=40))
     report = json.loads((tmp_path / "run" / "diverged.json").read_text())
     assert "train-0/2.jpg" in report["keys"]
@@ -223,9 +228,12 @@ def test_budget_in_hours_counts_all_sessions(tiny_dataset: Callable[..., Path], 
 def test_full_disk_stops_in_one_line_and_goes_on(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
-    if os.geteuid() != 0 or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(mount)], capture_output=True, check=False
-    ).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(mount)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("mounting a small tmpfs needs root")
     try:
         run = command(tiny_dataset(), mount / "run", "--images", "80")

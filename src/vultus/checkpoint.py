@@ -1,8 +1,8 @@
 """Training state (`checkpoint`) and what a user needs (`snapshot`).
 
-A checkpoint holds everything that the next step depends on: networks, moving average, optimizers, images seen. The order
-of the data and every random number are functions of (seed, images seen), so no random state needs to be stored. It is
-read with weights_only. A snapshot is one safetensors file: the averaged generator, a description of the training
+A checkpoint holds everything that the next step depends on: networks, moving average, optimizers, images seen. The
+order of the data and every random number are functions of (seed, images seen), so no random state needs to be stored.
+It is read with weights_only. A snapshot is one safetensors file: the averaged generator, a description of the training
 embeddings as a distribution, and the metadata as JSON. Nothing that a user loads is a pickle.
 """
 

@@ -28,7 +28,9 @@ def _device(name: str) -> str:
     if name == "auto":
         return next(kind for kind, present in there.items() if present)
     if not there.get(name.split(":")[0], False):
-        raise UserError(f"--device {name}: not on this machine; there are {', '.join(k for k, v in there.items() if v)}")
+        raise UserError(
+            f"--device {name}: not on this machine; there are {', '.join(k for k, v in there.items() if v)}"
+        )
     return name
 
 
@@ -37,7 +39,7 @@ def _device(name: str) -> str:
 
 def _train_parser(preset: str) -> ArgumentParser:
     parser = ArgumentParser(prog="vultus train", exit_on_error=False, description="Train a generator.")
-    parser.add_argument("--preset", type=str, default="vultus-cpu", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--preset", type=str, default="dcgan-identity", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--config", action="config", help="YAML file of settings, laid over the preset")
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
     parser.add_argument("--out", type=str, required=True, help="run folder; one begun before is gone on with")
@@ -52,7 +54,7 @@ def _train_parser(preset: str) -> ArgumentParser:
 
 def _train(arguments: Sequence[str]) -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="vultus-cpu")
+    first.add_argument("--preset", default="dcgan-identity")
     preset = first.parse_known_args(arguments)[0].preset
     options = _train_parser(preset).parse_args(list(arguments))
     budgets = [name for name in ("--hours", "--images", "--epochs") if any(_names(a, name) for a in arguments)]

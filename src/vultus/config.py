@@ -65,8 +65,8 @@ class LossConfig:
         mse_size: side at which that error is taken (pictures are averaged down to it); 0 is full size.
         mse_nimg: images over which mse_weight falls to a tenth; 0 keeps it.
         identity_weight: weight of 1 - cosine between the embedding asked for and that of the picture made.
-        identity_size: side at which FaceNet reads the picture for this loss; every step draws one within 16 pixels of it
-            and flips a coin for the mirror image, so that no pattern tuned to one sampling pays.
+        identity_size: side at which FaceNet reads the picture for this loss; every step draws one within 16 pixels of
+            it and flips a coin for the mirror image, so that no pattern tuned to one sampling pays.
         identity_fraction: part of the batch it is computed on.
     """
 
@@ -164,22 +164,13 @@ REFERENCE_DCGAN = TrainConfig(
     epochs=2,
 )
 
-VULTUS_CPU = TrainConfig(
-    preset="vultus-cpu",
-    generator=GeneratorConfig(kind="residual", base_width=24, max_width=192, projection=256),
-    discriminator=DiscriminatorConfig(kind="residual", base_width=24, max_width=192, projection=256),
-    loss=LossConfig(
-        adversarial="relativistic",
-        warmup_nimg=8_000,
-        gamma=10.0,
-        penalty_every=4,
-        mse_weight=10.0,
-        mse_nimg=40_000,
-        identity_weight=0.7,
-    ),
-    optim=OptimConfig(lr=2e-3, beta1=0.0, beta2=0.99, batch=16, ema_nimg=4_000),
+DCGAN_IDENTITY = TrainConfig(
+    preset="dcgan-identity",
+    generator=GeneratorConfig(projection=256),
+    loss=LossConfig(mse_weight=10.0, mse_nimg=60_000, label_smoothing=0.1, identity_weight=0.5, identity_fraction=0.25),
+    optim=OptimConfig(batch=32),
     loader=LoaderConfig(mirror=True),
-    epochs=6,
+    epochs=7,
 )
 
 TINY = TrainConfig(
@@ -194,7 +185,7 @@ TINY = TrainConfig(
     checkpoint_every_nimg=800,
 )
 
-PRESETS = {preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, VULTUS_CPU, TINY)}
+PRESETS = {preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, TINY)}
 
 
 def get_preset(name: str) -> TrainConfig:

@@ -44,14 +44,15 @@ class PreparedDataset:
     Raises UserError if the folder is not a finished prepared data set or the split is empty.
     """
 
-    def __init__(
-        self, folder: str | Path, split: str | None = "train", *, max_images: int = 0, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: str | Path, split: str | None = "train", *, max_images: int = 0, seed: int = 0) -> None:
         self.folder = Path(folder)
         self.split = split
         if not (self.folder / "manifest.json").is_file():
-            what = "not finished: run the same `vultus prepare` again" if (self.folder / "progress").is_dir() else (
-                "not a prepared data set: make one with `vultus prepare SOURCE --out DIR`")
+            what = (
+                "not finished: run the same `vultus prepare` again"
+                if (self.folder / "progress").is_dir()
+                else ("not a prepared data set: make one with `vultus prepare SOURCE --out DIR`")
+            )
             raise UserError(f"{self.folder}: {what}")
         self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
         if self.manifest.get("schema") != SCHEMA:
@@ -67,7 +68,9 @@ class PreparedDataset:
             rows += [(number, row) for row, name in enumerate(splits) if split is None or name == split]
         self._rows = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
         if not len(self._rows):
-            raise UserError(f"{self.folder}: no image in split {split!r}; there are {self.manifest['counts']['splits']}")
+            raise UserError(
+                f"{self.folder}: no image in split {split!r}; there are {self.manifest['counts']['splits']}"
+            )
         if max_images and max_images < len(self._rows):
             chosen = np.random.default_rng(seed).permutation(len(self._rows))[:max_images]
             self._rows = self._rows[np.sort(chosen)]

@@ -1,4 +1,7 @@
-"""`vultus demo`: faces from the embedded snapshot, then a small training on faces that it made. No network, no FaceNet."""
+"""`vultus demo`: faces from the embedded snapshot, then a small training on faces that it made.
+
+It needs no network, no data and no FaceNet.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
         snapshot = load_snapshot(default_snapshot())
         pictures = [out / "faces.png"]
         save_image(faces(snapshot, gallery(), seed=seed), pictures[0])
-        print(f"{pictures[0]}: {PEOPLE} people who do not exist, {NOISES + 1} noises each, and the way from one to another")
+        print(f"{pictures[0]}: {PEOPLE} people who do not exist, {NOISES + 1} noises each, and the way between two")
         data, run = out / "made-faces", out / "tiny-run"
         write_made_faces(snapshot, data, seed=seed)
         config = get_preset("tiny")
@@ -103,7 +106,7 @@ def faces(snapshot: Snapshot, embeddings: torch.Tensor, *, seed: int) -> Image.I
 
 
 def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:
-    """A prepared data set of TINY_PEOPLE random people, `photos` faces each, at TINY_SIDE pixels; one in 8 is for test."""
+    """A prepared data set of TINY_PEOPLE random people, `photos` faces each; one person in 8 is for test."""
     prepared = PreparedFolder(make_folder(folder))
     prepared.clean()
     if prepared.manifest_file.is_file():

@@ -89,9 +89,7 @@ class ResidualBlock(nn.Module):
 def _block35() -> ResidualBlock:
     one = BasicConv2d(256, 32, 1)
     two = nn.Sequential(BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1))
-    three = nn.Sequential(
-        BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1), BasicConv2d(32, 32, 3, padding=1)
-    )
+    three = nn.Sequential(BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1), BasicConv2d(32, 32, 3, padding=1))
     return ResidualBlock(256, [one, two, three], 96, scale=0.17, last=False)
 
 
@@ -184,7 +182,7 @@ def fastest_dtype(device: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if kind != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return torch.float32
-    seconds = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
     for _ in range(6):
         for dtype, taken in seconds.items():
             x = torch.ones(16, 64, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -219,7 +217,8 @@ class FaceNet(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False).to(device)
         self.dtype = fastest_dtype(str(device)) if dtype is None else dtype
-        self.body = copy.deepcopy(self.network).to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.body = copy.deepcopy(self.network).to(dtype=self.dtype)
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # The head is small and sets the direction of the embedding: float32 whatever the body runs in.
         self.body.last_linear = self.network.last_linear
         self.body.last_bn = self.network.last_bn

@@ -52,6 +52,7 @@ from vultus.metrics import (
     pair_cosines,
     psnr,
 )
+from vultus.people import noise
 from vultus.weights import cache_folder
 
 CACHE_VERSION = 1  # count it up when what is computed from real photos changes
@@ -252,8 +253,8 @@ def _measure_generated(
         for rows, photos in _batches(dataset, indices, batch, "generated"):
             made, embeddings, vectors = [], [], []
             for number in range(noises):
-                z = _noise(seed, rows, number, generator.z_dim).to(device, dtype)
-                x = generator(z, photos.c.to(device, dtype))
+                z = torch.cat([noise(seed, row, 1, generator.z_dim, variant=number) for row in rows.tolist()])
+                x = generator(z.to(device, dtype), photos.c.to(device, dtype))
                 if not x.isfinite().all():
                     raise UserError(f"{snapshot.path or 'the snapshot'}: makes values that are not numbers; train anew")
                 x = to_x(to_images(x))
@@ -276,12 +277,6 @@ def _measure_generated(
         generator.train(training)
     measured = {key: torch.cat(values) for key, values in found.items()}
     return measured if statistics is None else measured | {"mean": statistics.mean, "cov": statistics.cov}
-
-
-def _noise(seed: int, rows: np.ndarray, number: int, dim: int) -> Tensor:
-    """Standard normal [len(rows), dim]: a function of the seed, the photo's index and the number of the noise."""
-    drawn = [np.random.default_rng([seed, int(row), number]).standard_normal(dim, np.float32) for row in rows]
-    return torch.from_numpy(np.stack(drawn))
 
 
 def _measure_real(

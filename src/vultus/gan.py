@@ -35,10 +35,17 @@ class GAN:
         device: where to compute.
         dtype: what the networks compute in; parameters, losses and penalties are float32.
         encoder: frozen FaceNet, needed only where identity_weight is positive.
+        memory_format: of weights and pictures; channels_last is the faster one on every device tried.
     """
 
     def __init__(
-        self, config: TrainConfig, *, device: torch.device | str, dtype: torch.dtype, encoder: Encoder | None
+        self,
+        config: TrainConfig,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        encoder: Encoder | None,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         if config.loss.identity_weight and encoder is None:
             raise ValueError("loss.identity_weight needs an encoder")
@@ -46,10 +53,13 @@ class GAN:
         self.device = torch.device(device)
         self.dtype = dtype
         self.encoder = encoder
+        self.memory_format = memory_format
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.G: Generator = build_generator(**to_dict(config.generator)).to(self.device)
             self.D: nn.Module = build_discriminator(**to_dict(config.discriminator)).to(self.device)
+        for network in (self.G, self.D):
+            network.to(memory_format=memory_format)  # type: ignore[call-overload]
         self.G_ema: Generator = copy.deepcopy(self.G).eval().requires_grad_(False)
         optim = config.optim
         adam: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "foreach": True}
@@ -70,7 +80,7 @@ class GAN:
         if config.loader.mirror:
             flip = torch.rand(batch, 1, 1, 1, generator=rng, device=self.device) < 0.5
             images = torch.where(flip, images.flip(3), images)
-        x_real = to_x(images).contiguous(memory_format=torch.channels_last)
+        x_real = to_x(images).contiguous(memory_format=self.memory_format)
         z = torch.randn(batch, config.generator.z_dim, generator=rng, device=self.device)
         x_fake = self.G(z.to(self.dtype), c)
 

@@ -19,6 +19,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int) -> None:
+        """`dim` is D. Nothing is known before the first update."""
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (f - mean) (f - mean)^T

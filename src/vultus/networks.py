@@ -7,8 +7,8 @@ parameters in float32; pictures and logits come out in float32.
 Initialisation, all rules:
 - dcgan: weights N(0, 0.02), batch-norm scales N(1, 0.02), biases 0 (Radford et al. 2016, arXiv:1511.06434).
 - residual: weights N(0, 1), multiplied in use by He's constant sqrt(2 / (1 + 0.2^2) / fan_in): Adam then moves each
-  layer's output at a rate that does not grow with its fan-in (Karras et al. 2018, arXiv:1710.10196, section 4.1; without
-  it these networks, which have no normalisation, blew up within 300 steps at a learning rate of 1e-3). The second
+  layer's output at a rate that does not grow with its fan-in (Karras et al. 2018, arXiv:1710.10196, section 4.1;
+  without it these networks, which have no normalisation, blew up within 300 steps at a learning rate of 1e-3). The second
   convolution of each block 0, so that every block starts as its skip path (Zhang et al. 2019, arXiv:1901.09321);
   modulations 0; biases 0; the discriminator's two output layers 0, so that all logits start at 0; the generator's last
   layer a tenth, so that it starts near grey.
@@ -316,9 +316,9 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "resi
 
 def build_generator(*, kind: str, **arguments: Any) -> Generator:
     """A generator by the fields of GeneratorConfig, channels_last, with fresh weights."""
-    return GENERATORS[kind](**arguments).to(memory_format=torch.channels_last)
+    return GENERATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_discriminator(*, kind: str, **arguments: Any) -> nn.Module:
     """A discriminator by the fields of DiscriminatorConfig, channels_last, with fresh weights."""
-    return DISCRIMINATORS[kind](**arguments).to(memory_format=torch.channels_last)
+    return DISCRIMINATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -120,7 +120,7 @@ def prepare(
         batch: photos to an encoder batch.
         device: where the encoder runs.
         dtype: what it computes in: "float32", "bfloat16", or "auto" for the faster one.
-        encoder: another encoder than FaceNet; it keeps its own device and dtype.
+        encoder: another encoder than FaceNet, on `device`; it keeps its own dtype.
         shard_items: items of the source to a shard.
 
     Where the source's own splits have a person in both, the person's train photos are skipped.

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vultus.dataset import PreparedDataset
 from vultus.encoders import Encoder
 from vultus.errors import UserError
 from vultus.images import to_x
+from vultus.networks import Generator
 from vultus.people import noise
 
 NOISE_SEED = 2
@@ -19,7 +19,7 @@ NOISE_SEED = 2
 
 def unseen_probe(
     folder: str | Path, encoder: Encoder | None, *, images: int = 128, batch: int = 32
-) -> Callable[[nn.Module], dict[str, float]] | None:
+) -> Callable[[Generator], dict[str, float]] | None:
     """A function of a generator that gives, on photos of unseen people spread over the test split:
 
     `identity_facenet`: mean cosine between the embedding asked for and that of the picture made, and `mse` in [-1, 1]
@@ -34,7 +34,7 @@ def unseen_probe(
     photos = dataset.batch(chosen)
 
     @torch.inference_mode()
-    def measure(generator: nn.Module) -> dict[str, float]:
+    def measure(generator: Generator) -> dict[str, float]:
         device = next(generator.parameters()).device
         z = noise(NOISE_SEED, 0, count, generator.z_dim)
         cosine = squared = 0.0

@@ -7,8 +7,8 @@ Run folder:
     checkpoint-<nimg>.pt   the last `keep`
     snapshot.safetensors   what `generate`, `evaluate` and a program load
 
-The same command run again goes on from the last checkpoint; on a CPU the result is that of an uninterrupted run, bit for
-bit.
+The same command run again goes on from the last checkpoint; on a CPU the result is that of an uninterrupted run, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
@@ -36,9 +36,10 @@ from vultus.errors import UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
 from vultus.images import grid, save_image, to_images
+from vultus.networks import Generator
 from vultus.people import fit_people, noise
 
-Evaluator = tuple[str, Callable[[nn.Module], dict[str, float]], int]
+Evaluator = tuple[str, Callable[[Generator], dict[str, float]], int]
 MAY_CHANGE = frozenset(
     {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
 )
@@ -133,7 +134,8 @@ class _Run:
             changed = [k for k in differences(begun["config"], to_dict(config)) if k.split(".")[0] not in MAY_CHANGE]
             if changed:
                 raise UserError(
-                    f"{self.out} was begun with other settings ({', '.join(changed)} differ); use those or another --out"
+                    f"{self.out} was begun with other settings ({', '.join(changed)} differ); "
+                    f"use those or another --out"
                 )
             if begun["data"]["content_sha256"] != data["content_sha256"]:
                 raise UserError(f"{self.out} was begun on other data than {self.dataset.folder}; choose another --out")
@@ -196,9 +198,7 @@ class _Run:
         if self._done(budget):
             print(f"{self.out}: the budget is used up ({self.cur_nimg} images); nothing to do", file=sys.stderr)
             return
-        source = batches(
-            self.dataset, batch=batch, cur_nimg=self.cur_nimg, seed=config.seed, pin=self.device == "cuda"
-        )
+        source = batches(self.dataset, batch=batch, cur_nimg=self.cur_nimg, seed=config.seed, pin=self.device == "cuda")
         with (
             _signals() as received,
             closing(source),  # type: ignore[type-var]
@@ -257,8 +257,9 @@ class _Run:
         good = sorted(self.out.glob("checkpoint-*.pt"))
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
         raise UserError(
-            f"{self.out}: {', '.join(names)} not finite or beyond 1e8 at step {nimg // self.config.optim.batch} ({nimg} images), batch "
-            f"keys {shown}; last good checkpoint: {good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
+            f"{self.out}: {', '.join(names)} not finite or beyond 1e8 at step {nimg // self.config.optim.batch} "
+            f"({nimg} images), batch keys {shown}; last good checkpoint: "
+            f"{good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
         )
 
     # --- what is written ----------------------------------------------------------------------------------------------

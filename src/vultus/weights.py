@@ -5,6 +5,7 @@ Nothing is used before its sha256 has been checked.
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import sys
@@ -89,7 +90,7 @@ def _download(weights: WeightFile) -> Path:
             with urllib.request.urlopen(weights.url, timeout=30) as response, open(temporary, "wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
             _check(temporary, weights, remove=True, shown=weights.url)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"{weights.name} could not be fetched from {weights.url} ({reason}); fetch it elsewhere, put it into a "

@@ -1,0 +1,105 @@
+"""How much of FaceNet's own speed is left when photos are read, decoded, cropped, embedded and written.
+
+    VULTUS_WEIGHTS=... python benchmarks/prepare.py --source ../shared/celeba --images 512
+
+In one process and by turns: (a) FaceNet's forward pass alone on ready crops, (b) the whole of `vultus prepare` with the
+same encoder, batch and threads. The second ratio is of processor time, which other work on the machine disturbs less.
+Then, on real faces, how far bfloat16 embeddings are from float32 ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from vultus.encoders import FaceNet, fastest_dtype, load_facenet
+from vultus.images import centre_crop, decode_image, from_pil, to_x
+from vultus.prepare import DTYPES, prepare
+from vultus.sources import open_source
+
+
+def ready_crops(source: str, count: int, size: int, fraction: float) -> torch.Tensor:
+    """The first `count` photos of `source` as FaceNet reads them, x [count, 3, size, size]."""
+    items = itertools.chain.from_iterable(part.items(None) for part in open_source(source).parts)
+    photos = (decode_image(item.read()) for item in itertools.islice(items, count))
+    return to_x(from_pil([centre_crop(photo, size, fraction) for photo in photos]))
+
+
+def clock() -> tuple[float, float]:
+    """Seconds on the wall, and of processor time of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def forward_rates(encoder: FaceNet, batches: list[torch.Tensor]) -> tuple[float, float]:
+    """Images by second on the wall and by second of processor time, FaceNet alone."""
+    wall, cpu = clock()
+    with torch.inference_mode():
+        for x in batches:
+            encoder.embed_crop(x)
+    wall, cpu = (now - then for now, then in zip(clock(), (wall, cpu), strict=True))
+    count = sum(map(len, batches))
+    return count / wall, count / cpu
+
+
+def prepare_rates(encoder: FaceNet, source: str, count: int, batch: int) -> tuple[float, float]:
+    """The same for the whole preparation."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        wall, cpu = clock()
+        manifest = prepare(source, Path(folder) / "out", limit=count, batch=batch, encoder=encoder)
+        wall, cpu = (now - then for now, then in zip(clock(), (wall, cpu), strict=True))
+    count = manifest["counts"]["images"]
+    return count / wall, count / cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="../shared/celeba")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    options = parser.parse_args()
+
+    dtype = fastest_dtype("cpu") if options.dtype == "auto" else DTYPES[options.dtype]
+    encoder = load_facenet(dtype=dtype)
+    crops = ready_crops(options.source, options.images, encoder.size, encoder.crop)
+    batches = list(crops.split(options.batch))
+    forward_rates(encoder, batches[:2])
+    prepare_rates(encoder, options.source, 2 * options.batch, options.batch)
+    print(f"{len(crops)} images, batch {options.batch}, {dtype}, {torch.get_num_threads()} threads", flush=True)
+    ratios, cpu_ratios = [], []
+    for _ in range(options.rounds):
+        alone, alone_cpu = forward_rates(encoder, batches)
+        whole, whole_cpu = prepare_rates(encoder, options.source, len(crops), options.batch)
+        ratios.append(whole / alone)
+        cpu_ratios.append(whole_cpu / alone_cpu)
+        print(
+            f"FaceNet alone {alone:6.1f} images/s   prepare {whole:6.1f} images/s   {ratios[-1]:.1%}   "
+            f"(processor time {cpu_ratios[-1]:.1%})",
+            flush=True,
+        )
+    median, cpu_median = statistics.median(ratios), statistics.median(cpu_ratios)
+    print(f"median {median:.1%} of FaceNet's forward pass (processor time {cpu_median:.1%})")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+    faces = crops[:256].split(options.batch)
+    with torch.inference_mode():
+        exact, coarse = (
+            torch.cat([net.embed_crop(x) for x in faces])
+            for net in (load_facenet(dtype=torch.float32), load_facenet(dtype=torch.bfloat16))
+        )
+    away = 1 - (exact * coarse).sum(1)
+    print(f"bfloat16 against float32, {len(away)} faces: 1 - cosine max {away.max():.1e}, mean {away.mean():.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Training rate of the default settings against the way both reference systems train, in one run.
+
+    python benchmarks/train_step.py [--preset reference-dcgan] [--data DIR] [--steps 4] [--rounds 3]
+
+Baseline: the same networks in float32, contiguous memory, with FaceNet run on every batch.
+Ours: the preset as `vultus train` runs it: the faster dtype, channels_last, embeddings read from the prepared data set.
+The two take turns, so that a machine whose speed drifts is unfair to neither; the ratio is that of the medians. Without
+--data random pixels stand in for photos (nothing in a step depends on what they show).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from vultus.config import get_preset, with_resolution
+from vultus.dataset import PreparedDataset, batches
+from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
+from vultus.errors import UserError
+from vultus.gan import GAN
+from vultus.images import to_x
+
+
+def facenet(device: str) -> FaceNet:
+    """FaceNet in float32, contiguous; random weights cost the same where the real ones are not at hand."""
+    try:
+        encoder = load_facenet(device=device, dtype=torch.float32)
+    except UserError:
+        encoder = FaceNet(InceptionResnetV1(), device=device, dtype=torch.float32)
+    encoder.body.to(memory_format=torch.contiguous_format)
+    return encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="reference-dcgan")
+    parser.add_argument("--data", help="prepared data set, read and decoded as in training")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    config = get_preset(options.preset)
+    device, batch, side = options.device, config.optim.batch, config.generator.resolution
+    encoder = facenet(device)
+    random = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+    vectors = F.normalize(torch.randn(batch, 512))
+    source = None
+    if options.data:
+        dataset = PreparedDataset(options.data)
+        config = with_resolution(config, dataset.resolution)
+        source = batches(dataset, batch=batch, cur_nimg=0, seed=0)
+
+    def next_batch() -> tuple[torch.Tensor, torch.Tensor]:
+        if source is None:
+            return random, vectors
+        item = next(source)[1]
+        return item.images, item.c
+
+    plain = GAN(config, device=device, dtype=torch.float32, encoder=encoder, memory_format=torch.contiguous_format)
+    dtype = fastest_dtype(device)
+    ours = GAN(config, device=device, dtype=dtype, encoder=encoder)
+
+    def baseline(nimg: int) -> None:
+        images, _ = next_batch()
+        with torch.no_grad():
+            c = encoder.embed(to_x(images.to(device)))
+        plain.step(images, c, nimg)
+
+    def default(nimg: int) -> None:
+        ours.step(*next_batch(), nimg)
+
+    def rate(step: Callable[[int], None]) -> float:
+        start = time.perf_counter()
+        for index in range(options.steps):
+            step(index * batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return options.steps * batch / (time.perf_counter() - start)
+
+    for step in (baseline, default):
+        step(0)
+    rates: dict[str, list[float]] = {"baseline": [], "ours": []}
+    for _ in range(options.rounds):
+        rates["baseline"].append(rate(baseline))
+        rates["ours"].append(rate(default))
+    if source is not None:
+        source.close()
+    print(f"{options.preset}, batch {batch}, {side}x{side}, {device}, {torch.get_num_threads()} threads")
+    for name, found in rates.items():
+        print(f"{name:<9} {statistics.median(found):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in found)})")
+    ratio = statistics.median(rates["ours"]) / statistics.median(rates["baseline"])
+    print(f"ratio     {ratio:7.2f}   ({str(dtype).removeprefix('torch.')}, channels_last, stored embeddings)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Make a snapshot the embedded default of the package.
+
+    python scripts/embed_snapshot.py RUN/snapshot.safetensors figures.json
+
+Writes src/vultus/assets/default.safetensors (weights in float16, the figures of `vultus evaluate --json` in its
+metadata) and gallery.safetensors (64 embeddings of people who do not exist, drawn from the snapshot's distribution).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from vultus.checkpoint import load_snapshot, save_snapshot
+from vultus.files import atomic_path
+from vultus.people import sample_people
+
+ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
+GALLERY, SEED = 64, 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("snapshot")
+    parser.add_argument("figures", nargs="?", help="JSON of `vultus evaluate SNAPSHOT --json`")
+    options = parser.parse_args()
+    snapshot = load_snapshot(options.snapshot)
+    if options.figures:
+        figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
+        snapshot.metadata["metrics"] = next(iter(figures.values()))
+    ASSETS.mkdir(exist_ok=True)
+    path = ASSETS / "default.safetensors"
+    save_snapshot(
+        path,
+        generator=snapshot.generator,
+        people=snapshot.people,
+        metadata=snapshot.metadata,
+        dtype=torch.float16,
+    )
+    embeddings = sample_people(snapshot.people, GALLERY, seed=SEED)
+    with atomic_path(ASSETS / "gallery.safetensors") as temporary:
+        temporary.write_bytes(safetensors.torch.save({"embeddings": embeddings}))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {GALLERY} people in the gallery")
+
+
+if __name__ == "__main__":
+    main()

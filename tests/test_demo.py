@@ -1,0 +1,61 @@
+"""The demo as a newcomer runs it: no network, no FaceNet, the embedded snapshot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from vultus.checkpoint import load_snapshot
+from vultus.demo import default_snapshot, gallery
+from vultus.people import sample_people
+
+
+def test_demo(tmp_path: Path) -> None:
+    environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "12"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    faces = tmp_path / "demo" / "faces.png"
+    assert str(faces) in done.stdout
+    with Image.open(faces) as picture:
+        assert picture.width > 800
+        assert np.asarray(picture).std() > 30
+    lines = [json.loads(line) for line in (tmp_path / "demo" / "tiny-run" / "stats.jsonl").read_text().splitlines()]
+    errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]
+    assert errors[-1] < 0.8 * errors[0]
+    assert (tmp_path / "demo" / "training.png").is_file()
+    assert (tmp_path / "demo" / "curves.png").is_file() or "no plot" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_embedded_default_is_small_honest_and_no_pickle() -> None:
+    path = default_snapshot()
+    assert path.stat().st_size <= 25_000_000
+    assert path.suffix == ".safetensors"
+    metadata = load_snapshot(path).metadata
+    assert metadata["encoder"]["id"] == "facenet-vggface2"
+    assert "non-commercial" in metadata["licence"]
+    assert metadata["hours"] >= 1
+    assert metadata["metrics"]["split"] == "test"
+    assert metadata["metrics"]["n_images"] == 2527
+
+
+def test_gallery_is_drawn_from_the_embedded_distribution() -> None:
+    people = gallery()
+    drawn = sample_people(load_snapshot(default_snapshot()).people, len(people), seed=7)
+    assert torch.allclose(people, drawn, atol=2e-3)  # the snapshot keeps the distribution in float16
+    assert torch.allclose(people.norm(dim=1), torch.ones(len(people)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["default", "gallery"])
+def test_assets_hold_tensors_only(name: str) -> None:
+    tensors = safetensors.torch.load_file(default_snapshot().with_name(f"{name}.safetensors"))
+    assert tensors
+    assert all(torch.isfinite(value.float()).all() for value in tensors.values())

@@ -1,0 +1,273 @@
+"""From embeddings, photos and random people to files, with real small generators and, where it is at hand, FaceNet."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vultus import faces
+from vultus.checkpoint import Snapshot, load_snapshot, save_snapshot
+from vultus.conditions import from_embeddings, from_photos, one_embedding, random_people
+from vultus.encoders import FaceNet
+from vultus.errors import UserError
+from vultus.generate import MAX_GRID, STEP, between, generate, render
+from vultus.networks import build_generator
+from vultus.people import fit_people, noise
+
+CONFIG = {"resolution": 32, "z_dim": 20, "c_dim": 512, "base_width": 8, "max_width": 16, "projection": 32}
+
+
+def unit(count: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(count, 512, generator=torch.Generator().manual_seed(seed)))
+
+
+def write_snapshot(path: Path, kind: str = "residual", encoder: str = FaceNet.id) -> Path:
+    torch.manual_seed(0)
+    generator = build_generator(kind=kind, **CONFIG)
+    for parameter in generator.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # fresh blocks start as their skip path
+    config = {"kind": kind, **CONFIG}
+    metadata = {"generator": config, "encoder": {"id": encoder, "dim": 512}}
+    save_snapshot(path, generator=generator, people=fit_people(unit(30)), metadata=metadata)
+    return path
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Snapshot:
+    return load_snapshot(write_snapshot(tmp_path / "snapshot.safetensors"))
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+@pytest.mark.parametrize("kind", ["residual", "dcgan"])
+def test_same_seed_same_faces_whatever_the_batch_size(tmp_path: Path, kind: str) -> None:
+    snapshot = load_snapshot(write_snapshot(tmp_path / "s.safetensors", kind))
+    np.save(tmp_path / "c.npy", unit(19).numpy())
+    made = {}
+    for batch in (1, 7, 16, 40):
+        summary = generate(
+            snapshot, from_embeddings(tmp_path / "c.npy", snapshot), tmp_path / str(batch), num=2, seed=3, batch=batch
+        )
+        assert (summary.faces, summary.embeddings, summary.skipped) == (38, 19, [])
+        made[batch] = pictures(tmp_path / str(batch))
+    assert sorted(made[1]) == [f"{index:06d}_{variant}.png" for index in range(19) for variant in range(2)]
+    assert made[1] == made[7] == made[16] == made[40]
+    assert len(set(made[1].values())) == 38
+    # The fifth face is the same when it is made alone.
+    z = noise(3, 4, 1, 20, variant=1)
+    alone = render(snapshot.generator, z, unit(19)[4:5])
+    assert np.array_equal(alone[0].permute(1, 2, 0), Image.open(tmp_path / "1" / "000004_1.png"))
+    generate(snapshot, from_embeddings(tmp_path / "c.npy", snapshot), tmp_path / "other", num=2, seed=4)
+    assert not set(pictures(tmp_path / "other").values()) & set(made[1].values())
+
+
+def test_generator_always_runs_on_the_same_number_of_faces(snapshot: Snapshot) -> None:
+    sizes = []
+    snapshot.generator.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    images = render(snapshot.generator, torch.zeros(STEP + 1, 20), unit(STEP + 1))
+    assert sizes == [STEP, STEP]
+    assert images.shape == (STEP + 1, 3, 32, 32)
+    assert images.dtype == torch.uint8
+
+
+def test_pictures_say_what_made_them(snapshot: Snapshot, tmp_path: Path) -> None:
+    generate(snapshot, random_people(snapshot, 1, seed=1), tmp_path / "out", seed=9)
+    with Image.open(tmp_path / "out" / "000000_0.png") as image:
+        assert image.size == (32, 32)
+        assert image.text["Software"] == "vultus"
+        assert "AI-generated" in image.text["Comment"]
+        assert "seed 9" in image.text["Comment"]
+
+
+def test_random_people_go_on_where_a_shorter_run_ended(snapshot: Snapshot, tmp_path: Path) -> None:
+    few = torch.cat([c for _, c in random_people(snapshot, 5, seed=2).chunks])
+    chunks = list(random_people(snapshot, 600, seed=2).chunks)
+    many = torch.cat([c for _, c in chunks])
+    assert len(chunks) > 1
+    assert torch.equal(many[:5], few)
+    assert [name for names, _ in chunks for name in names][599] == "000599"
+    assert torch.equal(one_embedding("random:3", snapshot, seed=2), few[3])
+    snapshot.people.clear()
+    with pytest.raises(UserError, match=r"snapshot\.safetensors: holds no description of people"):
+        random_people(snapshot, 1)
+    with pytest.raises(UserError, match="at least one"):
+        random_people(snapshot, 0)
+
+
+def test_many_faces_are_spread_over_folders(snapshot: Snapshot, tmp_path: Path) -> None:
+    generate(snapshot, random_people(snapshot, 501), tmp_path, num=2)
+    names = list(pictures(tmp_path))
+    assert len(names) == 1002
+    assert names[:2] == ["0000/000000_0.png", "0000/000000_1.png"]
+    assert names[-2:] == ["0001/000500_0.png", "0001/000500_1.png"]
+
+
+def test_grid(snapshot: Snapshot, tmp_path: Path) -> None:
+    summary = generate(snapshot, random_people(snapshot, 3), tmp_path / "out", num=4, grid=True)
+    assert summary.out == tmp_path / "out" / "grid.png"
+    with Image.open(summary.out) as sheet:
+        assert sheet.size == (4 * 34 - 2, 3 * 34 - 2)  # a row for each embedding
+        assert "AI-generated" in sheet.text["Comment"]
+        generate(snapshot, random_people(snapshot, 3), tmp_path / "single", num=4)
+        with Image.open(tmp_path / "single" / "000001_2.png") as face:
+            assert np.array_equal(np.asarray(sheet)[34:66, 68:100], np.asarray(face))
+    square = generate(snapshot, random_people(snapshot, 7), tmp_path / "new" / "sheet.jpg", grid=True)
+    with Image.open(square.out) as sheet:
+        assert sheet.size == (3 * 34 - 2, 3 * 34 - 2)
+        assert sheet.format == "JPEG"
+    with pytest.raises(UserError, match=f"1026 faces do not fit on one sheet of {MAX_GRID}"):
+        generate(snapshot, random_people(snapshot, 513), tmp_path / "large", num=2, grid=True)
+    assert not (tmp_path / "large").exists()
+
+
+def test_noise_strength_draws_faces_together(snapshot: Snapshot, tmp_path: Path) -> None:
+    spread = {}
+    for strength in (0.0, 0.5, 1.0):
+        out = tmp_path / str(strength)
+        generate(snapshot, random_people(snapshot, 1), out, num=8, noise_strength=strength)
+        images = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
+        spread[strength] = images.astype(float).std(0).mean()
+    assert spread[0.0] == 0
+    assert 0 < spread[0.5] < spread[1.0]
+
+
+def test_bad_embeddings_stop_before_the_first_picture(snapshot: Snapshot, tmp_path: Path) -> None:
+    rows = unit(40).numpy()
+    rows[33] = np.nan
+    np.save(tmp_path / "bad.npy", rows)
+    with pytest.raises(UserError, match=r"bad\.npy: row 33 holds NaN"):
+        generate(snapshot, from_embeddings(tmp_path / "bad.npy", snapshot), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    np.save(tmp_path / "narrow.npy", rows[:, :128])
+    with pytest.raises(UserError, match="128-dimensional"):
+        from_embeddings(tmp_path / "narrow.npy", snapshot)
+
+
+def test_places_that_cannot_hold_the_pictures(snapshot: Snapshot, tmp_path: Path) -> None:
+    people = random_people(snapshot, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        generate(snapshot, people, tmp_path / "file")
+    with pytest.raises(UserError, match=r"x\.png: a folder is needed"):
+        generate(snapshot, people, tmp_path / "x.png")
+    with pytest.raises(UserError, match="at least one"):
+        generate(snapshot, people, tmp_path / "out", num=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "000000_0.png").write_text("old")
+    generate(snapshot, people, tmp_path / "out")
+    assert list(tmp_path.joinpath("out").iterdir()) == [tmp_path / "out" / "000000_0.png"]
+    with Image.open(tmp_path / "out" / "000000_0.png") as image:
+        assert image.size == (32, 32)
+
+
+def test_between_is_a_strip_and_an_animation(snapshot: Snapshot, tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", unit(3).numpy())
+    a = one_embedding(f"{tmp_path / 'c.npy'}#2", snapshot)
+    b = one_embedding(str(tmp_path / "c.npy"), snapshot)
+    torch.testing.assert_close(a, unit(3)[2])
+    torch.testing.assert_close(b, unit(3)[0])
+    strip, animation = between(snapshot, a, b, tmp_path / "out", steps=5, seed=1)
+    with Image.open(strip) as image:
+        assert image.size == (5 * 34 - 2, 32)
+        sheet = np.asarray(image)
+    ends = render(snapshot.generator, noise(1, 0, 1, 20).expand(2, -1), torch.stack([a, b]))
+    assert np.array_equal(sheet[:, :32], ends[0].permute(1, 2, 0))
+    assert np.abs(sheet[:, -32:].astype(int) - ends[1].permute(1, 2, 0).numpy()).max() <= 1
+    with Image.open(animation) as gif:
+        assert gif.n_frames == 8  # there and back, without the ends twice
+        assert gif.info["loop"] == 0
+    for steps in (1, 10_000):
+        with pytest.raises(UserError, match="steps; choose 2 to"):
+            between(snapshot, a, b, tmp_path / "out", steps=steps)
+
+
+def test_photos_and_embeddings_of_another_encoder(tmp_path: Path) -> None:
+    snapshot = load_snapshot(write_snapshot(tmp_path / "other.safetensors", encoder="arcface"))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"other\.safetensors: was trained on embeddings of arcface"):
+        from_photos([tmp_path / "a.png"], snapshot)
+    (tmp_path / "empty").mkdir()
+    for path, message in {"none.jpg": "no such photo or folder", "empty": "no photos in this folder"}.items():
+        with pytest.raises(UserError, match=message):
+            from_photos([tmp_path / path], snapshot)
+    with pytest.raises(UserError, match="no photos given"):
+        from_photos([], snapshot)
+
+
+@pytest.fixture
+def album(shared: Path, tmp_path: Path) -> Path:
+    """A folder with two real photos, a damaged one and one without a face."""
+    table = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet")
+    people = {row["celeb_id"]: row["image"]["bytes"] for row in table.to_pylist()}
+    one, two = (people[key] for key in sorted(people)[:2])
+    album = tmp_path / "album"
+    (album / "Ann").mkdir(parents=True)
+    (album / "Ann" / "1.webp").write_bytes(one)
+    (album / "b b.webp").write_bytes(two)
+    (album / "cut.webp").write_bytes(two[: len(two) // 3])
+    Image.new("RGB", (200, 200), "grey").save(album / "grey.png")
+    return album
+
+
+@pytest.mark.skipif(not faces.available(), reason="the extra `align` is not installed")
+def test_photos(
+    snapshot: Snapshot, album: Path, tmp_path: Path, facenet: FaceNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditions = from_photos([album, album / "b b.webp"], snapshot, encoder=facenet)
+    assert conditions.count == 5
+    summary = generate(snapshot, conditions, tmp_path / "out")
+    assert (summary.faces, summary.embeddings) == (3, 3)
+    assert sorted(pictures(tmp_path / "out")) == ["Ann_1_0.png", "b_b-2_0.png", "b_b_0.png"]
+    skipped = dict(summary.skipped)
+    assert skipped.keys() == {f"{album}/cut.webp", f"{album}/grey.png"}
+    assert "damaged" in skipped[f"{album}/cut.webp"]
+    assert skipped[f"{album}/grey.png"] == "no face found"
+    shown = capsys.readouterr().err
+    assert f"skipped {album}/grey.png: no face found" in shown
+    # The embedding is that of the face: near the one of the same photo without aligning, far from the other person's.
+    aligned = one_embedding(str(album / "Ann" / "1.webp"), snapshot, encoder=facenet)
+    plain = one_embedding(str(album / "Ann" / "1.webp"), snapshot, encoder=facenet, align=False)
+    other = one_embedding(str(album / "b b.webp"), snapshot, encoder=facenet)
+    assert float(aligned @ plain) > 0.9
+    assert float(aligned @ other) < 0.5
+    with pytest.raises(UserError, match=r"grey\.png: no face found; no photo could be used"):
+        generate(snapshot, from_photos([album / "grey.png"], snapshot, encoder=facenet), tmp_path / "none")
+
+
+def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
+    """As embeddings alone 20,000 are 41 MB more than 500; the whole process may take 20 MB more."""
+    path = write_snapshot(tmp_path / "snapshot.safetensors")
+    program = """
+import json, resource, sys, torch
+from pathlib import Path
+from vultus import generate as verb
+from vultus.checkpoint import load_snapshot
+from vultus.conditions import from_embeddings
+torch.set_num_threads(1)
+snapshot = load_snapshot(sys.argv[1])
+peaks = []
+for path in sys.argv[2:]:
+    conditions = from_embeddings(path, snapshot)
+    summary = verb.generate(snapshot, conditions, Path(path).with_suffix(""))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps(peaks))
+"""
+    files = []
+    for count in (500, 20_000):
+        files.append(str(tmp_path / f"{count}.npy"))
+        np.save(files[-1], unit(500).repeat(count // 500, 1).numpy())
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(path), *files], capture_output=True, text=True, check=True
+    )
+    small, large = json.loads(result.stdout)
+    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 20 * 2**20
