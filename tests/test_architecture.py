@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "vultus"
 
 FLOORS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"ahead", "config", "images", "shards", "weights"},
     {"embeddings", "encoders", "faces", "features", "losses", "metrics", "networks", "people", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "prepare"},

@@ -58,6 +58,32 @@ def test_fit_does_not_depend_on_chunks_and_takes_two_rows() -> None:
             fit_people(few)
 
 
+def clusters(count: int, seed: int) -> torch.Tensor:
+    """Embeddings in 24 of 64 directions that crowd around six places, as a single Gaussian cannot."""
+    random = torch.Generator().manual_seed(seed)
+    places = torch.randn(6, 64, generator=torch.Generator().manual_seed(9))
+    spread = (torch.arange(64) < 24) * 0.99 + 0.01
+    which = torch.randint(0, 6, (count,), generator=random)
+    return F.normalize((0.8 * places[which] + torch.randn(count, 64, generator=random)) * spread, dim=1)
+
+
+def test_people_crowd_where_real_ones_do() -> None:
+    real, unseen = clusters(11_000, 0), clusters(500, 1)
+    mixture = fit_people(iter(real.split(3000)))
+    assert len(mixture["weights"]) == 6
+
+    def nearest(x: torch.Tensor) -> float:
+        return float((x @ real.T).amax(1).median())
+
+    expected = nearest(unseen)
+    one = {key: mixture[key] for key in ("mean", "factor")}
+    drawn = sample_people(mixture, 500, seed=0)
+    assert nearest(drawn) == pytest.approx(expected, abs=0.01)
+    assert nearest(sample_people(one, 500, seed=0)) < expected - 0.02
+    assert mean_cosine(drawn) == pytest.approx(mean_cosine(real), abs=0.02)
+    assert torch.equal(sample_people(mixture, 3, seed=0, start=70), drawn[70:73])
+
+
 def test_weights_count_rows() -> None:
     real = embeddings(40, dim=16)
     counts = torch.randint(1, 4, (40,), generator=torch.Generator().manual_seed(0))

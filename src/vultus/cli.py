@@ -15,7 +15,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from vultus.config import PRESETS, TrainConfig, from_dict, get_preset, to_dict, with_resolution
-from vultus.errors import UserError
+from vultus.errors import Stopped, UserError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
 
@@ -266,8 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         return _error(f"no such verb: {verb}; there are {', '.join(VERBS)}")
-    from vultus.train import Stopped
-
     try:
         return VERBS[verb][0](rest)
     except UserError as error:

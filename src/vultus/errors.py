@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""Exceptions that the command line turns into an exit code."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints it as `vultus: error: <message>` and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the training to stop; the checkpoint is written. `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number

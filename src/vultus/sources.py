@@ -333,7 +333,7 @@ def _datasets() -> Any:
 
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     return datasets
 
 

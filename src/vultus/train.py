@@ -32,7 +32,7 @@ from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
 from vultus.config import TrainConfig, differences, to_dict
 from vultus.dataset import PreparedDataset, batches
 from vultus.encoders import Encoder, fastest_dtype
-from vultus.errors import UserError
+from vultus.errors import Stopped, UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
 from vultus.images import grid, save_image, to_images
@@ -45,14 +45,6 @@ MAY_CHANGE = frozenset(
 )
 DIVERGED = 1e8  # no loss here is above 100 in a sound run
 SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
-
-
-class Stopped(Exception):
-    """A signal asked the training to stop; the checkpoint is written. `signal` is its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
 
 
 @dataclass(frozen=True)
@@ -297,7 +289,8 @@ class _Run:
         made = to_images(x).cpu().unflatten(0, (people, len(z)))
         sheet = torch.cat([photos[:, None], made], 1).flatten(0, 1)
         folder = make_folder(self.out / "samples")
-        save_image(grid(sheet, columns, labels=["photo", *["made"] * len(z)]), folder / f"{self.cur_nimg:010d}.png")
+        labels = ["photo", *["made"] * len(z)] if photos.shape[-1] >= 64 else []  # a word needs the width
+        save_image(grid(sheet, columns, labels=labels), folder / f"{self.cur_nimg:010d}.png")
         for name, function, every_nimg in evaluators:
             if not every or self._due(every_nimg):
                 _append(log, {"cur_nimg": self.cur_nimg, "evaluator": name} | function(self.gan.G_ema))
