@@ -1,6 +1,6 @@
 """Make a snapshot the embedded default of the package.
 
-    python scripts/embed_snapshot.py RUN/snapshot.safetensors figures.json
+    python scripts/embed_snapshot.py RUN/snapshot.safetensors figures.json [--data DIR]
 
 Writes src/vultus/assets/default.safetensors (weights in float16, the figures of `vultus evaluate --json` in its
 metadata) and gallery.safetensors (64 embeddings of people who do not exist, drawn from the snapshot's distribution).
@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 
 from vultus.checkpoint import load_snapshot, save_snapshot
+from vultus.dataset import PreparedDataset
 from vultus.files import atomic_path
-from vultus.people import sample_people
+from vultus.people import fit_people, sample_people
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7
@@ -25,8 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshot")
     parser.add_argument("figures", nargs="?", help="JSON of `vultus evaluate SNAPSHOT --json`")
+    parser.add_argument("--data", help="fit the distribution of random people anew to this data set's training split")
     options = parser.parse_args()
     snapshot = load_snapshot(options.snapshot)
+    if options.data:
+        snapshot.people = fit_people(PreparedDataset(options.data).embeddings())
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         snapshot.metadata["metrics"] = next(iter(figures.values()))
@@ -39,7 +43,7 @@ def main() -> None:
         metadata=snapshot.metadata,
         dtype=torch.float16,
     )
-    embeddings = sample_people(snapshot.people, GALLERY, seed=SEED)
+    embeddings = sample_people(load_snapshot(path).people, GALLERY, seed=SEED)
     with atomic_path(ASSETS / "gallery.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save({"embeddings": embeddings}))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {GALLERY} people in the gallery")

@@ -50,7 +50,7 @@ def test_embedded_default_is_small_honest_and_no_pickle() -> None:
 def test_gallery_is_drawn_from_the_embedded_distribution() -> None:
     people = gallery()
     drawn = sample_people(load_snapshot(default_snapshot()).people, len(people), seed=7)
-    assert torch.allclose(people, drawn, atol=2e-3)  # the snapshot keeps the distribution in float16
+    assert torch.allclose(people, drawn, atol=1e-6)
     assert torch.allclose(people.norm(dim=1), torch.ones(len(people)), atol=1e-5)
 
 

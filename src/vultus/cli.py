@@ -280,12 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
-        return _error(
-            f"{error.filename or 'output'}: {error.strerror}; make room or choose another place, then run the same "
-            f"command again"
-        )
+        remedy = "make room or choose another place" if error.errno in DISK_ERRORS else "choose another place"
+        return _error(f"{error.filename or 'output'}: {error.strerror}; {remedy}, then run the same command again")
 
 
 def _error(message: str) -> int:

@@ -3,7 +3,7 @@
 A face is a function of (snapshot, embedding, seed, index, variant), whatever the batch size. For that the noise is
 drawn by position (people.py), and the generator always runs on STEP faces at once, the last call filled up: libraries
 choose other convolution and matrix kernels for other batch sizes, float32 sums then differ in the last bits, and one
-pixel value in some 30,000 rounds to the next integer (1, 2, 7, 8 against 16, measured on a CPU). Within one size
+pixel value in 30,000 to 100,000 rounds to the next integer (1, 2, 7, 8 against 16, measured on a CPU). Within one size
 neither the place in the batch nor the neighbours made a difference.
 """
 

@@ -91,7 +91,7 @@ def _download(weights: WeightFile) -> Path:
                 shutil.copyfileobj(response, file, 1 << 20)
             _check(temporary, weights, remove=True, shown=weights.url)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+        reason = " ".join(str(getattr(error, "reason", error)).split())  # a server may answer with line breaks
         raise UserError(
             f"{weights.name} could not be fetched from {weights.url} ({reason}); fetch it elsewhere, put it into a "
             f"folder and set VULTUS_WEIGHTS to that folder"
