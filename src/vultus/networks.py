@@ -8,10 +8,10 @@ Initialisation, all rules:
 - dcgan: weights N(0, 0.02), batch-norm scales N(1, 0.02), biases 0 (Radford et al. 2016, arXiv:1511.06434).
 - residual: weights N(0, 1), multiplied in use by He's constant sqrt(2 / (1 + 0.2^2) / fan_in): Adam then moves each
   layer's output at a rate that does not grow with its fan-in (Karras et al. 2018, arXiv:1710.10196, section 4.1;
-  without it these networks, which have no normalisation, blew up within 300 steps at a learning rate of 1e-3). The second
-  convolution of each block 0, so that every block starts as its skip path (Zhang et al. 2019, arXiv:1901.09321);
-  modulations 0; biases 0; the discriminator's two output layers 0, so that all logits start at 0; the generator's last
-  layer a tenth, so that it starts near grey.
+  without it these networks, which have no normalisation, blew up within 300 steps at a learning rate of 1e-3). The
+  second convolution of each block 0, so that every block starts as its skip path (Zhang et al. 2019,
+  arXiv:1901.09321); modulations 0; biases 0; the discriminator's two output layers 0, so that all logits start at 0;
+  the generator's last layer a tenth, so that it starts near grey.
 - An embedding of unit norm has entries of size 1/sqrt(512); it is multiplied by sqrt(c_dim) on entry, so that it
   speaks as loud as the noise.
 """
