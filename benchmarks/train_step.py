@@ -9,6 +9,8 @@ The two take turns, so that a machine whose speed drifts is unfair to neither; t
 """
 
 import argparse
+import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from vultus.ahead import Ahead
 from vultus.config import get_preset, with_resolution
 from vultus.dataset import PreparedDataset, batches
 from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
@@ -47,30 +50,26 @@ def main() -> None:
     encoder = facenet(device)
     random = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     vectors = F.normalize(torch.randn(batch, 512))
-    source = None
+    stack = contextlib.ExitStack()
+    source = itertools.repeat((random, vectors))
     if options.data:
         dataset = PreparedDataset(options.data)
         config = with_resolution(config, dataset.resolution)
-        source = batches(dataset, batch=batch, cur_nimg=0, seed=0)
-
-    def next_batch() -> tuple[torch.Tensor, torch.Tensor]:
-        if source is None:
-            return random, vectors
-        item = next(source)[1]
-        return item.images, item.c
+        decoded = stack.enter_context(Ahead(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
+        source = ((item.images, item.c) for _, item in decoded)
 
     plain = GAN(config, device=device, dtype=torch.float32, encoder=encoder, memory_format=torch.contiguous_format)
     dtype = fastest_dtype(device)
     ours = GAN(config, device=device, dtype=dtype, encoder=encoder)
 
     def baseline(nimg: int) -> None:
-        images, _ = next_batch()
+        images, _ = next(source)
         with torch.no_grad():
             c = encoder.embed(to_x(images.to(device)))
         plain.step(images, c, nimg)
 
     def default(nimg: int) -> None:
-        ours.step(*next_batch(), nimg)
+        ours.step(*next(source), nimg)
 
     def rate(step: Callable[[int], None]) -> float:
         start = time.perf_counter()
@@ -86,8 +85,7 @@ def main() -> None:
     for _ in range(options.rounds):
         rates["baseline"].append(rate(baseline))
         rates["ours"].append(rate(default))
-    if source is not None:
-        source.close()
+    stack.close()
     print(f"{options.preset}, batch {batch}, {side}x{side}, {device}, {torch.get_num_threads()} threads")
     for name, found in rates.items():
         print(f"{name:<9} {statistics.median(found):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in found)})")

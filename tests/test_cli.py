@@ -157,7 +157,6 @@ def test_all_verbs_on_real_faces(
     assert main(["evaluate", "run", "default", "--data", "data", "--limit", "12", "--json", *device]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["default"]["identity_facenet"] > results["run"]["identity_facenet"]
-    assert results["default"]["mse"] < results["run"]["mse"]
     photo = tmp_path / "photo.png"
     import pyarrow.parquet as pq
 

@@ -1,3 +1,4 @@
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from vultus.ahead import Ahead
 from vultus.dataset import Order, PreparedDataset, batches
 from vultus.errors import UserError
 
@@ -36,16 +38,16 @@ def test_order_is_a_function_of_seed_and_images_seen() -> None:
 
 def test_batches_start_anywhere_and_leave_no_thread(tiny_dataset: Callable[..., Path]) -> None:
     dataset = PreparedDataset(tiny_dataset(people={"train": 4, "test": 1}))
-    source = batches(dataset, batch=5, cur_nimg=0, seed=0)
-    first = [next(source) for _ in range(4)]
-    source.close()
-    again = batches(dataset, batch=5, cur_nimg=10, seed=0)
-    assert next(again)[1].keys == first[2][1].keys
-    again.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "vultus-batches"]
+    with Ahead(batches(dataset, batch=5, cur_nimg=0, seed=0), 3) as source:
+        first = list(itertools.islice(source, 4))
+    assert [nimg for nimg, _ in first] == [0, 5, 10, 15]
+    again = next(batches(dataset, batch=5, cur_nimg=10, seed=0))[1]
+    assert again.keys == first[2][1].keys
+    assert torch.equal(again.images, first[2][1].images)
+    assert not [thread for thread in threading.enumerate() if thread.name == "vultus-ahead"]
 
 
-def test_a_damaged_shard_reaches_the_consumer(tiny_dataset: Callable[..., Path]) -> None:
+def test_a_damaged_shard_is_named(tiny_dataset: Callable[..., Path]) -> None:
     folder = tiny_dataset()
     shard = folder / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:1000])

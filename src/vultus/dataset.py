@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,41 +146,16 @@ class Order:
 
 
 def batches(
-    dataset: PreparedDataset, *, batch: int, cur_nimg: int, seed: int, ahead: int = 3, pin: bool = False
-) -> Iterator[tuple[int, Batch]]:
-    """Yield (images seen before the batch, batch) for ever, decoded ahead in a thread."""
+    dataset: PreparedDataset, *, batch: int, cur_nimg: int, seed: int, pin: bool = False
+) -> Generator[tuple[int, Batch], None, None]:
+    """Yield (images seen before the batch, batch) for ever. Run it in a thread with ahead.Ahead.
+
+    `pin` puts the tensors into page-locked memory, from which a GPU copies without waiting.
+    """
     order = Order(len(dataset), seed)
-    ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def work() -> None:
-        nimg = cur_nimg
-        try:
-            while not stopped.is_set():
-                item = dataset.batch(order(nimg, batch))
-                if pin:
-                    item = Batch(item.images.pin_memory(), item.c.pin_memory(), item.identities, item.keys)
-                put((nimg, item))
-                nimg += batch
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-
-    def put(item: tuple[int, Batch] | BaseException) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    thread = threading.Thread(target=work, daemon=True, name="vultus-batches")
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+    while True:
+        item = dataset.batch(order(cur_nimg, batch))
+        if pin:
+            item = Batch(item.images.pin_memory(), item.c.pin_memory(), item.identities, item.keys)
+        yield cur_nimg, item
+        cur_nimg += batch

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vultus.ahead import Ahead
 from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
 from vultus.config import TrainConfig, differences, to_dict
 from vultus.dataset import PreparedDataset, batches
@@ -193,14 +194,14 @@ class _Run:
         source = batches(self.dataset, batch=batch, cur_nimg=self.cur_nimg, seed=config.seed, pin=self.device == "cuda")
         with (
             _signals() as received,
-            closing(source),  # type: ignore[type-var]
+            Ahead(source, 3) as decoded,
             open(self.out / "stats.jsonl", "a", encoding="utf-8") as log,
             tqdm(total=budget.total_nimg, initial=self.cur_nimg, unit="img", dynamic_ncols=True) as bar,
         ):
             if self.cur_nimg == 0:
                 self._measure(log, evaluators, every=False)
             window = _Window(self.cur_nimg)
-            for nimg, item in source:
+            for nimg, item in decoded:
                 losses = self.gan.step(item.images, item.c, nimg)
                 self.cur_nimg = nimg + batch
                 self.seconds = time.monotonic() - began
