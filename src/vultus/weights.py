@@ -91,6 +91,8 @@ def _download(weights: WeightFile) -> Path:
                 shutil.copyfileobj(response, file, 1 << 20)
             _check(temporary, weights, remove=True, shown=weights.url)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         reason = " ".join(str(getattr(error, "reason", error)).split())  # a server may answer with line breaks
         raise UserError(
             f"{weights.name} could not be fetched from {weights.url} ({reason}); fetch it elsewhere, put it into a "
