@@ -156,3 +156,18 @@ def test_equal_members_have_no_diversity() -> None:
             function(same[:, :1])
     with pytest.raises(ValueError, match="at least 2"):
         pair_cosines(same[0, :1])
+
+
+def test_frechet_of_collapsed_features() -> None:
+    """Most features never fire: a solver may give up on such a covariance, the distance is that of the rest."""
+    random = torch.Generator().manual_seed(0)
+    few = torch.rand(12, 80, generator=random, dtype=torch.float64) * torch.logspace(-5, -2, 80, dtype=torch.float64)
+    wide = torch.zeros(12, 1280, dtype=torch.float64)
+    wide[:, ::16] = few
+    real = torch.rand(40, 80, generator=random, dtype=torch.float64)
+    full = torch.zeros(40, 1280, dtype=torch.float64)
+    full[:, ::16] = real
+    small, large = (
+        frechet_distance(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T)) for a, b in ((few, real), (wide, full))
+    )
+    assert abs(small - large) < 1e-9 * small

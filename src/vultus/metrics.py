@@ -5,6 +5,7 @@ Shape legend: features [N, D]; x [N, 3, R, R] float in [-1, 1]. What is summed o
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,12 +60,27 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     samples are singular; eigenvalues that rounding puts below 0 count as 0.
     """
     mu1, cov1, mu2, cov2 = (value.to("cpu", torch.float64) for value in (mu1, cov1, mu2, cov2))
-    values, vectors = torch.linalg.eigh(cov1)
+    values, vectors = _eigh(cov1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ cov2 @ root
-    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    overlap = _eigh((product + product.T) / 2)[0].clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
     return max(0.0, float(distance))
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [D] and eigenvectors [D, D] of a symmetric matrix, also where one library gives up.
+
+    The divide-and-conquer solver behind torch fails to converge on some covariances of few, nearly equal samples; the
+    one behind numpy is another build, and a shift of 1e-12 of the trace separates what rounding made coincide.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    except torch.linalg.LinAlgError:
+        shift = matrix.trace() * 1e-12
+        found = np.linalg.eigh((matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)).numpy())
+        return torch.from_numpy(found[0]) - shift, torch.from_numpy(found[1])
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
