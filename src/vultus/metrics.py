@@ -77,7 +77,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError is one
         shift = matrix.trace() * 1e-12
         found = np.linalg.eigh((matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)).numpy())
         return torch.from_numpy(found[0]) - shift, torch.from_numpy(found[1])
