@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from vultus.encoders import FaceNet, fastest_dtype, load_facenet
+from vultus.encoders import DTYPES, FaceNet, fastest_dtype, load_facenet
 from vultus.images import centre_crop, decode_image, from_pil, to_x
-from vultus.prepare import DTYPES, prepare
+from vultus.prepare import prepare
 from vultus.sources import open_source
 
 

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from vultus.config import PRESETS, TrainConfig, from_dict, get_preset, to_dict, with_resolution
 from vultus.errors import Stopped, UserError
 
+DEFAULT_PRESET = "dcgan-identity"
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
 
 
@@ -39,7 +40,7 @@ def _device(name: str) -> str:
 
 def _train_parser(preset: str) -> ArgumentParser:
     parser = ArgumentParser(prog="vultus train", exit_on_error=False, description="Train a generator.")
-    parser.add_argument("--preset", type=str, default="dcgan-identity", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--preset", type=str, default=DEFAULT_PRESET, help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--config", action="config", help="YAML file of settings, laid over the preset")
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
     parser.add_argument("--out", type=str, required=True, help="run folder; one begun before is gone on with")
@@ -54,7 +55,7 @@ def _train_parser(preset: str) -> ArgumentParser:
 
 def _train(arguments: Sequence[str]) -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="dcgan-identity")
+    first.add_argument("--preset", default=DEFAULT_PRESET)
     preset = first.parse_known_args(arguments)[0].preset
     options = _train_parser(preset).parse_args(list(arguments))
     budgets = [name for name in ("--hours", "--images", "--epochs") if any(_names(a, name) for a in arguments)]

@@ -35,6 +35,9 @@ FACENET_WEIGHTS = (
 )
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by the names used in settings
+
+
 class Encoder(Protocol):
     """What the rest of the program may ask of a face encoder."""
 

@@ -35,7 +35,7 @@ class GAN:
         device: where to compute.
         dtype: what the networks compute in; parameters, losses and penalties are float32.
         encoder: frozen FaceNet, needed only where identity_weight is positive.
-        memory_format: of weights and pictures; channels_last is the faster one on every device tried.
+        memory_format: of weights and pictures; channels_last is the faster one on a CPU.
     """
 
     def __init__(

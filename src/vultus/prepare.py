@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vultus.ahead import Ahead
-from vultus.encoders import Encoder, fastest_dtype, load_facenet
+from vultus.encoders import DTYPES, Encoder, fastest_dtype, load_facenet
 from vultus.errors import UserError
 from vultus.files import folder_lock, make_folder, read_json
 from vultus.images import BadImage, centre_crop, decode_image, encode_jpeg, from_pil, to_x
@@ -34,7 +34,6 @@ from vultus.sources import Item, Part, Position, Source, open_source
 SHARD_ITEMS = 1024  # items of the source to a shard: some 20 s of work on two cores, all that a kill can cost
 LOOK_AHEAD = 3  # batches that are decoded while the encoder works; bounds the memory, whatever the source's size
 SHOWN = 3  # reasons for skipping that the summary shows
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CropEncoder(Encoder, Protocol):

@@ -32,7 +32,7 @@ from vultus.ahead import Ahead
 from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
 from vultus.config import TrainConfig, differences, to_dict
 from vultus.dataset import PreparedDataset, batches
-from vultus.encoders import Encoder, fastest_dtype
+from vultus.encoders import DTYPES, Encoder, fastest_dtype
 from vultus.errors import Stopped, UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
@@ -110,8 +110,7 @@ class _Run:
             )
         self.dataset, self.out, self.device = dataset, out, device
         self.config = self._settle(config)
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype]
-        self.gan = GAN(self.config, device=device, dtype=dtype, encoder=encoder)
+        self.gan = GAN(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder)
         self.cur_nimg = 0
         self.seconds = 0.0
         chunks = (dataset.embeddings(range(i, min(i + 8192, len(dataset)))) for i in range(0, len(dataset), 8192))
@@ -136,8 +135,9 @@ class _Run:
         else:
             if next(self.out.glob("checkpoint-*.pt"), None):
                 raise UserError(f"{path} is missing beside the checkpoints; restore it or choose another --out")
-            names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-            dtype = names[fastest_dtype(self.device)] if config.dtype == "auto" else config.dtype
+            dtype = config.dtype
+            if dtype == "auto":
+                dtype = next(name for name, value in DTYPES.items() if value == fastest_dtype(self.device))
         config = replace(config, dtype=dtype)
         write_json(path, {"config": to_dict(config), "data": data})
         return config
