@@ -9,13 +9,22 @@ import torch
 from torch import nn
 
 from vultus.metrics import (
+    SCALE_WEIGHTS,
     FeatureStatistics,
+    FrechetReference,
+    KernelPairs,
     cosine,
+    density_coverage,
     frechet_distance,
     mean_pairwise_distance,
     mean_pairwise_rms,
+    ms_ssim,
+    ms_ssim_scales,
     mse,
+    nearest,
+    neighbourhood_radii,
     pair_cosines,
+    precision_recall,
     psnr,
 )
 
@@ -171,3 +180,117 @@ def test_frechet_of_collapsed_features() -> None:
         frechet_distance(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T)) for a, b in ((few, real), (wide, full))
     )
     assert abs(small - large) < 1e-9 * small
+
+
+# --- resampling, kernel distance --------------------------------------------------------------------------------------
+
+
+def test_weighted_rows_are_rows_repeated() -> None:
+    """What a bootstrap computes from weights equals what it would compute from the drawn rows themselves."""
+    a, b = normal(60, 8, 1), normal(50, 8, 2, shift=0.2)
+    draw = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(0))
+    drawn = a.repeat_interleave(draw, 0)
+    statistics = FeatureStatistics(8).update(b)
+    reference = FrechetReference(statistics.mean, statistics.cov)
+    assert reference.distance_of(a, draw.double()) == pytest.approx(distance(drawn, b), rel=1e-9)
+    assert reference.distance_of(a, torch.ones(60)) == pytest.approx(distance(a, b), rel=1e-9)
+
+
+def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The unbiased estimate by its definition."""
+    kernel = lambda x, y: (float(x @ y) / len(x) + 1) ** 3  # noqa: E731
+    within = [sum(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) for x in (a, b)]
+    between = sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
+    return within[0] / (len(a) * (len(a) - 1)) + within[1] / (len(b) * (len(b) - 1)) - 2 * between
+
+
+def test_kernel_distance_by_definition_and_by_torchmetrics() -> None:
+    a, b = normal(40, 12, 1), normal(30, 12, 2, shift=0.5)
+    pairs = KernelPairs(a, b)
+    ones = torch.ones(1, 40), torch.ones(1, 30)
+    assert pairs.distances(*ones)[0].item() == pytest.approx(kernel_distance(a, b), rel=1e-9)
+    kid = pytest.importorskip("torchmetrics.image.kid", reason="needs the extra: pip install 'vultus[dev]'")
+    assert kid.poly_mmd(a[:30], b).item() == pytest.approx(kernel_distance(a[:30], b), rel=1e-3)
+
+
+def test_kernel_distance_of_subsets_has_the_right_mean() -> None:
+    """Unbiased: the mean over subsets is the value of the whole, whatever their size; equal distributions give 0."""
+    a, b = normal(300, 12, 1), normal(300, 12, 2, shift=0.5)
+    whole = KernelPairs(a, b).distances(torch.ones(1, 300), torch.ones(1, 300))[0].item()
+    mean, std = KernelPairs(a, b).subsets(count=400, size=50)
+    assert mean == pytest.approx(whole, abs=4 * std / 20)
+    assert std > 0
+    same, spread = KernelPairs(normal(300, 12, 3), normal(300, 12, 4)).subsets(size=100)
+    assert abs(same) < spread
+    assert KernelPairs(a, b).subsets(size=1000)[1] == pytest.approx(0, abs=1e-12)  # all rows: no subset differs
+
+
+def test_a_row_drawn_twice_does_not_meet_itself() -> None:
+    a, b = normal(20, 6, 1), normal(20, 6, 2)
+    twice = KernelPairs(a, b).distances(torch.full((1, 20), 2.0), torch.ones(1, 20))[0].item()
+    assert twice == pytest.approx(kernel_distance(a, b), rel=1e-9)
+
+
+# --- fidelity and coverage --------------------------------------------------------------------------------------------
+
+
+def test_neighbourhoods_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vultus.metrics.BLOCK", 7)
+    made, real = normal(40, 5, 1).float(), normal(50, 5, 2, shift=0.4).float()
+    apart = [[(x - y).norm().item() for y in real] for x in real]
+    radii = [sorted(row)[3] for row in apart]  # the nearest is itself
+    assert neighbourhood_radii(real, 3).tolist() == pytest.approx(radii, rel=1e-4)
+    precision, recall = precision_recall(made, real, k=3)
+    inside = [[(x - y).norm().item() <= radius for y, radius in zip(real, radii, strict=True)] for x in made]
+    assert precision.tolist() == [float(any(row)) for row in inside]
+    assert recall.tolist() == precision_recall(real, made, k=3)[0].tolist()  # recall is precision the other way round
+    density, coverage = density_coverage(made, real, k=3)
+    assert density.tolist() == pytest.approx([sum(row) / 3 for row in inside])
+    assert coverage.tolist() == [float(any(column)) for column in zip(*inside, strict=True)]
+    with pytest.raises(ValueError, match="more than 40 rows"):
+        neighbourhood_radii(made, 40)
+
+
+def test_what_precision_and_recall_tell_apart() -> None:
+    """One mode of two: precise, half recalled. Noise around everything: recalled, not precise."""
+    real = torch.cat([normal(200, 4, 1), normal(200, 4, 2, shift=20)]).float()
+    one_mode = normal(400, 4, 3).float()
+    precision, recall = (part.mean().item() for part in precision_recall(one_mode, real))
+    assert precision > 0.8
+    assert 0.4 < recall < 0.55
+    assert 0.35 < density_coverage(one_mode, real)[1].mean() < 0.55
+    scattered = torch.randn(400, 4, generator=torch.Generator().manual_seed(4)) * 30
+    precision, recall = (part.mean().item() for part in precision_recall(scattered, real))
+    assert precision < 0.1
+    assert recall > 0.8
+    assert density_coverage(real, real)[0].mean() == pytest.approx(1.2, abs=0.02)  # itself and five neighbours, over 5
+
+
+def test_nearest() -> None:
+    rows, others = torch.tensor([[2.0, 0.1], [0.0, 1.0]]), torch.tensor([[0.0, 3.0], [5.0, 0.0], [-1.0, 0.0]])
+    value, place = nearest(rows, others)
+    assert place.tolist() == [1, 0]
+    assert value.tolist() == pytest.approx([2 / math.sqrt(4.01), 1.0])
+
+
+# --- structural similarity --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "scales"), [(64, 3), (128, 4), (256, 5)])
+def test_ms_ssim_agrees_with_torchmetrics(side: int, scales: int) -> None:
+    image = pytest.importorskip("torchmetrics.functional.image", reason="needs the extra: pip install 'vultus[dev]'")
+    random = torch.Generator().manual_seed(0)
+    x = nn.functional.interpolate(torch.rand(3, 3, 16, 16, generator=random), size=side, mode="bilinear")
+    y = (x + 0.1 * torch.randn(x.shape, generator=random)).clamp(0, 1)
+    assert ms_ssim_scales(side) == scales
+    betas = torch.tensor(SCALE_WEIGHTS[:scales]) / sum(SCALE_WEIGHTS[:scales])
+    expected = image.multiscale_structural_similarity_index_measure(
+        x, y, data_range=1.0, betas=tuple(betas.tolist()), reduction="none"
+    )
+    assert ms_ssim(x * 2 - 1, y * 2 - 1).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_ms_ssim_limits() -> None:
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert ms_ssim(x, x).tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert ms_ssim(x, -x).max() < 0.1

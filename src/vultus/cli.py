@@ -205,27 +205,36 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="vultus evaluate", exit_on_error=False, description="Measure snapshots.")
     parser.add_argument("snapshots", type=str, nargs="+", help="snapshot files, run folders, or `default`")
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
-    parser.add_argument("--split", type=Literal["test", "train"], default="test", help="test: people never seen")
+    parser.add_argument(
+        "--split", type=Literal["test", "train", "both"], default="test", help="test: people never seen; both: the gap"
+    )
     parser.add_argument("--noises", type=int, default=2, help="faces of each embedding")
     parser.add_argument("--limit", type=int | None, help="so many photos, spread over the split")
+    parser.add_argument(
+        "--judge", type=str, nargs="+", default=["dlib"], help="dlib, and FILE.onnx[:raw] face encoders"
+    )
+    parser.add_argument("--fetch", action="store_true", help="download the weights of FID and LPIPS (340 MB)")
+    parser.add_argument("--out", type=str | None, help="folder for the table, plots and pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--batch", type=int, default=32, help="photos at a time; does not change the figures")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(list(arguments))
-    from vultus.dataset import PreparedDataset
-    from vultus.evaluate import evaluate, format_table
+    from vultus.compare import compare
 
     device = _device(options.device)
-    dataset = PreparedDataset(options.data, options.split)
-    loaded = {name: _snapshot(name, device) for name in options.snapshots}
-    encoder = _facenet(device, needed=True)
-    settings: dict[str, Any] = {name: options[name] for name in ("noises", "limit", "seed", "batch")}
-    results = {
-        name: evaluate(snapshot, dataset, encoder=encoder, device=device, **settings)
-        for name, snapshot in loaded.items()
-    }
-    print(json.dumps(results, indent=2) if options.json else format_table(results))
+    text, results = compare(
+        {name: _snapshot(name, device) for name in options.snapshots},
+        options.data,
+        encoder=_facenet(device, needed=True),
+        judges=tuple(options.judge),
+        fetch=options.fetch,
+        split=options.split,
+        out=options.out,
+        device=device,
+        **{name: options[name] for name in ("noises", "limit", "seed", "batch")},
+    )
+    print(json.dumps(results, indent=2) if options.json else text)
     return 0
 
 

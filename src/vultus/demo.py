@@ -83,7 +83,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
             pictures.append(out / "curves.png")
             print(f"{pictures[2]}: losses of this training")
         else:
-            print("no plot of the losses: it needs matplotlib (pip install 'vultus[eval]')", file=sys.stderr)
+            print("no plot of the losses: it needs matplotlib (pip install 'vultus[plot]')", file=sys.stderr)
     return pictures
 
 

@@ -25,18 +25,18 @@ RIGHT_EYE = (0.6117, 0.4432)
 
 MAX_SIDE = 1024  # of the frame that comes back; finer photos are shrunk first, which is antialiased
 _SMALL, _LARGE = 640, 800  # longer side of a photo: below, it is doubled for the detector; above, shrunk
-_MODEL = "shape_predictor_5_face_landmarks.dat"
+FIVE_POINTS = "shape_predictor_5_face_landmarks.dat"
 
 MISSING = "aligning faces needs dlib and its models: pip install 'vultus[align]', or do without aligning"
 
 Point = tuple[float, float]
 
 
-def _model_path() -> Path | None:
-    """The landmarks of face_recognition_models, found without running that package: old ones need pkg_resources."""
+def model_path(name: str) -> Path | None:
+    """A file of face_recognition_models, found without running that package (old ones need pkg_resources), or None."""
     spec = importlib.util.find_spec("face_recognition_models")
     for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder) / "models" / _MODEL
+        path = Path(folder) / "models" / name
         if path.is_file():
             return path
     return None
@@ -44,12 +44,12 @@ def _model_path() -> Path | None:
 
 def available() -> bool:
     """Whether what `align` needs is installed."""
-    return importlib.util.find_spec("dlib") is not None and _model_path() is not None
+    return importlib.util.find_spec("dlib") is not None and model_path(FIVE_POINTS) is not None
 
 
 @functools.cache
 def _landmarks() -> Any:
-    path = _model_path()
+    path = model_path(FIVE_POINTS)
     try:
         import dlib
     except ImportError:

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vultus.errors import UserError
 from vultus.files import sha256_file
@@ -42,15 +43,19 @@ class FeatureNetwork(Protocol):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution without bias, padded as TensorFlow's SAME: an odd pixel goes to the right and the bottom."""
+    """Convolution without bias, padded as TensorFlow's SAME: an odd pixel goes to the right and the bottom.
+
+    With stride 2 and an even side (all sides are, from 224 down to 14) SAME pads half - 1 on the left and half on the
+    right. Two more on the left are one more output there, which is dropped: cheaper than a padded copy of the input.
+    """
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        half = kernel // 2
-        super().__init__(cin, cout, kernel, stride, padding=0 if stride == 2 else half, groups=groups, bias=False)
-        self.uneven = (half - 1, half) * 2 if stride == 2 else None  # right for even sides, and all are from 224 on
+        padding = kernel // 2 + (stride == 2)
+        super().__init__(cin, cout, kernel, stride, padding=padding, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.uneven is None else F.pad(x, self.uneven))
+        y = super().forward(x)
+        return y if self.stride == (1, 1) else y[..., 1:, 1:]
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -86,6 +91,14 @@ STAGES = (  # repeats, kernel, stride of the first, expansion, channels in, chan
     (1, 3, 1, 6, 192, 320),
 )
 
+PAIRS = (  # convolutions and the batch-norms after them, in all modules
+    ("_conv_stem", "_bn0"),
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+    ("_conv_head", "_bn1"),
+)
+
 
 class EfficientNetLite0(nn.Module):
     """[N, 3, 224, 224] with values (rgb - 127) / 128 -> pooled features [N, 1280].
@@ -107,8 +120,16 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
-        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x)), inplace=True))
+        return F.relu6(self._bn1(self._conv_head(x)), inplace=True).mean((2, 3))
+
+    def fold(self) -> None:
+        """Fold the frozen batch-norms into the convolutions before them, which leaves the features as they are."""
+        for module in self.modules():
+            for conv, norm in PAIRS:
+                if hasattr(module, conv):
+                    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                    setattr(module, norm, nn.Identity())
 
 
 class EffnetFeatures(nn.Module):
@@ -122,9 +143,11 @@ class EffnetFeatures(nn.Module):
     def __init__(
         self, network: EfficientNetLite0, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
+        """Takes `network` over: its batch-norms are folded."""
         super().__init__()
         self.dtype = dtype
         network = network.eval().requires_grad_(False)
+        network.fold()
         self.network = network.to(device=device, dtype=dtype)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().train(False)

@@ -5,10 +5,14 @@ Shape legend: features [N, D]; x [N, 3, R, R] float in [-1, 1]. What is summed o
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 512  # rows of a distance matrix that exist at once
 
 
 class FeatureStatistics:
@@ -50,8 +54,8 @@ class FeatureStatistics:
         return self._scatter / (self.count - 1)
 
 
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of two normal distributions, means [D] and covariances [D, D].
+class FrechetReference:
+    """One normal distribution, mean [D] and covariance [D, D], ready to be compared with many others.
 
     d² = |mu1 - mu2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), Dowson and Landau 1982; used on network features by
     Heusel et al. 2017 (arXiv:1706.08500). The trace of the root needs no root of the non-symmetric product: with the
@@ -59,28 +63,149 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     seconds where one non-symmetric takes half a minute, and never give complex numbers. Covariances of fewer than D
     samples are singular; eigenvalues that rounding puts below 0 count as 0.
     """
-    mu1, cov1, mu2, cov2 = (value.to("cpu", torch.float64) for value in (mu1, cov1, mu2, cov2))
-    values, vectors = _eigh(cov1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root @ cov2 @ root
-    overlap = _eigh((product + product.T) / 2)[0].clamp(min=0).sqrt().sum()
-    distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
-    return max(0.0, float(distance))
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        self.mean, self.cov = (value.to("cpu", torch.float64) for value in (mean, cov))
+        values, vectors = _eigh(self.cov)
+        self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def distance(self, mean: Tensor, cov: Tensor) -> float:
+        """Squared Fréchet (2-Wasserstein) distance to the normal distribution of this mean and covariance."""
+        mean, cov = (value.to("cpu", torch.float64) for value in (mean, cov))
+        product = self._root @ cov @ self._root
+        overlap = _eigh((product + product.T) / 2, vectors=False)[0].clamp(min=0).sqrt().sum()
+        found = (mean - self.mean).square().sum() + cov.trace() + self.cov.trace() - 2 * overlap
+        return max(0.0, float(found))
+
+    def distance_of(self, features: Tensor, weights: Tensor) -> float:
+        """The same from features [N, D], each counted `weights` [N] times, as a bootstrap needs it."""
+        total = weights.sum()
+        chosen = weights.nonzero()[:, 0]
+        mean = torch.zeros_like(self.mean)
+        scatter = torch.zeros_like(self.cov)
+        for rows in chosen.split(BLOCK * 4):
+            mean += weights[rows].double() @ features[rows].double() / total
+        for rows in chosen.split(BLOCK * 4):
+            centred = (features[rows].double() - mean) * weights[rows].double().sqrt()[:, None]
+            scatter += centred.T @ centred
+        return self.distance(mean, scatter / (total - 1))
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [D] and eigenvectors [D, D] of a symmetric matrix, also where one library gives up.
+def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
+    """Squared Fréchet distance of two normal distributions, means [D], covariances [D, D]; see FrechetReference."""
+    return FrechetReference(mu1, cov1).distance(mu2, cov2)
+
+
+def _eigh(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [D] and eigenvectors [D, D] (or []) of a symmetric matrix, also where one library gives up.
 
     The divide-and-conquer solver behind torch fails to converge on some covariances of few, nearly equal samples; the
     one behind numpy is another build, and a shift of 1e-12 of the trace separates what rounding made coincide.
     """
     try:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
+        if not vectors:
+            return torch.linalg.eigvalsh(matrix), matrix.new_empty(0)
+        values, basis = torch.linalg.eigh(matrix)
+        return values, basis
     except RuntimeError:  # torch.linalg.LinAlgError is one
         shift = matrix.trace() * 1e-12
         found = np.linalg.eigh((matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)).numpy())
         return torch.from_numpy(found[0]) - shift, torch.from_numpy(found[1])
+
+
+# --- kernel distance ------------------------------------------------------------------------------------------------
+
+
+def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
+    """(a . b / D + 1)³, the kernel of KID: [N, D], [M, D] -> [N, M]."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+class KernelPairs:
+    """Squared maximum mean discrepancy between features a [N, D] and b [M, D] with the polynomial kernel.
+
+    All kernel values are kept: 8 (N² + M² + N M) bytes, 150 MB for 2,527 of each.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        a, b = a.double(), b.double()
+        self.aa, self.bb, self.ab = polynomial_kernel(a, a), polynomial_kernel(b, b), polynomial_kernel(a, b)
+        self.aa.fill_diagonal_(0)
+        self.bb.fill_diagonal_(0)
+
+    def distances(self, v: Tensor, w: Tensor) -> Tensor:
+        """The unbiased estimate with the rows of `a` counted v [B, N] times, those of `b` w [B, M] times: [B].
+
+        No row ever meets itself, however often it is counted.
+        """
+        v, w = v.double(), w.double()
+        within_a = ((v @ self.aa) * v).sum(1) / (v.sum(1).square() - v.square().sum(1))
+        within_b = ((w @ self.bb) * w).sum(1) / (w.sum(1).square() - w.square().sum(1))
+        return within_a + within_b - 2 * ((v @ self.ab) * w).sum(1) / (v.sum(1) * w.sum(1))
+
+    def subsets(self, *, count: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Mean over random subsets, and their standard deviation.
+
+        As KID takes it on Inception features (Bińkowski et al. 2018, arXiv:1801.01401): 100 subsets of 1,000, or of all
+        where there are fewer. Unlike that of a Fréchet distance its mean does not depend on N; it may be below 0.
+        """
+        random = torch.Generator().manual_seed(seed)
+        chosen = []
+        for rows in (len(self.aa), len(self.bb)):
+            weights = torch.zeros(count, rows)
+            for row in weights:
+                row[torch.randperm(rows, generator=random)[: min(size, len(self.aa), len(self.bb))]] = 1
+            chosen.append(weights)
+        found = self.distances(*chosen)
+        return found.mean().item(), found.std(correction=0).item()
+
+
+# --- fidelity and coverage ------------------------------------------------------------------------------------------
+
+
+def neighbourhood_radii(features: Tensor, k: int) -> Tensor:
+    """Distance of each row to its k-th nearest other row: [N, D] -> [N]. Raises ValueError for N of k or less."""
+    if len(features) <= k:
+        raise ValueError(f"{k} nearest neighbours need more than {k} rows")
+    nearest = [torch.cdist(part, features).topk(k + 1, largest=False).values[:, k] for part in features.split(BLOCK)]
+    return torch.cat(nearest)
+
+
+def precision_recall(made: Tensor, real: Tensor, *, k: int = 3) -> tuple[Tensor, Tensor]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), face by face.
+
+    Args:
+        made, real: features [N, D] and [M, D].
+
+    Returns: float64 [N], 1 where a made face lies within the neighbourhood of a real one; float64 [M], 1 where a real
+    face lies within the neighbourhood of a made one. Their means are precision and recall.
+    """
+    inside_real, inside_made = neighbourhood_radii(real, k), neighbourhood_radii(made, k)
+    precision = [(torch.cdist(part, real) <= inside_real).any(1) for part in made.split(BLOCK)]
+    recall = [(torch.cdist(part, made) <= inside_made).any(1) for part in real.split(BLOCK)]
+    return torch.cat(precision).double(), torch.cat(recall).double()
+
+
+def density_coverage(made: Tensor, real: Tensor, *, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797), face by face: robust to single odd faces.
+
+    Returns: float64 [N], in how many neighbourhoods of real faces a made one lies, over k (may exceed 1); float64 [M],
+    1 where the neighbourhood of a real face holds a made one. Their means are density and coverage.
+    """
+    radii = neighbourhood_radii(real, k)
+    density = [(torch.cdist(part, real) <= radii).sum(1) / k for part in made.split(BLOCK)]
+    nearest = [torch.cdist(part, made).amin(1) for part in real.split(BLOCK)]
+    return torch.cat(density).double(), (torch.cat(nearest) <= radii).double()
+
+
+def nearest(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine to the most similar row of `others` [M, D], and which it is: [N, D] -> float32 [N], int64 [N]."""
+    others = F.normalize(others.float(), dim=1)
+    found = [(F.normalize(part.float(), dim=1) @ others.T).max(1) for part in rows.split(BLOCK)]
+    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -100,11 +225,71 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB: [N, 3, R, R] twice -> [N] float64.
 
-    10 log10(peak² / mse) with peak 2, the width of [-1, 1]. Equal pictures get 100 dB, not infinity, so that a mean
-    stays finite; 8-bit pictures that differ stay below 100. What it is worth: Huynh-Thu and Ghanbari 2008, "Scope of
-    validity of PSNR in image/video quality assessment" (it compares renderings of one picture, not of different ones).
+    What it is worth: Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality assessment" (it
+    compares renderings of one picture, not of different ones).
     """
-    return 10 * torch.log10(4 / mse(x, y).clamp(min=4e-10))
+    return decibel(mse(x, y))
+
+
+def decibel(error: Tensor) -> Tensor:
+    """10 log10(peak² / mse) with peak 2, the width of [-1, 1].
+
+    Equal pictures get 100 dB, not infinity, so that a mean stays finite; 8-bit pictures that differ stay below 100.
+    """
+    return 10 * torch.log10(4 / error.clamp(min=4e-10))
+
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and Bovik 2003, from fine to coarse
+
+
+def ms_ssim_scales(side: int) -> int:
+    """How many of the five scales of MS-SSIM fit: the coarsest must be at least 11 pixels wide."""
+    return max(1, min(len(SCALE_WEIGHTS), int(math.log2(max(side, 11) / 11)) + 1))
+
+
+def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Multi-scale structural similarity: [N, 3, R, R] in [-1, 1] twice -> [N] float64, 1 for equal pictures.
+
+    Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity for image quality assessment": Gaussian window of
+    11 pixels (sigma 1.5), K1 0.01, K2 0.03, per channel, negative contrast terms counted as 0. Five scales need 176
+    pixels: below, the first `ms_ssim_scales` weights are used, scaled to sum to 1, and the name of the metric says so.
+    """
+    scales = ms_ssim_scales(x.shape[-1])
+    weights = torch.tensor(SCALE_WEIGHTS[:scales], dtype=torch.float64)
+    weights /= weights.sum()
+    result = torch.ones(len(x), x.shape[1], dtype=torch.float64)
+    x, y = (x.float() + 1) / 2, (y.float() + 1) / 2
+    for scale, weight in enumerate(weights):
+        if scale:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        luminance, contrast = _ssim_terms(x, y)
+        term = contrast if scale < scales - 1 else luminance * contrast
+        result *= term.mean((2, 3)).double().clamp(min=0).cpu() ** weight
+    return result.mean(1)
+
+
+def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure terms at every place where the window fits, of pictures in [0, 1]."""
+    offsets = torch.arange(11, dtype=torch.float32, device=x.device) - 5
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    side = x.shape[-1]
+    # The window as a band matrix: two small matrix products are far faster on a CPU than a depthwise convolution.
+    band = torch.zeros(side - 10, side, device=x.device)
+    for place in range(side - 10):
+        band[place, place : place + 11] = window / window.sum()
+
+    def blur(picture: Tensor) -> Tensor:
+        return band @ picture @ band.T
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x * mean_x, blur(y * y) - mean_y * mean_y
+    cov = blur(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    return luminance, (2 * cov + c2) / (var_x + var_y + c2)
+
+
+# --- diversity ------------------------------------------------------------------------------------------------------
 
 
 def pair_cosines(features: Tensor) -> Tensor:

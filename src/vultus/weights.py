@@ -11,6 +11,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,32 +40,51 @@ def cache_folder() -> Path:
     return Path(value) if value else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vultus"
 
 
-def find_weights(*candidates: WeightFile) -> tuple[Path, WeightFile]:
-    """Return the first of `candidates` at hand, checked, with its path; download it if none is.
+def find_weights(*candidates: WeightFile, fetch: bool = True) -> tuple[Path, WeightFile]:
+    """Return the first of `candidates` at hand, checked, with its path; download it if none is and `fetch` allows.
 
     Order: the VULTUS_WEIGHTS folder, the cache, then the first candidate that has a URL. A file whose sha256 is not
     the pinned one is refused; in the cache, which is ours, it is removed too (a file in the user's own folder is left
     for the user). Raises UserError that says what is missing and how to get it.
     """
-    folder = local_folder()
-    if folder is not None:
-        if not folder.is_dir():
-            raise UserError(f"VULTUS_WEIGHTS={folder}: no such folder; point it at the folder that holds the weights")
-        for weights in candidates:
-            path = folder / weights.name
-            if path.is_file():
-                _check(path, weights, remove=False)
-                return path, weights
-    for weights in candidates:
-        path = cache_folder() / weights.name
-        if path.is_file():
-            _check(path, weights, remove=True)
-            return path, weights
-    for weights in candidates:
+    found = _look(candidates)
+    if found is not None:
+        path, weights, ours = found
+        _check(path, weights, remove=ours)
+        return path, weights
+    for weights in candidates if fetch else ():
         if weights.url is not None:
             return _download(weights), weights
+    raise UserError(missing_weights(*candidates))
+
+
+def weights_at_hand(*candidates: WeightFile) -> bool:
+    """Whether `find_weights` would find a file without a download; its content is not read.
+
+    Raises UserError if VULTUS_WEIGHTS names no folder.
+    """
+    return _look(candidates) is not None
+
+
+def missing_weights(*candidates: WeightFile) -> str:
+    """One line: the names of files that are not at hand, and how to get one of them."""
     names = " or ".join(weights.name for weights in candidates)
-    raise UserError(f"{names} not found; put it into a folder and set VULTUS_WEIGHTS to that folder")
+    urls = [weights.url for weights in candidates if weights.url is not None]
+    remedy = f"fetch {urls[0]} into" if urls else "put it into"
+    return f"{names} not found; {remedy} a folder and set VULTUS_WEIGHTS to that folder"
+
+
+def _look(candidates: Sequence[WeightFile]) -> tuple[Path, WeightFile, bool] | None:
+    """The first candidate that stands somewhere: its path, itself, and whether it stands in the cache."""
+    folder = local_folder()
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"VULTUS_WEIGHTS={folder}: no such folder; point it at the folder that holds the weights")
+    for place in (cache_folder(),) if folder is None else (folder, cache_folder()):
+        for weights in candidates:
+            path = place / weights.name
+            if path.is_file():
+                return path, weights, place is not folder
+    return None
 
 
 def _check(path: Path, weights: WeightFile, *, remove: bool, shown: str | None = None) -> None:
