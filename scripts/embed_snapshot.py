@@ -33,7 +33,10 @@ def main() -> None:
         snapshot.people = fit_people(PreparedDataset(options.data).embeddings())
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
-        snapshot.metadata["metrics"] = next(iter(figures.values()))
+        result = next(iter(figures.values()))
+        keys = ("data_sha256", "split", "n_images", "n_people", "noises", "seed", "device", "networks")
+        rows = {name: {key: round(value, 5) for key, value in row.items()} for name, row in result["metrics"].items()}
+        snapshot.metadata["metrics"] = {key: result["context"][key] for key in keys} | {"rows": rows}
     ASSETS.mkdir(exist_ok=True)
     path = ASSETS / "default.safetensors"
     save_snapshot(

@@ -154,9 +154,16 @@ def test_all_verbs_on_real_faces(
              "--discriminator.max_width", "32", "--optim.batch", "16"]  # fmt: skip
     assert main(["train", "--data", "data", "--out", "run", "--images", "48", *small, *device]) == 0
     capsys.readouterr()
-    assert main(["evaluate", "run", "default", "--data", "data", "--limit", "12", "--json", *device]) == 0
+    evaluate = ["evaluate", "run", "default", "--data", "data", "--limit", "12", "--out", "evaluated", *device]
+    assert main([*evaluate, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert results["default"]["identity_facenet"] > results["run"]["identity_facenet"]
+    found = {name: result["metrics"]["identity_facenet"]["value"] for name, result in results.items()}
+    assert found["default"] > found["run"]
+    assert main(evaluate) == 0
+    assert capsys.readouterr().out.strip() == (tmp_path / "evaluated" / "table.md").read_text(encoding="utf-8").strip()
+    assert (tmp_path / "evaluated" / "default-faces.jpg").is_file()
+    assert main([*evaluate, "--judge", "dlib", "missing.onnx"]) == 2
+    assert "missing.onnx: no such file" in capsys.readouterr().err
     photo = tmp_path / "photo.png"
     import pyarrow.parquet as pq
 

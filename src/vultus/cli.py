@@ -221,10 +221,13 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(list(arguments))
     from vultus.compare import compare
+    from vultus.dataset import PreparedDataset
 
     device = _device(options.device)
+    snapshots = {name: _snapshot(name, device) for name in options.snapshots}
+    PreparedDataset(options.data, None)  # a wrong folder is named before FaceNet is fetched
     text, results = compare(
-        {name: _snapshot(name, device) for name in options.snapshots},
+        snapshots,
         options.data,
         encoder=_facenet(device, needed=True),
         judges=tuple(options.judge),

@@ -73,9 +73,9 @@ class Settings:
     cache: Path | None = None
 
     @property
-    def folder(self) -> Path:
-        """Where arrays are kept."""
-        return self.cache or cache_folder() / "features"
+    def how(self) -> dict[str, Any]:
+        """Keywords of `measure.measure`."""
+        return {"batch": self.batch, "cache": self.cache or cache_folder() / "features", "device": self.device}
 
 
 def evaluate(
@@ -228,7 +228,7 @@ def _check_encoder(
     """Note it if the encoder does not find in the stored photos what the data set says it found in the originals."""
     some = rows[spread(len(rows), CHECKED)]
     vector = [vectors("check", encoder, 1)]
-    found = measure(RealFaces(), dataset, some, vector, batch=settings.batch, cache=settings.folder)["check"][:, 0]
+    found = measure(RealFaces(), dataset, some, vector, **settings.how)["check"][:, 0]
     agreement = cosine(found, dataset.embeddings(some)).mean().item()
     if agreement < 0.9:
         notes.append(
@@ -261,8 +261,8 @@ class _Work:
     def measure(
         self, faces: Faces, dataset: PreparedDataset, rows: np.ndarray, columns: list[Any]
     ) -> dict[str, Tensor]:
-        """`measure.measure` with the batch size and cache of the settings."""
-        return measure(faces, dataset, rows, columns, batch=self.settings.batch, cache=self.settings.folder)
+        """`measure.measure` as the settings have it."""
+        return measure(faces, dataset, rows, columns, **self.settings.how)
 
     @functools.cached_property
     def made(self) -> dict[str, Tensor]:

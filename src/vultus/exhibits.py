@@ -113,11 +113,11 @@ def write_pictures(
     sheets = {f"{stem}-faces.jpg": _people(faces, dataset, rows)}
     columns = [vectors(one.short, one, settings.noises) for one in instruments.judges[:1]]
     columns.append(vectors(instruments.short, instruments.encoder, settings.noises))
-    made = measure(faces, dataset, rows, columns, batch=settings.batch, cache=settings.folder)
+    made = measure(faces, dataset, rows, columns, **settings.how)
     if instruments.judges:
         judge = instruments.judges[0]
         seen = [vectors(judge.short, judge, 1)]
-        real = measure(RealFaces(), dataset, rows, seen, batch=settings.batch, cache=settings.folder)[judge.short]
+        real = measure(RealFaces(), dataset, rows, seen, **settings.how)[judge.short]
         found = row_scores(made[judge.short][:, 0], real[:, 0], judge.similarity)
         sheets[f"{stem}-extremes.jpg"] = _extremes(faces, dataset, rows, found)
     if other is not None and other.split == "train":

@@ -103,20 +103,20 @@ class MadeFaces:
 class Seen:
     """One batch of a pass: photos, faces and their perceptual features, each made when first asked for."""
 
-    def __init__(self, faces: Faces, rows: np.ndarray, photos: Batch) -> None:
-        self._faces, self._rows, self.photos = faces, rows, photos
+    def __init__(self, faces: Faces, rows: np.ndarray, photos: Batch, device: torch.device | str) -> None:
+        self._faces, self._rows, self.photos, self._device = faces, rows, photos, device
         self._made: dict[int, Tensor] = {}
         self._embedded: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     def x(self, number: int) -> Tensor:
         """Face `number` of each row, [B, 3, R, R]."""
         if number not in self._made:
-            self._made[number] = self._faces(self._rows, number, self.photos)
+            self._made[number] = self._faces(self._rows, number, self.photos).to(self._device)
         return self._made[number]
 
     def target(self) -> Tensor:
         """The photos, [B, 3, R, R] in [-1, 1]."""
-        return to_x(self.photos.images)
+        return to_x(self.photos.images.to(self._device))
 
     def perceptual(self, network: Perceptual, number: int | None) -> tuple[Tensor, ...]:
         """Perceptual features of face `number`, or of the photos for None."""
@@ -157,7 +157,7 @@ def pixels(numbers: int) -> Column:
 
     def value(seen: Seen, number: int) -> Tensor:
         x, y = seen.x(number), seen.target()
-        return torch.stack([metrics.mse(x, y.to(x.device)).cpu(), metrics.ms_ssim(x, y.to(x.device))], 1)
+        return torch.stack([metrics.mse(x, y).cpu(), metrics.ms_ssim(x, y)], 1)
 
     return Column("pixels", "mse ms_ssim", numbers, 2, value)
 
@@ -193,21 +193,28 @@ def apart(network: Perceptual | None, numbers: int) -> Column:
 
 
 def measure(
-    faces: Faces, dataset: PreparedDataset, rows: np.ndarray, columns: Sequence[Column], *, batch: int, cache: Path
+    faces: Faces,
+    dataset: PreparedDataset,
+    rows: np.ndarray,
+    columns: Sequence[Column],
+    *,
+    batch: int,
+    cache: Path,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """Every column on the faces of the given rows: {name: float32 [N, numbers, dim]}, mapped from files in `cache`.
 
-    Columns that are there already are not computed again; what cannot be read is. If the cache cannot be written to,
-    arrays stay in memory and a note says so. Raises ValueError for a value that is not finite where one must be.
+    Networks of the columns are on `device`. Columns that are there already are not computed again; what cannot be read
+    is. If the cache cannot be written to, arrays stay in memory and a note says so.
     """
     chosen = hashlib.sha256(dataset.embeddings(rows).numpy().tobytes() + np.asarray(rows).tobytes()).hexdigest()
-    where = [CACHE_VERSION, faces.id, dataset.manifest["content_sha256"], chosen]
+    where = [CACHE_VERSION, torch.device(device).type, faces.id, dataset.manifest["content_sha256"], chosen]
     paths = {column.name: _path(cache, column, [*where, column.id, column.numbers]) for column in columns}
     shapes = {column.name: (len(rows), column.numbers, column.dim) for column in columns}
     found = {name: array for name, path in paths.items() if (array := _read(path, shapes[name])) is not None}
     missing = [column for column in columns if column.name not in found]
     if missing:
-        found |= _compute(faces, dataset, rows, missing, batch, paths, shapes)
+        found |= _compute(faces, dataset, rows, missing, batch, paths, shapes, device)
     return {column.name: found[column.name] for column in columns}
 
 
@@ -220,13 +227,14 @@ def _compute(
     batch: int,
     paths: dict[str, Path],
     shapes: dict[str, tuple[int, int, int]],
+    device: torch.device | str,
 ) -> dict[str, Tensor]:
     arrays = _Arrays(paths, shapes, [column.name for column in columns])
     title = f"{faces.title}: {', '.join(column.name for column in columns)}"
     with arrays, tqdm(total=len(rows), unit="img", file=sys.stderr, desc=title) as bar:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = Seen(faces, part, dataset.batch(part))
+            seen = Seen(faces, part, dataset.batch(part), device)
             for column in columns:
                 for number in range(column.numbers):
                     values = column.value(seen, number).float().cpu().numpy()

@@ -1,0 +1,98 @@
+"""The cost of an evaluation: time against its FaceNet pass alone, and memory against a quarter of the photos.
+
+    python benchmarks/evaluate.py --data data/celeba [--limit 2527] [--snapshot default]
+
+Each part runs in a process of its own with an empty cache. Peak memory is the process's own (resident, without file
+pages that the kernel may drop, where the system tells them apart).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+def private_mib() -> float:
+    """Resident anonymous memory of this process in MiB; all resident memory where Linux's /proc is absent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def child(options: argparse.Namespace) -> None:
+    import torch
+
+    from vultus.checkpoint import load_snapshot
+    from vultus.dataset import PreparedDataset
+    from vultus.demo import default_snapshot
+    from vultus.encoders import load_facenet
+    from vultus.evaluate import Settings, evaluate
+    from vultus.instruments import load_instruments
+    from vultus.measure import MadeFaces, measure, vectors
+
+    peak = 0.0
+
+    def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, private_mib())
+            time.sleep(0.05)
+
+    snapshot = load_snapshot(default_snapshot() if options.snapshot == "default" else options.snapshot)
+    test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
+    instruments = load_instruments(load_facenet())
+    threading.Thread(target=watch, daemon=True).start()
+    with tempfile.TemporaryDirectory() as cache:
+        settings = Settings(limit=options.limit, cache=Path(cache))
+        start = time.perf_counter()
+        if options.child == "facenet":
+            faces = MadeFaces(snapshot, seed=0, device="cpu")
+            rows = torch.arange(min(options.limit, len(test))).numpy()
+            measure(faces, test, rows, [vectors("facenet", instruments.encoder, settings.noises)], **settings.how)
+        else:
+            evaluate(snapshot, test, instruments=instruments, other=train, settings=settings)
+        print(json.dumps({"seconds": time.perf_counter() - start, "peak_mib": peak}))
+
+
+def run(options: argparse.Namespace, part: str, limit: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--data", options.data, "--snapshot", options.snapshot]
+    done = subprocess.run(
+        [*command, "--child", part, "--limit", str(limit)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--snapshot", default="default")
+    parser.add_argument("--limit", type=int, default=2527)
+    parser.add_argument("--child", choices=["facenet", "first"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options)
+        return
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    facenet, first = run(options, "facenet", options.limit), run(options, "first", options.limit)
+    quarter = run(options, "first", options.limit // 4)
+    print(f"{options.limit} photos x 2 noises, {threads} threads")
+    print(f"FaceNet on the faces alone   {facenet['seconds']:7.1f} s")
+    print(f"whole evaluation, cold cache {first['seconds']:7.1f} s   {first['seconds'] / facenet['seconds']:.2f} x")
+    print(
+        f"peak memory {first['peak_mib']:.0f} MiB, with a quarter of the photos {quarter['peak_mib']:.0f} MiB: "
+        f"{first['peak_mib'] / quarter['peak_mib']:.2f} x"
+    )
+
+
+if __name__ == "__main__":
+    main()
