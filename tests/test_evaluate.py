@@ -225,6 +225,18 @@ def test_numbers_agree_with_brute_force(run: Run, encoder: TinyEncoder, dataset:
     assert value(result, "type2_umpire_far1e-2") == pytest.approx(np.mean(second))
 
 
+def test_people_are_ranked_by_the_judge(run: Run, dataset: PreparedDataset) -> None:
+    """A memory that forgot one person: that one is last."""
+    memory = Memory(dataset)
+    lost = [row for row, name in enumerate(dataset.identities) if name == "test-7"]
+    memory.x[lost] = memory.x[lost].flip(1, 2)
+    found = run(memory)["people"]["umpire"]
+    assert len(found) == 24
+    assert found[-1][0] == "test-7"
+    assert found[-1][1] < -0.1 < found[-2][1] == pytest.approx(0, abs=1e-4)
+    assert {count for _, _, count in found} == {5}
+
+
 def test_the_best_of_more_noises_is_better(run: Run) -> None:
     generator = TinyGenerator(noise=0.5)
     few, many = run(generator, best_of=2), run(generator, best_of=8)

@@ -106,6 +106,13 @@ def identity(
     return rows, _histograms(parts) | {"thresholds": thresholds}, missing
 
 
+def by_person(made: Tensor, real: Tensor, names: Sequence[str], similarity: Similarity) -> list[tuple[str, float, int]]:
+    """(person, mean score of the faces against their very photos, photos), the best person first."""
+    own = torch.stack([row_scores(made[:, k], real, similarity) for k in range(made.shape[1])], 1).mean(1)
+    found = [(names[int(rows[0])], round(own[rows].mean().item(), 4), len(rows)) for rows in groups(names)]
+    return sorted(found, key=lambda entry: -entry[1])
+
+
 def accepted(made: Tensor, real: Tensor, names: Sequence[str], similarity: Similarity, far: float) -> Tensor | None:
     """Type I success of every face: bool [N, K]; None if there are too few pairs for that false accept rate."""
     some = spread(len(real), MAX_PAIRED)

@@ -96,7 +96,8 @@ def evaluate(
         settings: how much, and where.
 
     Returns: `context` (circumstances), `metrics` ({row: value, low, high and where they exist std, real}),
-    `distributions` (histograms), `missing` ({rows: why not measured}), `alarms`, `notes`.
+    `distributions` (histograms), `people` ({judge: [person, mean score, photos], best first}), `missing` ({rows: why
+    not measured}), `alarms`, `notes`.
 
     Raises UserError where snapshot, data set and encoder do not belong together, or there are fewer than 2 people.
     """
@@ -134,6 +135,10 @@ def evaluate_faces(
     _check_encoder(dataset, rows, instruments.encoder, settings, notes)
     work = _Work(faces, dataset, other, rows, names, people, instruments, settings)
     found, distributions, missing = _identity(work)
+    known = {
+        judge.short: assess.by_person(work.made[judge.short], work.real[judge.short], names, judge.similarity)
+        for judge in instruments.judges
+    }
     missing |= instruments.missing
     _realism(work, found, missing, notes)
     _pictures(work, found, notes)
@@ -160,6 +165,7 @@ def evaluate_faces(
         },
         "metrics": {name: row.to_dict() for name, row in found.items()},
         "distributions": distributions,
+        "people": {judge: [list(entry) for entry in entries] for judge, entries in known.items()},
         "missing": missing,
         "alarms": assess.alarms(found, encoder=encoder, judge=judge, perceptual=distance),
         "notes": notes,
