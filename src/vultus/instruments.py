@@ -78,7 +78,7 @@ def load_instruments(
         except UserError as error:
             if must:
                 raise
-            missing[rows] = str(error)
+            missing[rows] = str(error) + ("; or let --fetch do it" if "fetch" in keywords else "")
 
     for judge in judges:
         add("judges", f"identity_{judge}, type1_{judge}, type2_{judge}", load_judge, must=judge != "dlib", spec=judge)
