@@ -126,3 +126,20 @@ def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(features, "PACKAGE", "tampered_effnet")
     with pytest.raises(UserError, match=f"{copy}: missing or damaged"):
         load_effnet()
+
+
+def test_folding_batch_norms_leaves_the_features() -> None:
+    """With norms that do something: random means, variances, scales and shifts."""
+    random = torch.Generator().manual_seed(0)
+    network = EfficientNetLite0().eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for value, low in ((module.weight, 0.8), (module.bias, -0.2), (module.running_mean, -0.2)):
+                value.copy_(low + 0.4 * torch.rand(value.shape, generator=random))
+            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=random))
+    x = torch.randn(2, 3, 224, 224, generator=random)
+    before = network(x)
+    assert before.std() > 1e-3
+    network.fold()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert (network(x) - before).abs().max() < 1e-4 * before.abs().max()
