@@ -31,6 +31,12 @@ from vultus.measure import OtherFaces
 from vultus.metrics import nearest
 from vultus.tables import format_table
 
+SERIES = (
+    ("photo", "blur 1", "blur 2", "blur 4"),
+    ("photo", "noise 0.1", "noise 0.2", "noise 0.4"),
+    ("photo", "jpeg 60", "jpeg 30", "jpeg 10"),
+)
+
 Change = Callable[[Tensor, np.ndarray], Tensor]
 
 
@@ -125,14 +131,16 @@ def main() -> None:
     for name, faces in changes(test, train, chosen).items():
         results[name] = evaluate_faces(faces, test, instruments=instruments, other=train, settings=settings)
     out = make_folder(Path(options.out))
-    write_text(out / "calibration.md", format_table(results, intervals=False) + "\n")
+    exchanged = ("other photo", "mirrored", "wrong person", "train photos", "copies", "mean face")
+    spoiled = [name for name in results if name not in exchanged]
+    tables = [
+        format_table({name: results[name] for name in names}, intervals=False, circumstances=False)
+        for names in (spoiled, ("photo", *exchanged))
+    ]
+    write_text(out / "calibration.md", "\n\n".join(tables) + "\n")
     write_json(out / "results.json", results)
-    print(format_table(results, intervals=False))
-    for series in (
-        ("photo", "blur 1", "blur 2", "blur 4"),
-        ("photo", "noise 0.1", "noise 0.2", "noise 0.4"),
-        ("photo", "jpeg 60", "jpeg 30", "jpeg 10"),
-    ):
+    print("\n\n".join(tables))
+    for series in SERIES:
         for row in results["photo"]["metrics"]:
             values = [results[name]["metrics"][row]["value"] for name in series]
             steps = np.diff(values)

@@ -37,10 +37,13 @@ def group_of(name: str) -> tuple[str, str]:
     return "other", ""
 
 
-def format_table(results: Mapping[str, Mapping[str, Any]], *, intervals: bool = True) -> str:
+def format_table(
+    results: Mapping[str, Mapping[str, Any]], *, intervals: bool = True, circumstances: bool = True
+) -> str:
     """Results of several snapshots, {name: evaluate(...)}, as a Markdown table, then alarms, notes and what is missing.
 
-    A cell is the figure with its 95 % interval, or with `intervals` False alone. The column of real photos says what a
+    A cell is the figure with its 95 % interval, or with `intervals` False alone; without `circumstances` the table ends
+    with the figures and nothing follows it. The column of real photos says what a
     perfect generator would reach. Rows whose names differ (another N, another split) are never one row.
     """
     names = dict.fromkeys(name for result in results.values() for name in result["metrics"])
@@ -64,6 +67,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]], *, intervals: bool = 
                 *(_cell(row, digits, intervals) for row in rows),
             ]
         )
+    if not circumstances:
+        return "\n".join(_aligned(lines))
     lines.append(["**circumstances**", *[""] * (len(results) + 2)])
     for key in CONTEXT:
         cells = [result["context"].get(key) for result in results.values()]
