@@ -25,8 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tqdm import tqdm
+
 from vultus.errors import UserError
-from vultus.files import read_json, write_json
+from vultus.files import read_json
 from vultus.trackers import NEEDS
 
 BEHIND = 10_000  # calls that wait for a tracker before it is given up
@@ -145,11 +147,18 @@ class _State:
         self._lock = threading.Lock()
         self.entries: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
 
+    def _write(self) -> None:
+        # Without waiting for the disk, as files.write_json does: every report passes here, and after a power cut the
+        # worst is a tracker that begins a new run.
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        temporary.write_text(json.dumps(self.entries, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self._path)
+
     def opened(self, name: str, id: str) -> None:
         """Keep the id of a tracker's run."""
         with self._lock:
             self.entries[name]["id"] = id
-            write_json(self._path, self.entries)
+            self._write()
 
     def sent(self, name: str, events: Sequence[dict[str, Any]]) -> None:
         """Keep that these calls are about to be made."""
@@ -157,7 +166,7 @@ class _State:
             for event in events:
                 self.entries[name]["sent"][event["kind"]] = event["arguments"]["step"]
             if events:
-                write_json(self._path, self.entries)
+                self._write()
 
 
 class _Feeder:
@@ -263,7 +272,8 @@ class _Feeder:
             return
         self._off = True
         shown = " ".join(reason.split())[:200]
-        print(f"vultus: warning: {self.name} is off for the rest of this session: {shown}", file=sys.stderr)
+        # Not print: it would end up in the progress bar's line.
+        tqdm.write(f"vultus: warning: {self.name} is off for the rest of this session: {shown}", file=sys.stderr)
         if self._process is not None:
             self._process.kill()
             if threading.current_thread() is self._thread:

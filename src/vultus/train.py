@@ -224,7 +224,7 @@ class _Run:
                     self._session.update(self.cur_nimg, self.seconds - before)
                 if save or self._due(config.sample_every_nimg):
                     self._draw(sink)
-                if (last and not received) or self._due(config.sample_every_nimg):
+                if not received:
                     self._measure(sink, evaluators, every=not last)
                 if last:
                     if not received:
