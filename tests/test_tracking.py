@@ -44,13 +44,17 @@ FIGURES = {"D_adversarial", "G_adversarial", "G_mse", "G_total", "D_r1", "D_r2",
 FIGURES |= {"images_per_s", "data_wait", "peak_memory_mib", "seconds"}
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def alone(patch: pytest.MonkeyPatch, home: Path) -> None:
     """No key, no settings, no home of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "TRACKIO_", "NETRC", "HF_TOKEN"))]:
-        monkeypatch.delenv(name)
+        patch.delenv(name)
+    patch.setenv("HOME", str(home))
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    alone(monkeypatch, tmp_path / "home")
 
 
 # --- reading back -----------------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write = getattr(tiny_dataset, "_fixture_function", None) or tiny_dataset.__wrapped__
     data, out = write(folder)(), folder / "lamp"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder))
+        alone(patch, folder)
         for budget in (16, 24):
             options: dict[str, Any] = {"evaluators": [("unseen", probe, 8)], "track": ALL, "project": "faces"}
             train(TINY, data=data, out=out, budget=Budget(total_nimg=budget), **options)
