@@ -270,9 +270,11 @@ def test_trackio_page_in_a_browser(tracked: Path, tmp_path: Path) -> None:
         assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 5
     finally:
         assert server.stdin is not None
+        assert server.stdout is not None
         server.stdin.close()
         server.kill()
         server.wait()
+        server.stdout.close()
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

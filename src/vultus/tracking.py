@@ -234,9 +234,9 @@ class _Feeder:
                 if self._is_new(event):
                     self._state.sent(self.name, [event])
                     self._call(event)
-            self._end()
         except Exception as error:  # whatever it is, it must not reach the training
             self._fail(str(error) or type(error).__name__)
+        self._end()
 
     def _is_new(self, event: dict[str, Any]) -> bool:
         return bool(event["arguments"]["step"] > self._entry["sent"].get(event["kind"], -1))
@@ -276,8 +276,6 @@ class _Feeder:
         tqdm.write(f"vultus: warning: {self.name} is off for the rest of this session: {shown}", file=sys.stderr)
         if self._process is not None:
             self._process.kill()
-            if threading.current_thread() is self._thread:
-                self._end()
 
 
 def _start(name: str) -> subprocess.Popen[str]:
