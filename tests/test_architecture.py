@@ -12,8 +12,9 @@ PACKAGE = ROOT / "src" / "vultus"
 
 FLOORS = [
     {"errors"},
-    {"files"},
-    {"ahead", "config", "images", "intervals", "metrics", "shards", "tables", "verification", "weights"},
+    {"files", "trackers"},
+    {"ahead", "config", "images", "intervals", "metrics", "provenance", "shards", "tables", "tracking"}
+    | {"verification", "weights"},
     {
         "assess",
         "dlib_resnet",
@@ -27,7 +28,7 @@ FLOORS = [
         "people",
     }
     | {"perceptual", "sources"},
-    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare"},
+    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples"},
     {"generate", "instruments", "measure", "probe", "train"},
     {"demo", "evaluate"},
     {"exhibits"},

@@ -64,7 +64,8 @@ def assert_same(a: object, b: object, at: str = "") -> None:
 
 def losses(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
+    of_the_machine = ("seconds", "images_per_s", "data_wait", "peak_memory_mib")
+    return [{k: v for k, v in line.items() if k not in of_the_machine} for line in lines]
 
 
 @pytest.mark.parametrize("config", [TINY, ALL_TERMS], ids=["reference terms", "all terms"])
@@ -204,9 +205,11 @@ def test_run_folder(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     budget = Budget(total_nimg=16)
     path = train(TINY, data=tiny_dataset(), out=out, budget=budget, evaluators=[("probe", count, 8)])
     names = {entry.name for entry in out.iterdir()}
-    assert names == {".lock", "config.json", "stats.jsonl", "samples", "snapshot.safetensors",
+    assert names == {".lock", "config.json", "run.json", "stats.jsonl", "samples", "snapshot.safetensors",
                      "checkpoint-0000000008.pt", "checkpoint-0000000016.pt"}  # fmt: skip
-    assert {entry.name for entry in (out / "samples").iterdir()} == {f"{n:010d}.png" for n in (0, 8, 16)}
+    assert {entry.name for entry in (out / "samples").iterdir()} == {f"{n:010d}.png" for n in (0, 8, 16)} | {
+        "progress.png"
+    }
     assert len(measured) == 3
     metadata = load_snapshot(path).metadata
     assert metadata["encoder"]["id"] == "tiny-test"

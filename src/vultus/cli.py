@@ -47,6 +47,8 @@ def _train_parser(preset: str) -> ArgumentParser:
     parser.add_argument("--hours", type=float, help="budget: hours of training, all sessions together")
     parser.add_argument("--images", type=int, help="budget: images seen")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--track", type=str, nargs="+", default=[], help="tensorboard, wandb, trackio (extra `track`)")
+    parser.add_argument("--project", type=str, default="vultus", help="what the trackers file the run under")
     parser.add_class_arguments(TrainConfig, skip={"preset"})
     defaults = to_dict(get_preset(preset))
     parser.set_defaults({key: value for key, value in defaults.items() if key != "preset"})
@@ -85,6 +87,8 @@ def _train(arguments: Sequence[str]) -> int:
         device=device,
         encoder=encoder if config.loss.identity_weight else None,
         evaluators=evaluators,
+        track=options.track,
+        project=options.project,
     )
     print(path)
     return 0

@@ -71,7 +71,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
         budget = Budget(hours=_hours_so_far(run) + seconds / 3600)
         train(config, data=data, out=run, budget=budget, evaluators=[("unseen", probe, config.sample_every_nimg)])
         pictures.append(out / "training.png")
-        sheet = Image.open(sorted((run / "samples").glob("*.png"))[-1])
+        sheet = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
         save_image(sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST), pictures[1])
         lines = [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
         errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]

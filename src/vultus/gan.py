@@ -69,8 +69,8 @@ class GAN:
     def step(self, images: Tensor, c: Tensor, cur_nimg: int) -> dict[str, Tensor]:
         """One update of D, G and G_ema on images uint8 [B, 3, R, R] with embeddings c [B, 512].
 
-        `cur_nimg` is the number of images seen before this batch. Returns named losses as scalars on the device; no
-        value is read back to the host.
+        `cur_nimg` is the number of images seen before this batch. Returns named losses and the norms of the gradients
+        as scalars on the device; no value is read back to the host.
         """
         config, loss = self.config, self.config.loss
         rng = step_generator(config.seed, cur_nimg, self.device)
@@ -112,6 +112,7 @@ class GAN:
         self.G_optim.zero_grad(set_to_none=True)
         total.backward()
         self.D.requires_grad_(True)
+        named["G_grad_norm"] = _gradient_norm(self.G)
         self.G_optim.step()
         self._average(cur_nimg + batch)
         named["G_total"] = total
@@ -140,6 +141,7 @@ class GAN:
                 penalty = losses.gradient_penalty(self.D(x, c), x)
                 (penalty * (loss.gamma / 2 * loss.penalty_every)).backward()
                 named[name] = penalty
+        named["D_grad_norm"] = _gradient_norm(self.D)
         self.D_optim.step()
         return real_logits.detach()
 
@@ -164,3 +166,8 @@ class GAN:
         """The inverse of state_dict()."""
         for name in ("G", "D", "G_ema", "G_optim", "D_optim"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def _gradient_norm(network: nn.Module) -> Tensor:
+    """L2 norm of all gradients together, of the losses with their weights."""
+    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])

@@ -23,6 +23,7 @@ MAX_PIXELS = 80_000_000  # a file of a few kilobytes can claim gigapixels; phone
 MIN_SIDE = 32  # smaller pictures hold no face that an encoder could read
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+HEADER = 16  # pixels of a grid's labels
 
 # Our own limit, below Pillow's, reports the size; Pillow's warning would only be said twice.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -144,7 +145,7 @@ def grid(images: torch.Tensor, columns: int, *, gap: int = 2, labels: Sequence[s
     """Lay uint8 images [N, 3, H, W] out row by row on white, `columns` to a row, with labels over the columns."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
-    header = 16 if labels else 0
+    header = HEADER if labels else 0
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap + header), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
@@ -153,3 +154,9 @@ def grid(images: torch.Tensor, columns: int, *, gap: int = 2, labels: Sequence[s
     for column, label in enumerate(labels):
         draw.text((column * (width + gap) + 3, 2), label, fill="black", font=ImageFont.load_default(11))
     return sheet
+
+
+def cell(sheet: Image.Image, row: int, column: int, side: int, *, gap: int = 2, labelled: bool = False) -> Image.Image:
+    """One picture of a `grid` of square pictures."""
+    left, top = column * (side + gap), row * (side + gap) + (HEADER if labelled else 0)
+    return sheet.crop((left, top, left + side, top + side))

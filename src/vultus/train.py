@@ -2,8 +2,11 @@
 
 Run folder:
     config.json            the resolved config and the data set it belongs to
+    run.json               versions, git revision, hardware and command of every session
     stats.jsonl            a line of statistics or of a measurement per `*_every_nimg`
-    samples/<nimg>.png     fixed unseen people (real photo first) x fixed noise
+    tracking.json          how far each tracker was told
+    samples/<nimg>.png     fixed unseen people (real photo first) x fixed noise, with every checkpoint
+    samples/progress.png   the same people over time
     checkpoint-<nimg>.pt   the last `keep`
     snapshot.safetensors   what `generate`, `evaluate` and a program load
 
@@ -13,7 +16,6 @@ for bit.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -22,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,10 +38,13 @@ from vultus.encoders import DTYPES, Encoder, fastest_dtype
 from vultus.errors import Stopped, UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
-from vultus.images import grid, save_image, to_images
 from vultus.networks import Generator
 from vultus.people import fit_people, noise
+from vultus.provenance import Session, peak_memory
+from vultus.samples import Samples
+from vultus.tracking import Sink, check_trackers, cut_stats
 
+T = TypeVar("T")
 Evaluator = tuple[str, Callable[[Generator], dict[str, float]], int]
 MAY_CHANGE = frozenset(
     {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
@@ -65,6 +70,8 @@ def train(
     device: str = "cpu",
     encoder: Encoder | None = None,
     evaluators: Sequence[Evaluator] = (),
+    track: Sequence[str] = (),
+    project: str = "vultus",
 ) -> Path:
     """Train into the run folder `out` until the budget is used up; go on if it was begun before.
 
@@ -75,16 +82,19 @@ def train(
         device: cuda, mps or cpu.
         encoder: needed where config.loss.identity_weight is positive.
         evaluators: (name, function of the averaged generator giving named figures, every_nimg).
+        track: trackers to report to besides stats.jsonl: tensorboard, wandb, trackio.
+        project: what they file the run under; the run bears the name of `out`.
 
-    Returns the path of the snapshot. Raises UserError for a folder in use or of another run, and for a loss that is not
-    finite; Stopped after SIGINT or SIGTERM.
+    Returns the path of the snapshot. Raises UserError for a folder in use or of another run, a tracker that is not
+    installed, and a loss that is not finite; Stopped after SIGINT or SIGTERM.
     """
+    check_trackers(track)
     out = make_folder(out)
     with ExitStack() as stack:
         stack.enter_context(folder_lock(out, "train"))
         run = _Run(config, PreparedDataset(data, "train", **_subset(config)), out, device, encoder)
         run.resume()
-        run.loop(budget or Budget(total_nimg=round(config.epochs * len(run.dataset))), evaluators)
+        run.loop(budget or Budget(total_nimg=round(config.epochs * len(run.dataset))), evaluators, track, project)
     return out / "snapshot.safetensors"
 
 
@@ -115,7 +125,7 @@ class _Run:
         self.seconds = 0.0
         chunks = (dataset.embeddings(range(i, min(i + 8192, len(dataset)))) for i in range(0, len(dataset), 8192))
         self.people = fit_people(chunks)
-        self._samples = self._fixed_samples()
+        self._samples = Samples(out / "samples", *self._fixed_samples())
 
     def _settle(self, config: TrainConfig) -> TrainConfig:
         """Resolve `auto`, and hold the run to the config and data that its folder was begun with."""
@@ -169,25 +179,16 @@ class _Run:
             reason = " ".join(str(error).split())[:100]
             raise UserError(f"{path}: belongs to other networks ({reason}); choose another --out") from None
         self.cur_nimg, self.seconds = int(state["cur_nimg"]), float(state["seconds"])
-        stats = self.out / "stats.jsonl"
-        if stats.is_file():
-            # A step done twice must not be counted twice.
-            kept = [line for line in stats.read_text(encoding="utf-8").splitlines() if self._seen(line)]
-            stats.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        cut_stats(self.out / "stats.jsonl", self.cur_nimg)
         print(f"{self.out}: going on from {path.name}", file=sys.stderr)
-
-    def _seen(self, line: str) -> bool:
-        try:
-            return bool(json.loads(line)["cur_nimg"] <= self.cur_nimg)
-        except (ValueError, KeyError):
-            return False  # cut short by a kill or a full disk
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def loop(self, budget: Budget, evaluators: Sequence[Evaluator]) -> None:
+    def loop(self, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str) -> None:
         """Train until the budget is used up or a signal comes."""
         config, batch = self.config, self.config.optim.batch
-        began = time.monotonic() - self.seconds
+        before = self.seconds
+        began = time.monotonic() - before
         if self._done(budget):
             print(f"{self.out}: the budget is used up ({self.cur_nimg} images); nothing to do", file=sys.stderr)
             return
@@ -195,13 +196,14 @@ class _Run:
         with (
             _signals() as received,
             Ahead(source, 3) as decoded,
-            open(self.out / "stats.jsonl", "a", encoding="utf-8") as log,
+            self._sink(track, project) as sink,
             tqdm(total=budget.total_nimg, initial=self.cur_nimg, unit="img", dynamic_ncols=True) as bar,
         ):
             if self.cur_nimg == 0:
-                self._measure(log, evaluators, every=False)
+                self._draw(sink)
+                self._measure(sink, evaluators, every=False)
             window = _Window(self.cur_nimg)
-            for nimg, item in decoded:
+            for nimg, item in window.waiting(decoded):
                 losses = self.gan.step(item.images, item.c, nimg)
                 self.cur_nimg = nimg + batch
                 self.seconds = time.monotonic() - began
@@ -210,20 +212,41 @@ class _Run:
                     self._refuse_diverged(window)
                 bar.update(batch)
                 if self._due(config.log_every_nimg):
-                    line = {"cur_nimg": self.cur_nimg, "seconds": round(self.seconds, 2)} | window.close(self.cur_nimg)
-                    _append(log, line)
+                    line = {"seconds": round(self.seconds, 2)} | window.close(self.cur_nimg)
+                    line |= {"lr": self.gan.G_optim.param_groups[0]["lr"]} | peak_memory(self.device)
+                    sink.log(line, self.cur_nimg)
                     self._show(bar, line, budget)
                 last = self._done(budget) or bool(received)
-                if last or self._due(config.checkpoint_every_nimg):
+                save = last or self._due(config.checkpoint_every_nimg)
+                if save:
                     self._refuse_diverged(window)
-                    self._save()
-                if (last and not received) or self._due(config.sample_every_nimg):
-                    self._measure(log, evaluators, every=not last)
+                    metadata = self._save()
+                    self._session.update(self.cur_nimg, self.seconds - before)
+                if save or self._due(config.sample_every_nimg):
+                    self._draw(sink)
+                if not received:
+                    self._measure(sink, evaluators, every=not last)
                 if last:
+                    if not received:
+                        sink.artifact(self.out / "snapshot.safetensors", metadata, self.cur_nimg)
                     break
         if received:
             print(f"{self.out}: stopped at {self.cur_nimg} images; the same command goes on", file=sys.stderr)
             raise Stopped(received[0])
+
+    def _sink(self, track: Sequence[str], project: str) -> Sink:
+        record = read_json(self.out / "config.json")
+        data = {key: record["data"].get(key) for key in ("content_sha256", "counts", "licence")}
+        self._session = Session(
+            self.out,
+            data=data,
+            device=self.device,
+            dtype=self.config.dtype,
+            cur_nimg=self.cur_nimg,
+            trackers=list(track),
+        )
+        config = record | {"session": self._session.entry}
+        return Sink(self.out, trackers=track, project=project, config=config, cur_nimg=self.cur_nimg)
 
     def _done(self, budget: Budget) -> bool:
         used_up = budget.total_nimg is not None and self.cur_nimg >= budget.total_nimg
@@ -257,7 +280,8 @@ class _Run:
 
     # --- what is written ----------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self) -> dict[str, Any]:
+        """Write checkpoint and snapshot; return the snapshot's metadata."""
         if not all(bool(torch.isfinite(p).all()) for net in (self.gan.G, self.gan.D) for p in net.parameters()):
             raise UserError(
                 f"{self.out}: weights are not finite at {self.cur_nimg} images; lower --optim.lr in a new --out"
@@ -278,39 +302,48 @@ class _Run:
         save_snapshot(
             self.out / "snapshot.safetensors", generator=self.gan.G_ema, people=self.people, metadata=metadata
         )
+        return metadata
 
-    def _measure(self, log: TextIO, evaluators: Sequence[Evaluator], *, every: bool) -> None:
-        """Write the sample grid, and run the evaluators that are due (all of them unless `every`)."""
-        photos, c, z = self._samples
-        people, columns = len(photos), len(z) + 1
-        with torch.inference_mode():
-            x = self.gan.G_ema(
-                z.repeat(people, 1).to(self.device, self.gan.dtype), c.repeat_interleave(len(z), 0).to(self.device)
-            )
-        made = to_images(x).cpu().unflatten(0, (people, len(z)))
-        sheet = torch.cat([photos[:, None], made], 1).flatten(0, 1)
-        folder = make_folder(self.out / "samples")
-        labels = ["photo", *["made"] * len(z)] if photos.shape[-1] >= 64 else []  # a word needs the width
-        save_image(grid(sheet, columns, labels=labels), folder / f"{self.cur_nimg:010d}.png")
+    def _draw(self, sink: Sink) -> None:
+        sink.image(
+            "samples", self._samples.draw(self.gan.G_ema, self.cur_nimg, self.device, self.gan.dtype), self.cur_nimg
+        )
+        sink.image("progress", self._samples.strip(self.cur_nimg), self.cur_nimg)
+
+    def _measure(self, sink: Sink, evaluators: Sequence[Evaluator], *, every: bool) -> None:
+        """Run the evaluators that are due (all of them unless `every`)."""
         for name, function, every_nimg in evaluators:
             if not every or self._due(every_nimg):
-                _append(log, {"cur_nimg": self.cur_nimg, "evaluator": name} | function(self.gan.G_ema))
+                sink.log(function(self.gan.G_ema), self.cur_nimg, name)
 
 
 class _Window:
-    """Losses since the last line of statistics, kept on the device until the line is written."""
+    """Figures since the last line of statistics, kept on the device until the line is written."""
 
     def __init__(self, cur_nimg: int) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.unchecked: list[tuple[int, list[str], dict[str, Tensor]]] = []
-        self.start_nimg, self.start = cur_nimg, time.monotonic()
+        self.start_nimg, self.start, self.waited = cur_nimg, time.monotonic(), 0.0
+
+    def waiting(self, source: Iterator[T]) -> Iterator[T]:
+        """The values of `source`, with the time that they are waited for counted."""
+        while True:
+            asked = time.monotonic()
+            try:
+                value = next(source)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - asked
+            yield value
 
     def add(self, nimg: int, keys: list[str], losses: dict[str, Tensor]) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
-        self.unchecked.append((nimg, keys, losses))
+        # A norm has no size that is too large: Adam divides by it.
+        checked = {name: value for name, value in losses.items() if not name.endswith("_grad_norm")}
+        self.unchecked.append((nimg, keys, checked))
 
     def first_diverged(self) -> tuple[int, list[str], list[str]] | None:
         """(images seen, keys, names of the losses) of the first step since the last call with a diverged loss."""
@@ -324,22 +357,19 @@ class _Window:
         return None
 
     def close(self, cur_nimg: int) -> dict[str, float]:
-        """Means and the rate since the window was opened; open the next."""
+        """Means, the rate and the share of time without data since the window was opened; open the next."""
         now = time.monotonic()
-        line = {"images_per_s": round((cur_nimg - self.start_nimg) / max(now - self.start, 1e-9), 2)}
+        passed = max(now - self.start, 1e-9)
+        line = {"images_per_s": round((cur_nimg - self.start_nimg) / passed, 2)}
+        line["data_wait"] = round(self.waited / passed, 4)
         line |= {name: round(float(total) / self.counts[name], 6) for name, total in self.sums.items()}
-        self.sums, self.counts, self.start_nimg, self.start = {}, {}, cur_nimg, now
+        self.sums, self.counts, self.start_nimg, self.start, self.waited = {}, {}, cur_nimg, now, 0.0
         return line
 
 
 def _sound(losses: Tensor) -> Tensor:
     """Finite and of a size that a training can come back from."""
     return losses.abs() < DIVERGED  # false for nan
-
-
-def _append(log: TextIO, line: dict[str, Any]) -> None:
-    log.write(json.dumps(line) + "\n")
-    log.flush()
 
 
 @contextmanager
