@@ -13,9 +13,10 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files"},
-    {"ahead", "config", "images", "intervals", "metrics", "shards", "tables", "verification", "weights"},
+    {"ahead", "config", "images", "intervals", "layers", "metrics", "shards", "tables", "verification", "weights"},
     {
         "assess",
+        "critics",
         "dlib_resnet",
         "embeddings",
         "encoders",
@@ -28,6 +29,7 @@ FLOORS = [
     }
     | {"perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare"},
+    {"coded"},
     {"generate", "instruments", "measure", "probe", "train"},
     {"demo", "evaluate"},
     {"exhibits"},
