@@ -78,12 +78,13 @@ class CodedGAN(GAN):
 
         for judge in (self.D, self.F):
             judge.requires_grad_(False)
-        logits, features, patches = self.D.read(x.to(self.dtype))
-        named["G_adversarial"] = losses.hinge_generator(logits + self.D.match(features, c))
-        total = total + loss.adversarial_weight * named["G_adversarial"]
-        if loss.patch_weight:
-            named["G_patch"] = losses.hinge_generator(patches)
-            total = total + loss.adversarial_weight * loss.patch_weight * named["G_patch"]
+        if loss.adversarial_weight:
+            logits, features, patches = self.D.read(x.to(self.dtype))
+            named["G_adversarial"] = losses.hinge_generator(logits + self.D.match(features, c))
+            total = total + loss.adversarial_weight * named["G_adversarial"]
+            if loss.patch_weight:
+                named["G_patch"] = losses.hinge_generator(patches)
+                total = total + loss.adversarial_weight * loss.patch_weight * named["G_patch"]
         if loss.feature_weight and made is not None:
             named["G_features"] = torch.stack([losses.hinge_generator(v) for v in self.F(made)]).mean()
             total = total + loss.feature_weight * named["G_features"]
@@ -134,6 +135,24 @@ class CodedGAN(GAN):
         named: dict[str, Tensor],
     ) -> None:
         """Update D and F and enter their losses into `named`."""
+        loss = self.config.loss
+        total = torch.zeros((), device=self.device)
+        if loss.adversarial_weight:
+            named["D_adversarial"] = self._pixel_loss(x_real, x, c, named)
+            total = total + named["D_adversarial"]
+        if loss.feature_weight and made is not None and real is not None:
+            judged = zip(self.F(real), self.F((made[0].detach(), made[1].detach())), strict=True)
+            named["F_adversarial"] = torch.stack(
+                [losses.hinge_real(a) + losses.hinge_fake(b) for a, b in judged]
+            ).mean()
+            total = total + named["F_adversarial"]
+        if total.requires_grad:
+            self.D_optim.zero_grad(set_to_none=True)
+            total.backward()
+            self.D_optim.step()
+
+    def _pixel_loss(self, x_real: Tensor, x: Tensor, c: Tensor, named: dict[str, Tensor]) -> Tensor:
+        """D's loss: photos with their embeddings against made pictures, and against photos with wrong embeddings."""
         loss, batch = self.config.loss, len(x_real)
         logits, features, patches = self.D.read(torch.cat([x_real, x]).to(self.dtype))
         joint = logits + self.D.match(features, torch.cat([c, c]))
@@ -144,18 +163,10 @@ class CodedGAN(GAN):
             total = total + loss.mismatch * losses.hinge_fake(wrong)
             named["D_wrong_logits"] = wrong.mean()
         if loss.patch_weight:
-            patch = losses.hinge_real(patches[:batch]) + losses.hinge_fake(patches[batch:])
-            total = total + loss.patch_weight * patch
-        named["D_adversarial"] = total
-        if loss.feature_weight and made is not None and real is not None:
-            judged = zip(self.F(real), self.F((made[0].detach(), made[1].detach())), strict=True)
-            named["F_adversarial"] = torch.stack(
-                [losses.hinge_real(a) + losses.hinge_fake(b) for a, b in judged]
-            ).mean()
-            total = total + named["F_adversarial"]
-        self.D_optim.zero_grad(set_to_none=True)
-        total.backward()
-        self.D_optim.step()
+            total = total + loss.patch_weight * (
+                losses.hinge_real(patches[:batch]) + losses.hinge_fake(patches[batch:])
+            )
+        return total
 
 
 def spread_count(batch: int, fraction: float) -> int:
