@@ -13,10 +13,11 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {"ahead", "config", "images", "intervals", "metrics", "provenance", "shards", "tables", "tracking"}
+    {"ahead", "config", "images", "intervals", "layers", "metrics", "provenance", "shards", "tables", "tracking"}
     | {"verification", "weights"},
     {
         "assess",
+        "critics",
         "dlib_resnet",
         "embeddings",
         "encoders",
@@ -29,6 +30,7 @@ FLOORS = [
     }
     | {"perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples"},
+    {"coded"},
     {"generate", "instruments", "measure", "probe", "train"},
     {"demo", "evaluate"},
     {"exhibits"},

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from vultus import losses
 from vultus.config import PRESETS, DiscriminatorConfig, GeneratorConfig, TrainConfig, to_dict
-from vultus.networks import build_discriminator, build_generator, stage_sides, widths
+from vultus.layers import stage_sides, widths
+from vultus.networks import ProjectionDiscriminator, build_discriminator, build_generator
 
 KINDS = PRESETS | {
     "residual": TrainConfig(
@@ -71,7 +72,10 @@ def test_every_parameter_learns(preset: str) -> None:
     G, D = networks(preset, **SMALL)
     z, c, x = inputs(4)
     for _ in range(3):  # zero-initialised layers open up one step after another
-        for network, out in ((G, (G(z, c) - x).square().mean()), (D, D(x, c).sub(1).square().mean())):
+        judged = D(x, c).sub(1).square().mean()
+        if isinstance(D, ProjectionDiscriminator):
+            judged = judged + D.read(x)[2].sub(1).square().mean()
+        for network, out in ((G, (G(z, c) - x).square().mean()), (D, judged)):
             network.zero_grad()
             out.backward()
             with torch.no_grad():
@@ -95,7 +99,7 @@ def test_bfloat16_stays_close(preset: str) -> None:
 
 def test_discriminator_judges_the_pair() -> None:
     """Trained to tell right from wrong embeddings on the same pictures, it can."""
-    for preset in ("reference-mse", "residual"):
+    for preset in ("reference-mse", "residual", "vultus-cpu"):
         _, D = networks(preset, **SMALL)
         _, c, x = inputs(16)
         optim = torch.optim.Adam(D.parameters(), lr=2e-3)
@@ -105,6 +109,29 @@ def test_discriminator_judges_the_pair() -> None:
             loss.backward()
             optim.step()
         assert (D(x, c) > D(x, c.roll(1, 0))).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128, 256])
+def test_projection_discriminator_judges_patches(resolution: int) -> None:
+    G, D = networks("vultus-cpu", resolution=resolution, base_width=8, max_width=16, projection=16)
+    z, c, _ = inputs(2)
+    x = G(z, c)
+    assert x.shape == (2, 3, resolution, resolution)
+    logits, features, patches = D.read(x)
+    assert (logits.shape, features.shape, patches.shape) == ((2,), (2, 16), (2, 8, 8))
+    assert torch.allclose(D.eval()(x, c), D.read(x)[0] + D.match(D.read(x)[1], c))
+
+
+def test_conditional_norm_generator_as_published() -> None:
+    """Names and shapes that a snapshot of the preset holds at 128x128."""
+    state = networks("vultus-cpu")[0].state_dict()
+    assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 5_363_692
+    assert state["stem.weight"].shape == (256 * 16, 384)
+    assert state["blocks.3.norm1.affine.weight"].shape == (128, 256)
+    assert state["blocks.4.skip.weight"].shape == (32, 64, 1, 1)
+    assert "blocks.4.conv1.weight" not in state
+    with pytest.raises(ValueError, match="projection of 2 or more"):
+        networks("vultus-cpu", projection=0)
 
 
 def test_widths_and_sides() -> None:

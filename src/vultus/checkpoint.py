@@ -21,7 +21,8 @@ from torch import Tensor
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
 from vultus.files import atomic_path
-from vultus.networks import Generator, build_generator
+from vultus.layers import Generator
+from vultus.networks import build_generator
 
 FORMAT = "1"
 PATTERN = "checkpoint-*.pt"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from vultus.config import PRESETS, TrainConfig, from_dict, get_preset, to_dict, with_resolution
+from vultus.config import PRESETS, TrainConfig, check_method, from_dict, get_preset, to_dict, with_resolution
 from vultus.errors import Stopped, UserError
 
 DEFAULT_PRESET = "dcgan-identity"
@@ -69,11 +69,12 @@ def _train(arguments: Sequence[str]) -> int:
 
     values = {key: value for key, value in options.as_dict().items() if key in to_dict(TrainConfig())}
     config = from_dict(TrainConfig, values | {"preset": preset}, "settings")
+    check_method(config)
     dataset = PreparedDataset(options.data)
     if not any(_names(a, "--generator.resolution") for a in arguments):
         config = with_resolution(config, dataset.resolution)
     device = _device(options.device)
-    encoder = _facenet(device, needed=config.loss.identity_weight > 0)
+    encoder = _facenet(device, needed=config.loss.needs_encoder())
     probe = unseen_probe(options.data, encoder) if encoder is not None else None
     evaluators = [("unseen", probe, config.sample_every_nimg)] if probe is not None else []
     budget = None
@@ -85,7 +86,7 @@ def _train(arguments: Sequence[str]) -> int:
         out=options.out,
         budget=budget,
         device=device,
-        encoder=encoder if config.loss.identity_weight else None,
+        encoder=encoder if config.loss.needs_encoder() else None,
         evaluators=evaluators,
         track=options.track,
         project=options.project,

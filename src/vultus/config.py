@@ -19,16 +19,18 @@ class GeneratorConfig:
     """Keyword arguments of `networks.build_generator`.
 
     Attributes:
-        kind: `dcgan` (transposed convolutions, batch-norm) or `residual` (no normalisation, modulated blocks).
+        kind: `dcgan` (transposed convolutions, batch-norm), `residual` (no normalisation, modulated blocks) or
+            `conditional-norm` (residual blocks under batch-norm that embedding and noise scale and shift).
         resolution: side of the pictures in pixels, a power of two from 32.
         z_dim: length of the noise vector.
         c_dim: length of the face embedding.
         base_width: channels at the finest stage; each coarser one has twice as many.
         max_width: where the doubling stops.
-        projection: width to which embedding and noise are projected first; 0 feeds them as they are.
+        projection: width to which embedding and noise are projected first; 0 feeds them as they are (not in
+            `conditional-norm`).
     """
 
-    kind: Literal["dcgan", "residual"] = "dcgan"
+    kind: Literal["dcgan", "residual", "conditional-norm"] = "dcgan"
     resolution: int = 128
     z_dim: int = 100
     c_dim: int = 512
@@ -39,9 +41,14 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Keyword arguments of `networks.build_discriminator`; as in GeneratorConfig. `projection` must be positive."""
+    """Keyword arguments of `networks.build_discriminator`; as in GeneratorConfig. `projection` must be positive.
 
-    kind: Literal["dcgan", "residual"] = "dcgan"
+    Attributes:
+        kind: `dcgan` or `residual`, or `projection` (strided convolutions that also judge patches), which method
+            `coded` needs.
+    """
+
+    kind: Literal["dcgan", "residual", "projection"] = "dcgan"
     resolution: int = 128
     c_dim: int = 512
     base_width: int = 32
@@ -54,23 +61,34 @@ class LossConfig:
     """The terms of the losses. A weight of 0 leaves a term out, with its cost.
 
     Attributes:
-        adversarial: `bce` (non-saturating) or `relativistic` (paired real and fake).
+        adversarial: `bce` (non-saturating), `relativistic` (paired real and fake) or `hinge`.
         adversarial_weight: its weight in the generator's loss.
         warmup_nimg: reconstruction alone for so many images: the layout of a face is learned fast, and before there is
             one the identity loss only finds patterns that fool FaceNet.
         label_smoothing: the real label is 1 minus this (bce).
         gamma: weight of the zero-centred gradient penalties on real and fake pictures, R1 + R2.
         penalty_every: they are computed every this many steps, with their weight multiplied by as much.
-        mse_weight: weight of the reconstruction error against the photo that the embedding came from.
+        mse_weight: weight of the reconstruction error against the photo that the embedding came from (method `coded`:
+            of the pictures whose noise was read from it).
         mse_size: side at which that error is taken (pictures are averaged down to it); 0 is full size.
         mse_nimg: images over which mse_weight falls to a tenth; 0 keeps it.
         identity_weight: weight of 1 - cosine between the embedding asked for and that of the picture made.
-        identity_size: side at which FaceNet reads the picture for this loss; every step draws one within 16 pixels of
-            it and flips a coin for the mirror image, so that no pattern tuned to one sampling pays.
+        identity_start: its weight at the first image, from where it goes to identity_weight in a straight line.
+        identity_nimg: images over which it does; 0 takes identity_weight from the start.
+        identity_size: side at which FaceNet reads the picture for this loss; every step draws one near it and flips a
+            coin for the mirror image, so that no pattern tuned to one sampling pays.
+        identity_sizes: how many sides there are to draw from, 8 pixels apart, with identity_size in their middle.
         identity_fraction: part of the batch it is computed on.
+        coded_fraction: part of the batch whose noise is read from the photo itself, and which is compared with it.
+        kl_weight: weight of what that noise says beyond plain noise, in nats.
+        perceptual_weight: weight of the difference between FaceNet's features of such a picture and of its photo.
+        mismatch: share of the discriminator's made side that goes to real photos with another person's embedding.
+        patch_weight: weight of the judgement of single patches, in both losses.
+        feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
+        feature_fraction: part of the batch on which FaceNet's features are computed.
     """
 
-    adversarial: Literal["bce", "relativistic"] = "bce"
+    adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
     adversarial_weight: float = 1.0
     warmup_nimg: int = 0
     label_smoothing: float = 0.0
@@ -80,8 +98,23 @@ class LossConfig:
     mse_size: int = 0
     mse_nimg: int = 0
     identity_weight: float = 0.0
+    identity_start: float = 0.0
+    identity_nimg: int = 0
     identity_size: int = 96
+    identity_sizes: int = 5
     identity_fraction: float = 0.5
+    # Of method `coded` alone:
+    coded_fraction: float = 0.0
+    kl_weight: float = 0.0
+    perceptual_weight: float = 0.0
+    mismatch: float = 0.0
+    patch_weight: float = 0.0
+    feature_weight: float = 0.0
+    feature_fraction: float = 0.5
+
+    def needs_encoder(self) -> bool:
+        """Whether FaceNet is part of the training."""
+        return any((self.identity_weight, self.identity_start, self.perceptual_weight, self.feature_weight))
 
 
 @dataclass(frozen=True)
@@ -90,6 +123,8 @@ class OptimConfig:
 
     Attributes:
         lr: learning rate of both networks.
+        lr_fall: share of the run, at its end, over which the rate falls to a twentieth in a straight line; 0 keeps it.
+            It needs a budget in images or epochs, and a longer budget on going on moves it.
         beta1, beta2: Adam's.
         batch: images in a step.
         ema_nimg: half-life of the average in images.
@@ -98,6 +133,7 @@ class OptimConfig:
     """
 
     lr: float = 2e-4
+    lr_fall: float = 0.0
     beta1: float = 0.5
     beta2: float = 0.999
     batch: int = 64
@@ -124,6 +160,8 @@ class TrainConfig:
 
     Attributes:
         preset: the preset that the rest started from.
+        method: `gan` (gan.py: a conditional GAN) or `coded` (coded.py: one whose noise is, for part of each batch, read
+            from the photo).
         epochs: length of the run in passes over the data, where no other budget is given.
         seed: seeds weights, order of the data and noise.
         dtype: what the networks compute in; `auto` takes bfloat16 where it is measured to be faster.
@@ -134,6 +172,7 @@ class TrainConfig:
     """
 
     preset: str = ""
+    method: Literal["gan", "coded"] = "gan"
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -173,6 +212,35 @@ DCGAN_IDENTITY = TrainConfig(
     epochs=7,
 )
 
+# Hinge loss on pixels, patches and FaceNet features; half of the batch is a conditional variational autoencoder.
+VULTUS_CPU = TrainConfig(
+    preset="vultus-cpu",
+    method="coded",
+    generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256),
+    discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
+    loss=LossConfig(
+        adversarial="hinge",
+        mse_weight=5.0,
+        mse_size=32,
+        identity_weight=6.0,
+        identity_start=1.0,
+        identity_nimg=40_000,
+        identity_size=92,
+        identity_sizes=4,
+        identity_fraction=0.25,
+        coded_fraction=0.5,
+        kl_weight=0.003,
+        perceptual_weight=1.0,
+        mismatch=0.3,
+        patch_weight=0.5,
+        feature_weight=1.0,
+        feature_fraction=0.375,
+    ),
+    optim=OptimConfig(lr=6e-4, beta2=0.99, batch=16, ema_nimg=5_000),
+    loader=LoaderConfig(mirror=True),
+    epochs=10,
+)
+
 TINY = TrainConfig(
     preset="tiny",
     generator=GeneratorConfig(resolution=32, base_width=16, max_width=64, projection=64),
@@ -185,7 +253,7 @@ TINY = TrainConfig(
     checkpoint_every_nimg=800,
 )
 
-PRESETS = {preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, TINY)}
+PRESETS = {preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, VULTUS_CPU, TINY)}
 
 
 def get_preset(name: str) -> TrainConfig:
@@ -193,6 +261,33 @@ def get_preset(name: str) -> TrainConfig:
     if name not in PRESETS:
         raise UserError(f"--preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
+
+
+UNUSED = {
+    "gan": ("coded_fraction", "kl_weight", "perceptual_weight", "mismatch", "patch_weight", "feature_weight"),
+    "coded": ("warmup_nimg", "label_smoothing", "gamma"),
+}
+
+
+def check_method(config: TrainConfig) -> None:
+    """Raise UserError that names the setting if the parts of a run do not go together."""
+    method, loss = config.method, config.loss
+    for name in UNUSED[method]:
+        if getattr(loss, name):
+            raise UserError(f"loss.{name} is not a part of method {method}; leave it out")
+    if method == "coded" and loss.adversarial != "hinge":
+        raise UserError(f"method coded takes loss.adversarial hinge, not {loss.adversarial}")
+    if method == "coded" and config.discriminator.kind != "projection":
+        raise UserError(f"method coded takes discriminator.kind projection, not {config.discriminator.kind}")
+    if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
+        raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
+    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction"):
+        if not 0 <= getattr(loss, name) <= 1:
+            raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
+    if loss.identity_sizes < 1:
+        raise UserError(f"loss.identity_sizes is {loss.identity_sizes}; it must be 1 or more")
+    if not 0 <= config.optim.lr_fall <= 1:
+        raise UserError(f"optim.lr_fall is {config.optim.lr_fall}; it must lie between 0 and 1")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vultus.errors import UserError
 from vultus.images import crop_x
@@ -243,6 +244,50 @@ class FaceNet(nn.Module):
         """Crops as FaceNet reads them, x [N, 3, s, s] in [-1, 1] -> [N, 512] float32, unit norm."""
         x = (x * (127.5 / 128)).to(self.dtype, memory_format=torch.channels_last)
         return self.body(x)
+
+
+class FaceFeatures(nn.Module):
+    """FaceNet cut in two, for losses that want its features and its embedding of the same pictures.
+
+    Frozen as FaceNet is, and a copy of it: batch-norms are folded into the convolutions and ReLUs work in place, which
+    spares the way back through them.
+    """
+
+    def __init__(self, encoder: FaceNet) -> None:
+        super().__init__()
+        self.crop, self.dtype = encoder.crop, encoder.dtype
+        body = copy.deepcopy(encoder.network)
+        for module in body.modules():
+            if isinstance(module, BasicConv2d) and isinstance(module.bn, nn.BatchNorm2d):
+                module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+                module.relu = nn.ReLU(inplace=True)
+        last_linear, last_bn = body.last_linear, body.last_bn
+        body.last_linear, body.last_bn = copy.deepcopy(last_linear), copy.deepcopy(last_bn)
+        self.body = body.to(dtype=self.dtype).requires_grad_(False)
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.body.last_linear, self.body.last_bn = last_linear, last_bn  # float32, as in FaceNet
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FaceFeatures:
+        """Does nothing: a frozen encoder has no training mode."""
+        return self
+
+    def shallow(self, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Frames x [N, 3, S, S] in [-1, 1], their crop read at size x size -> features [N, 192, s, s] and
+        [N, 256, t, t] in `dtype`, s about a quarter of size and t half of that. Differentiable to x."""
+        x = (crop_x(x, size, self.crop) * (127.5 / 128)).to(self.dtype, memory_format=torch.channels_last)
+        b = self.body
+        h = b.conv2d_2b(b.conv2d_2a(b.conv2d_1a(x)))
+        middle = b.conv2d_4a(b.conv2d_3b(b.maxpool_3a(h)))
+        return middle, b.repeat_1(b.conv2d_4b(middle))
+
+    def rest(self, deep: Tensor) -> Tensor:
+        """The second of shallow()'s features -> the embedding that FaceNet.embed gives, [N, 512] float32."""
+        b = self.body
+        h = b.repeat_3(b.mixed_7a(b.repeat_2(b.mixed_6a(deep))))
+        h = b.last_linear(b.block8(h).mean((2, 3)).float())
+        return F.normalize(b.last_bn(h))
 
 
 def load_facenet_state(path: Path) -> dict[str, Tensor]:

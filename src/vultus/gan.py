@@ -1,4 +1,4 @@
-"""The training step: two networks, their optimizers, the moving average, one batch at a time.
+"""The training step of method `gan`: two networks, their optimizers, the moving average, one batch at a time.
 
 Every random number of a step comes from a generator seeded with (seed, images seen), so a step can be repeated.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vultus import losses
-from vultus.config import TrainConfig, to_dict
+from vultus.config import LossConfig, TrainConfig, to_dict
 from vultus.encoders import Encoder
 from vultus.images import to_x
-from vultus.networks import Generator, build_discriminator, build_generator
+from vultus.layers import Generator
+from vultus.networks import build_discriminator, build_generator
 
 MSE_FLOOR = 0.1  # share of mse_weight that is left at the end of mse_nimg
+LR_FLOOR = 0.05  # share of the learning rate that is left at the end of a run, where it falls
 
 
 def step_generator(seed: int, cur_nimg: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -27,16 +29,41 @@ def step_generator(seed: int, cur_nimg: int, device: torch.device | str = "cpu")
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+def mse_weight(loss: LossConfig, cur_nimg: int) -> float:
+    """The weight of the reconstruction error after so many images."""
+    left = 1 - (1 - MSE_FLOOR) * min(cur_nimg / loss.mse_nimg, 1.0) if loss.mse_nimg else 1.0
+    return loss.mse_weight * left
+
+
+def identity_weight(loss: LossConfig, cur_nimg: int) -> float:
+    """The weight of the identity loss after so many images."""
+    way = min(cur_nimg / loss.identity_nimg, 1.0) if loss.identity_nimg else 1.0
+    return loss.identity_start + (loss.identity_weight - loss.identity_start) * way
+
+
+def lr_left(lr_fall: float, cur_nimg: int, total_nimg: int | None) -> float:
+    """The share of the learning rate that is left after so many images of a run of `total_nimg`."""
+    if not lr_fall or not total_nimg:
+        return 1.0
+    return max(LR_FLOOR, min(1.0, (1 - cur_nimg / total_nimg) / lr_fall))
+
+
 class GAN:
-    """G, D and G_ema with their optimizers.
+    """G, D and G_ema with their optimizers. Another method adds networks to them and has a step of its own.
+
+    Attributes:
+        total_nimg: images at which the run will end, where that is known; the learning rate may depend on it.
 
     Args:
         config: the run; its network, loss and optimizer parts are used here.
         device: where to compute.
         dtype: what the networks compute in; parameters, losses and penalties are float32.
-        encoder: frozen FaceNet, needed only where identity_weight is positive.
+        encoder: frozen FaceNet, needed only where config.loss.needs_encoder().
         memory_format: of weights and pictures; channels_last is the faster one on a CPU.
     """
+
+    MAKERS: ClassVar[tuple[str, ...]] = ("G",)  # networks that G_optim trains
+    JUDGES: ClassVar[tuple[str, ...]] = ("D",)  # networks that D_optim trains
 
     def __init__(
         self,
@@ -47,24 +74,38 @@ class GAN:
         encoder: Encoder | None,
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
-        if config.loss.identity_weight and encoder is None:
-            raise ValueError("loss.identity_weight needs an encoder")
+        if config.loss.needs_encoder() and encoder is None:
+            raise ValueError("these losses need an encoder")
         self.config = config
         self.device = torch.device(device)
         self.dtype = dtype
         self.encoder = encoder
         self.memory_format = memory_format
+        self.total_nimg: int | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.G: Generator = build_generator(**to_dict(config.generator)).to(self.device)
-            self.D: nn.Module = build_discriminator(**to_dict(config.discriminator)).to(self.device)
-        for network in (self.G, self.D):
-            network.to(memory_format=memory_format)  # type: ignore[call-overload]
+            self._build()
+        for network in self.networks().values():
+            network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.G_ema: Generator = copy.deepcopy(self.G).eval().requires_grad_(False)
-        optim = config.optim
-        adam: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "foreach": True}
-        self.G_optim = torch.optim.Adam(self.G.parameters(), **adam)
-        self.D_optim = torch.optim.Adam(self.D.parameters(), **adam)
+        self.G_optim, self.D_optim = self._adam(self.MAKERS), self._adam(self.JUDGES)
+
+    def _build(self) -> None:
+        """Make the networks named in MAKERS and JUDGES."""
+        self.G: Generator = build_generator(**to_dict(self.config.generator))
+        self.D: nn.Module = build_discriminator(**to_dict(self.config.discriminator))
+
+    def _adam(self, names: tuple[str, ...]) -> torch.optim.Adam:
+        optim = self.config.optim
+        parameters = [parameter for name in names for parameter in self.networks()[name].parameters()]
+        return torch.optim.Adam(parameters, lr=optim.lr, betas=(optim.beta1, optim.beta2), foreach=True)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All that is trained, by name."""
+        return {name: getattr(self, name) for name in (*self.MAKERS, *self.JUDGES)}
+
+    def calibrate(self, images: Tensor) -> None:
+        """Look at photos uint8 [N, 3, R, R] once, before the first step of a run. Nothing to see for this method."""
 
     def step(self, images: Tensor, c: Tensor, cur_nimg: int) -> dict[str, Tensor]:
         """One update of D, G and G_ema on images uint8 [B, 3, R, R] with embeddings c [B, 512].
@@ -72,16 +113,8 @@ class GAN:
         `cur_nimg` is the number of images seen before this batch. Returns named losses and the norms of the gradients
         as scalars on the device; no value is read back to the host.
         """
-        config, loss = self.config, self.config.loss
-        rng = step_generator(config.seed, cur_nimg, self.device)
-        images = images.to(self.device, non_blocking=True)
-        c = c.to(self.device, non_blocking=True)
-        batch = len(images)
-        if config.loader.mirror:
-            flip = torch.rand(batch, 1, 1, 1, generator=rng, device=self.device) < 0.5
-            images = torch.where(flip, images.flip(3), images)
-        x_real = to_x(images).contiguous(memory_format=self.memory_format)
-        z = torch.randn(batch, config.generator.z_dim, generator=rng, device=self.device)
+        loss, batch = self.config.loss, len(images)
+        x_real, c, z = self._begin(images, c, cur_nimg)
         x_fake = self.G(z.to(self.dtype), c)
 
         named: dict[str, Tensor] = {}
@@ -94,29 +127,53 @@ class GAN:
             fake_logits = self.D(x_fake.to(self.dtype), c)
             if loss.adversarial == "relativistic":
                 named["G_adversarial"] = losses.relativistic_generator(real_logits, fake_logits)
+            elif loss.adversarial == "hinge":
+                named["G_adversarial"] = losses.hinge_generator(fake_logits)
             else:
                 named["G_adversarial"] = losses.bce_generator(fake_logits)
             total = total + loss.adversarial_weight * named["G_adversarial"]
         if loss.mse_weight:
             named["G_mse"] = losses.reconstruction(x_fake, x_real, loss.mse_size)
-            left = 1 - (1 - MSE_FLOOR) * min(cur_nimg / loss.mse_nimg, 1.0) if loss.mse_nimg else 1.0
-            total = total + loss.mse_weight * left * named["G_mse"]
-        if loss.identity_weight and warm and self.encoder is not None:
+            total = total + mse_weight(loss, cur_nimg) * named["G_mse"]
+        weight = identity_weight(loss, cur_nimg)
+        if weight and warm and self.encoder is not None:
             part = max(1, round(batch * loss.identity_fraction))
-            draw = step_generator(config.seed + 1, cur_nimg)  # on the host: these two decide shapes, not values
-            size = loss.identity_size + 8 * int(torch.randint(-2, 3, (), generator=draw))
-            mirrored = bool(torch.rand((), generator=draw) < 0.5)
+            size, mirrored = self._draw_view(cur_nimg)
             found = self.encoder.embed(x_fake[:part].flip(3) if mirrored else x_fake[:part], size)
             named["G_identity"] = losses.identity(found, c[:part])
-            total = total + loss.identity_weight * named["G_identity"]
+            total = total + weight * named["G_identity"]
         self.G_optim.zero_grad(set_to_none=True)
         total.backward()
         self.D.requires_grad_(True)
-        named["G_grad_norm"] = _gradient_norm(self.G)
+        named["G_grad_norm"] = gradient_norm(self.G)
         self.G_optim.step()
         self._average(cur_nimg + batch)
         named["G_total"] = total
         return {key: value.detach() for key, value in named.items()}
+
+    def _begin(self, images: Tensor, c: Tensor, cur_nimg: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What every step starts with: x_real [B, 3, R, R], mirrored or not, c and z [B, z_dim] on the device; the
+        learning rate is set."""
+        config = self.config
+        rng = step_generator(config.seed, cur_nimg, self.device)
+        images = images.to(self.device, non_blocking=True)
+        c = c.to(self.device, non_blocking=True)
+        if config.loader.mirror:
+            flip = torch.rand(len(images), 1, 1, 1, generator=rng, device=self.device) < 0.5
+            images = torch.where(flip, images.flip(3), images)
+        z = torch.randn(len(images), config.generator.z_dim, generator=rng, device=self.device)
+        lr = config.optim.lr * lr_left(config.optim.lr_fall, cur_nimg, self.total_nimg)
+        for group in (*self.G_optim.param_groups, *self.D_optim.param_groups):
+            group["lr"] = lr
+        return to_x(images).contiguous(memory_format=self.memory_format), c, z
+
+    def _draw_view(self, cur_nimg: int) -> tuple[int, bool]:
+        """The side at which FaceNet reads the pictures of a step, and whether it sees them mirrored."""
+        loss = self.config.loss
+        draw = step_generator(self.config.seed + 1, cur_nimg)  # on the host: these two decide shapes, not values
+        number = int(torch.randint(0, loss.identity_sizes, (), generator=draw))
+        mirrored = bool(torch.rand((), generator=draw) < 0.5)
+        return loss.identity_size + 8 * number - 4 * (loss.identity_sizes - 1), mirrored
 
     def _discriminator_step(
         self, x_real: Tensor, x_fake: Tensor, c: Tensor, cur_nimg: int, named: dict[str, Tensor]
@@ -127,6 +184,8 @@ class GAN:
         fake_logits = self.D(x_fake.to(self.dtype), c)
         if loss.adversarial == "relativistic":
             total = losses.relativistic_discriminator(real_logits, fake_logits)
+        elif loss.adversarial == "hinge":
+            total = losses.hinge_real(real_logits) + losses.hinge_fake(fake_logits)
         else:
             total = losses.bce_discriminator(real_logits, fake_logits, loss.label_smoothing)
         named["D_adversarial"] = total
@@ -141,7 +200,7 @@ class GAN:
                 penalty = losses.gradient_penalty(self.D(x, c), x)
                 (penalty * (loss.gamma / 2 * loss.penalty_every)).backward()
                 named[name] = penalty
-        named["D_grad_norm"] = _gradient_norm(self.D)
+        named["D_grad_norm"] = gradient_norm(self.D)
         self.D_optim.step()
         return real_logits.detach()
 
@@ -157,17 +216,20 @@ class GAN:
         for key in average.keys() - keys:
             average[key].copy_(current[key])
 
+    def _parts(self) -> dict[str, Any]:
+        return self.networks() | {name: getattr(self, name) for name in ("G_ema", "G_optim", "D_optim")}
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, besides (seed, images seen)."""
-        parts = ("G", "D", "G_ema", "G_optim", "D_optim")
-        return {name: getattr(self, name).state_dict() for name in parts}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict()."""
-        for name in ("G", "D", "G_ema", "G_optim", "D_optim"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
 
-def _gradient_norm(network: nn.Module) -> Tensor:
+def gradient_norm(*networks: nn.Module) -> Tensor:
     """L2 norm of all gradients together, of the losses with their weights."""
-    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

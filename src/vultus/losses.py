@@ -1,6 +1,8 @@
-"""Losses as small pure functions. Every one returns a scalar; logits are float32 [N]."""
+"""Losses as small pure functions. Every one returns a scalar; logits are float32, [N] unless said otherwise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,21 @@ def relativistic_generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.softplus(real_logits - fake_logits).mean()
 
 
+def hinge_real(logits: Tensor) -> Tensor:
+    """The discriminator's loss on real pictures (Lim & Ye 2017, arXiv:1705.02894), of logits of any shape."""
+    return F.relu(1 - logits).mean()
+
+
+def hinge_fake(logits: Tensor) -> Tensor:
+    """The discriminator's loss on made pictures."""
+    return F.relu(1 + logits).mean()
+
+
+def hinge_generator(logits: Tensor) -> Tensor:
+    """The generator's loss, which goes with both."""
+    return -logits.mean()
+
+
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """Mean squared norm of the gradient of the logits to the pictures, summed over pixels in [-1, 1].
 
@@ -45,6 +62,17 @@ def reconstruction(x: Tensor, target: Tensor, size: int = 0) -> Tensor:
     if size and size < x.shape[-1]:
         x, target = (F.adaptive_avg_pool2d(image, size) for image in (x, target))
     return F.mse_loss(x, target)
+
+
+def feature_distance(made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of features scaled to unit size, summed over depths (Johnson et al. 2016,
+    arXiv:1603.08155)."""
+    return torch.stack([(a - b).abs().float().mean() for a, b in zip(made, real, strict=True)]).sum()
+
+
+def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats, summed over [., z_dim], mean over the batch."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
 
 
 def identity(found: Tensor, asked: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ Initialisation, all rules:
   second convolution of each block 0, so that every block starts as its skip path (Zhang et al. 2019,
   arXiv:1901.09321); modulations 0; biases 0; the discriminator's two output layers 0, so that all logits start at 0;
   the generator's last layer a tenth, so that it starts near grey.
+- conditional-norm, projection: He-normal weights, biases 0; the generator's scales and shifts 0.3 times that, so that
+  the norms start near plain ones; its last layer 0.3 times that, and equal for the four pixels of a shuffle (Aitken et
+  al. 2017, arXiv:1707.02937), so that there is no grid at the outset.
 - An embedding of unit norm has entries of size 1/sqrt(512); it is multiplied by sqrt(c_dim) on entry, so that it
   speaks as loud as the noise.
 """
@@ -26,92 +29,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-SLOPE = 0.2  # of every leaky ReLU
-
-
-class Conv2d(nn.Conv2d):
-    """Convolution in the dtype of its input; the parameters stay float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution in the dtype of its input; the parameters stay float32."""
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        stride, padding = self.stride, self.padding
-        return F.conv_transpose2d(x, self.weight.to(x.dtype), bias, stride, padding)  # type: ignore[arg-type]
-
-
-class Linear(nn.Linear):
-    """Linear layer in the dtype of its input; the parameters stay float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
-
-
-class EqualisedConv2d(Conv2d):
-    """Convolution whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.weight[0].numel())
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, weight.to(x.dtype), bias)
-
-
-class EqualisedLinear(Linear):
-    """Linear layer whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.in_features)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias)
-
-
-def stage_sides(resolution: int, finest: int) -> list[int]:
-    """[4, 8, ..., finest]. Raises ValueError unless resolution is a power of two from 32."""
-    if resolution < 32 or resolution & (resolution - 1):
-        raise ValueError(f"resolution must be a power of two from 32, not {resolution}")
-    return [2**i for i in range(2, finest.bit_length())]
-
-
-def widths(sides: list[int], base_width: int, max_width: int) -> list[int]:
-    """Channels for each side: base_width at the last, doubling towards the first, at most max_width."""
-    return [min(max_width, base_width * sides[-1] // side) for side in sides]
-
-
-class Condition(nn.Module):
-    """(z, c) -> [N, width]: concatenated, each first projected to `projection` features unless that is 0."""
-
-    def __init__(self, z_dim: int, c_dim: int, projection: int, linear: type[Linear] = Linear) -> None:
-        super().__init__()
-        self.scale = math.sqrt(c_dim)
-        self.width = 2 * projection if projection else z_dim + c_dim
-        self.from_z: nn.Module = linear(z_dim, projection) if projection else nn.Identity()
-        self.from_c: nn.Module = linear(c_dim, projection) if projection else nn.Identity()
-        self.projected = projection > 0
-
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        h = torch.cat([self.from_z(z), self.from_c(c.to(z.dtype) * self.scale)], 1)
-        return F.leaky_relu(h, SLOPE) if self.projected else h
-
-
-class Generator(nn.Module):
-    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with."""
-
-    def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        raise NotImplementedError
-
+from vultus.layers import (
+    SLOPE,
+    Condition,
+    Conv2d,
+    ConvTranspose2d,
+    EqualisedConv2d,
+    EqualisedLinear,
+    GainConv2d,
+    Generator,
+    Linear,
+    init_he,
+    stage_sides,
+    widths,
+)
 
 # --- DCGAN (Radford et al. 2016), conditional ------------------------------------------------------------------------
 
@@ -310,8 +241,145 @@ def init_residual(module: nn.Module) -> None:
         nn.init.zeros_(module.conv2.weight)
 
 
-GENERATORS: dict[str, type[Generator]] = {"dcgan": DCGANGenerator, "residual": ResidualGenerator}
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "residual": ResidualDiscriminator}
+# --- conditional batch-norm, and a discriminator by projection --------------------------------------------------------
+
+
+class ConditionalNorm(nn.Module):
+    """Batch-norm whose scale and shift are an affine function of w [N, w_dim], sample by sample (de Vries et al. 2017,
+    arXiv:1707.00683; of the noise too, Brock et al. 2018, arXiv:1809.11096)."""
+
+    def __init__(self, channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.affine = Linear(w_dim, 2 * channels)
+
+    def forward(self, h: Tensor, w: Tensor) -> Tensor:
+        return _modulated(self.norm(h), self.affine(w))
+
+
+class ConditionalNormBlock(nn.Module):
+    """1x1 to cout, upsample if `up`, then x + conv(act(norm(conv(act(norm(x)))))), or with one convolution if not
+    `deep`."""
+
+    def __init__(self, cin: int, cout: int, w_dim: int, *, up: bool, deep: bool) -> None:
+        super().__init__()
+        self.up, self.deep = up, deep
+        self.skip: nn.Module = Conv2d(cin, cout, 1, bias=False) if cin != cout else nn.Identity()
+        if deep:
+            self.norm1 = ConditionalNorm(cout, w_dim)
+            self.conv1 = Conv2d(cout, cout, 3, padding=1, bias=False)
+        self.norm2 = ConditionalNorm(cout, w_dim)
+        self.conv2 = Conv2d(cout, cout, 3, padding=1)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = self.skip(x)
+        if self.up:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        h = self.conv1(F.leaky_relu(self.norm1(x, w), SLOPE, inplace=True)) if self.deep else x
+        return x + self.conv2(F.leaky_relu(self.norm2(h, w), SLOPE, inplace=True))
+
+
+class ConditionalNormGenerator(Generator):
+    """Residual blocks under conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels shuffled to
+    R x R pixels. `projection` is the width of w; the noise gets half as many features as the embedding.
+
+    Blocks of 64x64 and more have one convolution: a second one there costs as much as all the blocks before.
+    """
+
+    def __init__(
+        self, *, resolution: int, z_dim: int, c_dim: int, base_width: int, max_width: int, projection: int
+    ) -> None:
+        super().__init__(resolution, z_dim, c_dim)
+        if projection < 2:
+            raise ValueError(f"a conditional-norm generator needs a projection of 2 or more, not {projection}")
+        sides = stage_sides(resolution, resolution // 2)
+        channels = widths(sides, base_width, max_width)
+        self.scale = math.sqrt(c_dim)
+        self.from_z, self.from_c = Linear(z_dim, projection // 2), Linear(c_dim, projection)
+        joined = projection + projection // 2
+        self.mapping = Linear(joined, projection)
+        self.stem = Linear(joined, channels[0] * 16)
+        self.blocks = nn.ModuleList(
+            ConditionalNormBlock(cin, cout, projection, up=side > 4, deep=side < 64)
+            for side, cin, cout in zip(sides, [channels[0], *channels[:-1]], channels, strict=True)
+        )
+        self.norm = ConditionalNorm(channels[-1], projection)
+        self.to_rgb = Conv2d(channels[-1], 12, 3, padding=1)
+        self.apply(init_he)
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, ConditionalNorm):
+                    module.affine.weight.mul_(0.3)
+            self.to_rgb.weight.copy_(0.3 * self.to_rgb.weight[::4].repeat_interleave(4, 0))
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        s = F.leaky_relu(torch.cat([self.from_z(z), self.from_c(c.to(z.dtype) * self.scale)], 1), SLOPE)
+        w = F.leaky_relu(self.mapping(s), SLOPE)
+        h = self.stem(s).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            h = block(h, w)
+        h = self.to_rgb(F.leaky_relu(self.norm(h, w), SLOPE, inplace=True))
+        return torch.tanh(F.pixel_shuffle(h, 2).float())
+
+
+class ProjectionDiscriminator(nn.Module):
+    """Pixels folded to R/2 x R/2 x 12, strided convolutions under spectral normalisation to 4x4. The logit is an
+    unconditional term plus the projection of the features on the embedding (Miyato & Koyama 2018, arXiv:1802.05637).
+
+    `read` shares the convolutions between several questions about the same pictures: x -> (unconditional logits [N],
+    features [N, projection], a logit for each of 8x8 patches [N, 8, 8]); `match` gives the conditional term.
+    """
+
+    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
+        super().__init__()
+        sides = stage_sides(resolution, resolution // 2)
+        channels = widths(sides, base_width, max_width)[::-1]
+        self.scale = math.sqrt(c_dim)
+        self.stem = Conv2d(12, channels[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            GainConv2d(cin, cout, 4, 2, 1) for cin, cout in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.patch = Conv2d(channels[-2], 1, 1)
+        self.features = Linear(channels[-1] * 16, projection)
+        self.from_c = Linear(c_dim, projection)
+        self.head = Linear(projection, 1)
+        self.apply(init_he)
+        for layer in (self.stem, *self.stages, self.patch, self.features, self.from_c, self.head):
+            spectral_norm(layer)
+        self.gain = nn.Parameter(torch.ones(3))  # of the three logits, which would otherwise be bounded
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unconditional logits [N], features [N, projection], patch logits [N, 8, 8]."""
+        h = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        h = F.leaky_relu(self.stem(h), SLOPE, inplace=True)
+        for stage in self.stages:
+            # Spectral normalisation halves the signal at every leaky ReLU; the weight, which is small, gives it back.
+            h = F.leaky_relu(stage(h, math.sqrt(2)), SLOPE, inplace=True)
+            if h.shape[-1] == 8:
+                patch = self.patch(h)
+        # The heads are small: float32.
+        h = F.leaky_relu(self.features(h.flatten(1).float()), SLOPE, inplace=True)
+        return self.head(h).squeeze(1) * self.gain[0], h, patch.squeeze(1).float() * self.gain[1]
+
+    def match(self, features: Tensor, c: Tensor) -> Tensor:
+        """How well features [N, projection] fit embeddings c [N, c_dim] -> [N]."""
+        return (features * self.from_c(c * self.scale)).sum(1) * self.gain[2]
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        logits, features, _ = self.read(x)
+        return logits + self.match(features, c)
+
+
+GENERATORS: dict[str, type[Generator]] = {
+    "dcgan": DCGANGenerator,
+    "residual": ResidualGenerator,
+    "conditional-norm": ConditionalNormGenerator,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "dcgan": DCGANDiscriminator,
+    "residual": ResidualDiscriminator,
+    "projection": ProjectionDiscriminator,
+}
 
 
 def build_generator(*, kind: str, **arguments: Any) -> Generator:

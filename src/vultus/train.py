@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from vultus.ahead import Ahead
 from vultus.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
-from vultus.config import TrainConfig, differences, to_dict
+from vultus.coded import CodedGAN
+from vultus.config import TrainConfig, check_method, differences, from_dict, to_dict
 from vultus.dataset import PreparedDataset, batches
 from vultus.encoders import DTYPES, Encoder, fastest_dtype
 from vultus.errors import Stopped, UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
-from vultus.networks import Generator
+from vultus.layers import Generator
 from vultus.people import fit_people, noise
 from vultus.provenance import Session, peak_memory
 from vultus.samples import Samples
@@ -49,6 +50,8 @@ Evaluator = tuple[str, Callable[[Generator], dict[str, float]], int]
 MAY_CHANGE = frozenset(
     {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
 )
+METHODS: dict[str, type[GAN]] = {"gan": GAN, "coded": CodedGAN}
+CALIBRATION = 64  # photos that a method may look at before the first step
 DIVERGED = 1e8  # no loss here is above 100 in a sound run
 SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
 
@@ -80,7 +83,7 @@ def train(
         data: a prepared data set.
         budget: default is config.epochs passes over the data.
         device: cuda, mps or cpu.
-        encoder: needed where config.loss.identity_weight is positive.
+        encoder: FaceNet, needed where config.loss.needs_encoder().
         evaluators: (name, function of the averaged generator giving named figures, every_nimg).
         track: trackers to report to besides stats.jsonl: tensorboard, wandb, trackio.
         project: what they file the run under; the run bears the name of `out`.
@@ -89,6 +92,7 @@ def train(
     installed, and a loss that is not finite; Stopped after SIGINT or SIGTERM.
     """
     check_trackers(track)
+    check_method(config)
     out = make_folder(out)
     with ExitStack() as stack:
         stack.enter_context(folder_lock(out, "train"))
@@ -120,7 +124,8 @@ class _Run:
             )
         self.dataset, self.out, self.device = dataset, out, device
         self.config = self._settle(config)
-        self.gan = GAN(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder)
+        method = METHODS[self.config.method]
+        self.gan = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder)
         self.cur_nimg = 0
         self.seconds = 0.0
         chunks = (dataset.embeddings(range(i, min(i + 8192, len(dataset)))) for i in range(0, len(dataset), 8192))
@@ -133,7 +138,8 @@ class _Run:
         data = {key: self.dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
         if path.is_file():
             begun = read_json(path)
-            changed = [k for k in differences(begun["config"], to_dict(config)) if k.split(".")[0] not in MAY_CHANGE]
+            before = to_dict(from_dict(TrainConfig, begun["config"], str(path)))  # with settings that came later
+            changed = [k for k in differences(before, to_dict(config)) if k.split(".")[0] not in MAY_CHANGE]
             if changed:
                 raise UserError(
                     f"{self.out} was begun with other settings ({', '.join(changed)} differ); "
@@ -171,6 +177,7 @@ class _Run:
         found = load_checkpoint(self.out)
         if found is None:
             (self.out / "stats.jsonl").unlink(missing_ok=True)
+            self.gan.calibrate(self.dataset.batch(range(min(CALIBRATION, len(self.dataset)))).images)
             return
         state, path = found
         try:
@@ -186,6 +193,9 @@ class _Run:
 
     def loop(self, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str) -> None:
         """Train until the budget is used up or a signal comes."""
+        if self.config.optim.lr_fall and budget.total_nimg is None:
+            raise UserError("optim.lr_fall needs a budget in images: give --images or --epochs instead of --hours")
+        self.gan.total_nimg = budget.total_nimg
         config, batch = self.config, self.config.optim.batch
         before = self.seconds
         began = time.monotonic() - before
@@ -282,7 +292,7 @@ class _Run:
 
     def _save(self) -> dict[str, Any]:
         """Write checkpoint and snapshot; return the snapshot's metadata."""
-        if not all(bool(torch.isfinite(p).all()) for net in (self.gan.G, self.gan.D) for p in net.parameters()):
+        if not all(bool(torch.isfinite(p).all()) for net in self.gan.networks().values() for p in net.parameters()):
             raise UserError(
                 f"{self.out}: weights are not finite at {self.cur_nimg} images; lower --optim.lr in a new --out"
             )

@@ -1,0 +1,111 @@
+"""What the networks are made of: layers that compute in the dtype of their input, stages, and what a generator has."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLOPE = 0.2  # of every leaky ReLU
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution in the dtype of its input; the parameters stay float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+class GainConv2d(Conv2d):
+    """Convolution with its weights multiplied by `gain` in use."""
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, (self.weight * gain).to(x.dtype), bias)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution in the dtype of its input; the parameters stay float32."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        stride, padding = self.stride, self.padding
+        return F.conv_transpose2d(x, self.weight.to(x.dtype), bias, stride, padding)  # type: ignore[arg-type]
+
+
+class Linear(nn.Linear):
+    """Linear layer in the dtype of its input; the parameters stay float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class EqualisedConv2d(Conv2d):
+    """Convolution whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.weight[0].numel())
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, weight.to(x.dtype), bias)
+
+
+class EqualisedLinear(Linear):
+    """Linear layer whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.in_features)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, weight.to(x.dtype), bias)
+
+
+def stage_sides(resolution: int, finest: int) -> list[int]:
+    """[4, 8, ..., finest]. Raises ValueError unless resolution is a power of two from 32."""
+    if resolution < 32 or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be a power of two from 32, not {resolution}")
+    return [2**i for i in range(2, finest.bit_length())]
+
+
+def widths(sides: list[int], base_width: int, max_width: int) -> list[int]:
+    """Channels for each side: base_width at the last, doubling towards the first, at most max_width."""
+    return [min(max_width, base_width * sides[-1] // side) for side in sides]
+
+
+class Condition(nn.Module):
+    """(z, c) -> [N, width]: concatenated, each first projected to `projection` features unless that is 0."""
+
+    def __init__(self, z_dim: int, c_dim: int, projection: int, linear: type[Linear] = Linear) -> None:
+        super().__init__()
+        self.scale = math.sqrt(c_dim)
+        self.width = 2 * projection if projection else z_dim + c_dim
+        self.from_z: nn.Module = linear(z_dim, projection) if projection else nn.Identity()
+        self.from_c: nn.Module = linear(c_dim, projection) if projection else nn.Identity()
+        self.projected = projection > 0
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        h = torch.cat([self.from_z(z), self.from_c(c.to(z.dtype) * self.scale)], 1)
+        return F.leaky_relu(h, SLOPE) if self.projected else h
+
+
+class Generator(nn.Module):
+    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with."""
+
+    def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def init_he(module: nn.Module) -> None:
+    """He-normal weights for leaky ReLUs of SLOPE, zero biases; to be applied before spectral normalisation."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
