@@ -14,6 +14,8 @@ FLOORS = [
     {"errors"},
     {"files"},
     {"ahead", "config", "images", "intervals", "metrics", "shards", "tables", "verification", "weights"},
+    {"card"},
+    {"pretrained"},
     {
         "assess",
         "dlib_resnet",
@@ -30,7 +32,7 @@ FLOORS = [
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare"},
     {"generate", "instruments", "measure", "probe", "train"},
     {"demo", "evaluate"},
-    {"exhibits"},
+    {"exhibits", "publish"},
     {"compare"},
     {"cli"},
     {"__init__", "__main__"},

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vultus.pretrained import Pretrained
+
 SLOPE = 0.2  # of every leaky ReLU
 
 
@@ -100,17 +102,31 @@ class Condition(nn.Module):
         return F.leaky_relu(h, SLOPE) if self.projected else h
 
 
-class Generator(nn.Module):
-    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with."""
+class Generator(nn.Module, Pretrained):
+    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with.
+
+    `Generator.from_pretrained("user/name" or folder)` gives the generator of whatever kind; see pretrained.py.
+    """
 
     def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
         super().__init__()
         self.resolution = resolution
         self.z_dim = z_dim
         self.c_dim = c_dim
+        self.people: dict[str, Tensor] = {}
+        self.metadata: dict[str, Any] = {}
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        kind = next(kind for kind, known in GENERATORS.items() if type(self) is known)
+        assert isinstance(self._hub_mixin_config, dict)  # the constructor's arguments, remembered by the mixin
+        return {"kind": kind} | self._hub_mixin_config
+
+    @classmethod
+    def build(cls, **settings: Any) -> Any:
+        return build_generator(**settings)
 
 
 # --- DCGAN (Radford et al. 2016), conditional ------------------------------------------------------------------------
