@@ -9,6 +9,7 @@ README.md           the model card
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from vultus.config import GeneratorConfig, from_dict, to_dict
@@ -53,24 +54,39 @@ class Pretrained(ModelHubMixin):
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """The network in a folder, or of `user/name` (or `hf://user/name`) on the hub, ready to run.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        map_location: str | torch.device = "cpu",
+        **model_kwargs: Any,
+    ) -> Self:
+        """The network in a folder, or of `user/name` (or `hf://user/name`) on the hub, ready to run on map_location.
 
-        `options` are those of huggingface_hub (token, revision, cache_dir, local_files_only, force_download), and
-        map_location. Raises UserError in one line.
+        The mixin's own would swallow some of the hub's errors and read config.json unchecked. Raises UserError in one
+        line, and TypeError for `model_kwargs`: what the config says cannot be changed.
         """
-        location = options.pop("map_location", "cpu")
-        folder = fetch(pretrained_model_name_or_path, **options)
-        return super().from_pretrained(folder, map_location=location)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str | torch.device = "cpu", **_: Any) -> Self:
-        stored = read_folder(Path(model_id))
+        if model_kwargs:
+            raise TypeError(f"from_pretrained takes no {', '.join(model_kwargs)}")
+        folder = fetch(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        stored = read_folder(folder)
         network = cls.build(**stored.settings)
         if not isinstance(network, cls):
-            raise UserError(f"{model_id}: holds a {type(network).__name__}, not a {cls.__name__}; load it as Generator")
+            raise UserError(f"{folder}: holds a {type(network).__name__}, not a {cls.__name__}; load it as Generator")
         assert isinstance(network, nn.Module)
-        fill(network, stored.state, model_id)
+        fill(network, stored.state, folder)
         network.people, network.metadata = stored.people, stored.metadata
         network.to(map_location).eval()
         return network
@@ -172,18 +188,34 @@ def fetch(name: str | Path, **options: Any) -> Path:
     if not text.startswith(PREFIX) and Path(text).exists():
         return Path(text)
     check_repo(repo, text)
+    token, revision = options.get("token"), options.get("revision")
     try:
-        config = Path(hf_hub_download(repo, CONFIG, **options))
-        # All files of one commit, even if there is a new one by now: the cache names its folders by them.
-        options |= {"revision": config.parent.name}
-        hf_hub_download(repo, MODEL, **options)
-        values = read_json(config)
-        if isinstance(values, dict) and values.get("vultus", {}).get("people"):
-            hf_hub_download(repo, PEOPLE, **options)
+        try:
+            if not options.get("local_files_only"):
+                # One plain request first, for hf_hub_download retries for minutes where there is no network.
+                HfApi().model_info(repo, revision=revision, timeout=20, token=token)
+        except Exception as error:
+            if getattr(error, "response", None) is not None:
+                raise
+            with contextlib.suppress(Exception):  # no network: what an earlier call left in the cache will do
+                return _download(repo, options | {"local_files_only": True})
+            raise
+        return _download(repo, options)
     except UserError:
         raise
     except Exception as error:  # no network, offline, private, not there: each layer has classes of its own
         raise UserError(f"{text}: {problem(error)}") from None
+
+
+def _download(repo: str, options: dict[str, Any]) -> Path:
+    """The folder of one commit in the hub's cache."""
+    config = Path(hf_hub_download(repo, CONFIG, **options))
+    options = options | {"revision": config.parent.name}  # of one commit, even if a new one comes meanwhile
+    hf_hub_download(repo, MODEL, **options)
+    values = read_json(config)
+    about = values.get("vultus") if isinstance(values, dict) else None
+    if isinstance(about, dict) and about.get("people"):
+        hf_hub_download(repo, PEOPLE, **options)
     return config.parent
 
 
@@ -207,7 +239,9 @@ def problem(error: Exception) -> str:
         return f"no such model on {address}, or a private one; check the name, or `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{address} has no such revision of it"
-    if isinstance(error, errors.EntryNotFoundError) and status == 404:
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "not in the cache"
+    if isinstance(error, errors.EntryNotFoundError):
         return f"not a vultus model: it lacks {CONFIG} or {MODEL}"
     if status in (401, 403):
         return f"{address} refuses the token ({status}); `hf auth login` with one that may read, or write, this"
