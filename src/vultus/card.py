@@ -350,8 +350,9 @@ def _limits(metadata: Mapping[str, Any], celeba: bool, people: bool) -> list[str
     return [
         "## Limits and bias",
         "",
-        "Pictures are likenesses, not portraits, and never evidence of what somebody looks like: hair, background, "
-        "pose and light are not in an embedding and are made up. They are small, and show the texture of a generator.",
+        "Pictures are likenesses, not portraits, and never evidence of what somebody looks like: background, pose, "
+        "light and much of the hair are not in an embedding and are made up. They are small, and "
+        "show the texture of a generator.",
         "",
         whose,
         "",
