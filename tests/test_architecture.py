@@ -15,6 +15,8 @@ FLOORS = [
     {"files", "trackers"},
     {"ahead", "config", "images", "intervals", "layers", "metrics", "provenance", "shards", "tables", "tracking"}
     | {"verification", "weights"},
+    {"card"},
+    {"pretrained"},
     {
         "assess",
         "critics",
@@ -33,7 +35,7 @@ FLOORS = [
     {"coded"},
     {"generate", "instruments", "measure", "probe", "train"},
     {"demo", "evaluate"},
-    {"exhibits"},
+    {"exhibits", "publish"},
     {"compare"},
     {"cli"},
     {"__init__", "__main__"},

@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("verb", ["demo", "prepare", "train", "generate", "evaluate"])
+@pytest.mark.parametrize("verb", ["demo", "prepare", "train", "generate", "evaluate", "publish"])
 def test_help_of_every_verb(verb: str) -> None:
     done = run(verb, "--help")
     assert done.returncode == 0

@@ -36,7 +36,7 @@ from vultus.features import weights_path
 from vultus.images import decode_image, from_pil, to_images, to_x
 from vultus.instruments import Instruments, load_instruments
 from vultus.judges import judge_available
-from vultus.layers import Generator
+from vultus.networks import Generator
 from vultus.verification import pair_scores, threshold_at_far
 
 Write = Callable[..., Path]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vultus.checkpoint import Snapshot
 from vultus.dataset import PreparedDataset
 from vultus.images import crop_x, to_x
-from vultus.layers import Generator
+from vultus.networks import Generator
 
 SIDE, DIM, Z = 32, 16, 8
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
 from vultus.files import atomic_path
-from vultus.layers import Generator
-from vultus.networks import build_generator
+from vultus.networks import Generator, build_generator
+from vultus.pretrained import MODEL, PREFIX, fetch, fill, is_published
 
 FORMAT = "1"
 PATTERN = "checkpoint-*.pt"
@@ -98,14 +98,23 @@ def save_snapshot(
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snapshot:
-    """Read a snapshot, or the newest one of a run folder. Raises UserError that names the file and the remedy."""
+    """Read a snapshot, the newest one of a run folder, a published folder, or hf://user/name.
+
+    A bare user/name is a path here, so that a folder's name with a slip in it never asks the network. Raises UserError
+    that names the file and the remedy.
+    """
+    if str(path).startswith(PREFIX):
+        path = fetch(path)
     path = Path(path)
     if path.is_dir():
-        if not (path / "snapshot.safetensors").is_file():
+        if (path / "snapshot.safetensors").is_file():
+            path = path / "snapshot.safetensors"
+        elif is_published(path):
+            return _published(path, device)
+        else:
             raise UserError(f"{path}: no snapshot.safetensors in this folder; train into it first")
-        path = path / "snapshot.safetensors"
     if not path.is_file():
-        raise UserError(f"{path}: no such snapshot")
+        raise UserError(f"{path}: no such snapshot (one on the Hugging Face hub is named {PREFIX}user/name)")
     try:
         with safetensors.safe_open(path, "pt") as file:
             values = file.metadata() or {}
@@ -119,14 +128,19 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
     config = from_dict(GeneratorConfig, metadata["generator"], str(path))
     generator = build_generator(**to_dict(config))
     state = {key.removeprefix("generator."): value for key, value in tensors.items() if key.startswith("generator.")}
-    try:
-        generator.load_state_dict({key: _float32(value) for key, value in state.items()}, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its config ({' '.join(str(error).split())[:120]})") from None
+    fill(generator, {key: _float32(value) for key, value in state.items()}, path)
     people = {
         key.removeprefix("people."): _float32(value) for key, value in tensors.items() if key.startswith("people.")
     }
+    # With these it can be published from Python, its licence and all.
+    generator.people, generator.metadata = people, {k: v for k, v in metadata.items() if k != "generator"}
     return Snapshot(generator.to(device).eval().requires_grad_(False), people, metadata, path)
+
+
+def _published(folder: Path, device: torch.device | str) -> Snapshot:
+    generator = Generator.from_pretrained(folder, map_location=device)
+    metadata = {"generator": generator.settings()} | generator.metadata
+    return Snapshot(generator.requires_grad_(False), generator.people, metadata, folder / MODEL)
 
 
 def _float32(value: Tensor) -> Tensor:

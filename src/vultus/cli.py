@@ -158,7 +158,7 @@ def _snapshot(name: str, device: str) -> Any:
 
 def _generate(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="vultus generate", exit_on_error=False, description="Make faces.")
-    parser.add_argument("snapshot", type=str, help="snapshot file, run folder, or `default` for the embedded one")
+    parser.add_argument("snapshot", type=str, help="snapshot, run or published folder, hf://user/name, `default`")
     parser.add_argument("--embeddings", type=str | None, help="FILE.npy, .npz, .safetensors, .parquet[:COLUMN]")
     parser.add_argument("--photos", type=str, nargs="+", help="photos, or folders of photos")
     parser.add_argument("--random", type=int | None, help="so many people who do not exist")
@@ -246,6 +246,50 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+# --- publish ----------------------------------------------------------------------------------------------------------
+
+
+def _publish(arguments: Sequence[str]) -> int:
+    parser = ArgumentParser(prog="vultus publish", exit_on_error=False, description="Publish on the Hugging Face hub.")
+    parser.add_argument("snapshot", type=str, help="snapshot, run folder, `default`, or a folder that --dry-run wrote")
+    parser.add_argument("--repo", type=str, required=True, help="its name on the hub: user/name")
+    parser.add_argument("--out", type=str | None, help="folder to write; default: RUN/publish, else ./publish")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
+    parser.add_argument("--private", action="store_true", help="nobody else may see it")
+    parser.add_argument("--evaluation", type=str | None, help="folder of evaluate --out; default: RUN/evaluation")
+    parser.add_argument("--licence", type=str | None, help="id such as mit, unless the data are restricted")
+    parser.add_argument("--dtype", type=Literal["float32", "float16"], default="float32", help="of the weights")
+    parser.add_argument("--people", type=bool, default=True, help="publish how the training embeddings are spread")
+    parser.add_argument("--seed", type=int, default=0, help="of the people and noise in samples.jpg")
+    options = parser.parse_args(list(arguments))
+    from vultus.pretrained import is_published
+    from vultus.publish import check_token, upload, write_publication
+
+    source = Path(options.snapshot)
+    if not options.dry_run:
+        check_token()  # said before the work
+    snapshot = _snapshot(options.snapshot, "cpu")
+    if source.is_dir() and is_published(source) and not (source / "snapshot.safetensors").is_file():
+        folder = source  # as it is, with what was changed in its card
+        given = [name for name in ("out", "evaluation", "licence") if options[name] is not None]
+        if given:
+            raise UserError(f"{folder}: is published as it is; --{given[0]} goes with a snapshot or run folder")
+    else:
+        folder = Path(options.out or (source / "publish" if source.is_dir() else "publish"))
+        evaluation = options.evaluation
+        if evaluation is None and (source / "evaluation" / "results.json").is_file():
+            evaluation = source / "evaluation"
+        write_publication(
+            snapshot,
+            options.repo,
+            folder,
+            evaluation=None if evaluation is None else (Path(evaluation), options.snapshot),
+            **{name: options[name] for name in ("licence", "dtype", "people", "seed")},
+        )
+    print(folder if options.dry_run else upload(folder, options.repo, private=options.private))
+    return 0
+
+
 # --- demo -------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +313,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "prepared data set -> run folder with checkpoints and a snapshot"),
     "generate": (_generate, "snapshot + embeddings, photos or random people -> pictures"),
     "evaluate": (_evaluate, "snapshot + prepared data set -> figures on people never seen"),
+    "publish": (_publish, "snapshot -> a folder with a model card, on the Hugging Face hub"),
 }
 
 

@@ -16,8 +16,7 @@ from vultus import losses
 from vultus.config import LossConfig, TrainConfig, to_dict
 from vultus.encoders import Encoder
 from vultus.images import to_x
-from vultus.layers import Generator
-from vultus.networks import build_discriminator, build_generator
+from vultus.networks import Generator, build_discriminator, build_generator
 
 MSE_FLOOR = 0.1  # share of mse_weight that is left at the end of mse_nimg
 LR_FLOOR = 0.05  # share of the learning rate that is left at the end of a run, where it falls

@@ -27,7 +27,7 @@ from vultus.errors import UserError
 from vultus.files import atomic_path, make_folder, sha256_file
 from vultus.images import SUFFIXES, save_image, to_images, to_pil
 from vultus.images import grid as lay_out
-from vultus.layers import Generator
+from vultus.networks import Generator
 from vultus.people import noise, slerp
 
 STEP = 16  # faces to a call of the generator, always

@@ -90,19 +90,6 @@ class Condition(nn.Module):
         return F.leaky_relu(h, SLOPE) if self.projected else h
 
 
-class Generator(nn.Module):
-    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with."""
-
-    def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
 def init_he(module: nn.Module) -> None:
     """He-normal weights for leaky ReLUs of SLOPE, zero biases; to be applied before spectral normalisation."""
     if isinstance(module, nn.Conv2d | nn.Linear):

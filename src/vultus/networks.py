@@ -37,12 +37,40 @@ from vultus.layers import (
     EqualisedConv2d,
     EqualisedLinear,
     GainConv2d,
-    Generator,
     Linear,
     init_he,
     stage_sides,
     widths,
 )
+from vultus.pretrained import Pretrained
+
+
+class Generator(nn.Module, Pretrained):
+    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with.
+
+    `Generator.from_pretrained("user/name" or folder)` gives the generator of whatever kind; see pretrained.py.
+    """
+
+    def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+        self.people: dict[str, Tensor] = {}
+        self.metadata: dict[str, Any] = {}
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        kind = next(kind for kind, known in GENERATORS.items() if type(self) is known)
+        assert isinstance(self._hub_mixin_config, dict)  # the constructor's arguments, remembered by the mixin
+        return {"kind": kind} | self._hub_mixin_config
+
+    @classmethod
+    def build(cls, **settings: Any) -> Any:
+        return build_generator(**settings)
+
 
 # --- DCGAN (Radford et al. 2016), conditional ------------------------------------------------------------------------
 

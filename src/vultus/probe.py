@@ -11,7 +11,7 @@ from vultus.dataset import PreparedDataset
 from vultus.encoders import Encoder
 from vultus.errors import UserError
 from vultus.images import to_x
-from vultus.layers import Generator
+from vultus.networks import Generator
 from vultus.people import noise
 
 NOISE_SEED = 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vultus.files import make_folder
 from vultus.images import cell, grid, save_image, to_images
-from vultus.layers import Generator
+from vultus.networks import Generator
 
 ROWS = 12  # of the strip, the photos among them: a long run shows every so-manieth sample
 MARGIN = 64  # pixels for the images seen, beside a row

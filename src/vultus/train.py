@@ -39,7 +39,7 @@ from vultus.encoders import DTYPES, Encoder, fastest_dtype
 from vultus.errors import Stopped, UserError
 from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
-from vultus.layers import Generator
+from vultus.networks import Generator
 from vultus.people import fit_people, noise
 from vultus.provenance import Session, peak_memory
 from vultus.samples import Samples

@@ -1,0 +1,415 @@
+"""Generators as folders, their cards, and the way to the hub and back, by a stand-in on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from PIL import Image
+from torch import Tensor
+
+from stand_in_models import serve_models
+from vultus import publish
+from vultus.card import licence_of, model_card, result_in
+from vultus.checkpoint import Snapshot, load_snapshot, save_snapshot
+from vultus.cli import main
+from vultus.config import GeneratorConfig, to_dict
+from vultus.demo import default_snapshot
+from vultus.errors import UserError
+from vultus.files import write_json
+from vultus.networks import DCGANGenerator, Generator, ResidualGenerator, build_generator
+from vultus.people import fit_people, noise, sample_people
+from vultus.pretrained import fetch
+
+SRC = Path(publish.__file__).resolve().parents[1]
+CELEBA = "CelebA: non-commercial research only, no redistribution"
+FILES = ["LICENSE.md", "README.md", "config.json", "model.safetensors", "people.safetensors", "samples.jpg"]
+
+
+def write_run(folder: Path, kind: str = "dcgan", licence: str | None = CELEBA, images: int = 14_035) -> Path:
+    """A run folder with the snapshot of a small generator."""
+    torch.manual_seed(0)
+    settings = to_dict(GeneratorConfig(kind=kind, resolution=32, base_width=8, max_width=16, projection=32))
+    c = F.normalize(torch.randn(40, 512))
+    metadata = {
+        "generator": settings,
+        "preset": "tiny",
+        "cur_nimg": 800,
+        "hours": 0.01,
+        "encoder": {"id": "facenet-vggface2", "dim": 512},
+        "crop": {"kind": "centre", "encoder_fraction": 0.8},
+        "data": {"content_sha256": "0" * 64, "images": images},
+        "licence": licence,
+    }
+    folder.mkdir()
+    generator = build_generator(**settings)
+    save_snapshot(folder / "snapshot.safetensors", generator=generator, people=fit_people(c), metadata=metadata)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def pictures(generator: Any) -> Tensor:
+    with torch.inference_mode():
+        return generator(noise(0, 0, 3, 100), F.normalize(torch.ones(3, 512)))
+
+
+def evaluation(cur_nimg: int = 800) -> dict[str, Any]:
+    row = {"value": 0.5, "low": 0.4, "high": 0.6}
+    return {
+        "format": 2,
+        "context": {"split": "test", "n_images": 9, "n_people": 3, "noises": 2, "cur_nimg": cur_nimg},
+        "metrics": {"identity_facenet": row | {"real": 0.9}, "type2_dlib_far1e-3": row, "fd_effnet_9_test": row},
+        "distributions": {},
+        "missing": {"lpips": "its weights are not here"},
+        "alarms": ["noise is idle"],
+        "notes": [],
+    }
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("dcgan", DCGANGenerator), ("residual", ResidualGenerator)])
+def test_mixin_round_trip_keeps_class_weights_people_and_licence(tmp_path: Path, kind: str, cls: type) -> None:
+    snapshot = load_snapshot(write_run(tmp_path / "run", kind))
+    snapshot.generator.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {key: value for key, value in config.items() if key != "vultus"} == snapshot.metadata["generator"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "people.safetensors",
+    ]
+    for read in (Generator.from_pretrained(tmp_path / "saved"), cls.from_pretrained(str(tmp_path / "saved"))):
+        assert type(read) is cls
+        assert not read.training
+        assert torch.equal(pictures(read), pictures(snapshot.generator))
+        assert torch.equal(sample_people(read.people, 3, seed=1), sample_people(snapshot.people, 3, seed=1))
+        assert read.metadata["licence"] == CELEBA
+    again = load_snapshot(tmp_path / "saved")
+    assert again.metadata == snapshot.metadata
+    assert torch.equal(pictures(again.generator), pictures(snapshot.generator))
+    assert set(safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors")) == set(read.state_dict())
+    assert "Research only" in (tmp_path / "saved" / "README.md").read_text()
+    other = ResidualGenerator if cls is DCGANGenerator else DCGANGenerator
+    with pytest.raises(UserError, match=f"holds a {cls.__name__}"):
+        other.from_pretrained(tmp_path / "saved")
+
+
+def test_fresh_generator_can_be_saved_and_never_pickled_weights_are_read(tmp_path: Path) -> None:
+    generator = build_generator(**to_dict(GeneratorConfig(resolution=32, base_width=8, max_width=16)))
+    generator.save_pretrained(tmp_path)
+    assert not (tmp_path / "people.safetensors").exists()
+    assert Generator.from_pretrained(tmp_path).people == {}
+    torch.save(generator.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
+        Generator.from_pretrained(tmp_path)
+
+
+def test_damaged_folders_name_the_file(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    load_snapshot(run).generator.save_pretrained(folder)
+    config, weights = (folder / "config.json").read_text(), (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-7])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        load_snapshot(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    for text, message in [
+        ("{", "not valid JSON"),
+        ("[]", "not the config of a vultus generator"),
+        (config.replace('"format": "1"', '"format": "9"'), "of format 1"),
+        (config.replace('"kind"', '"sort"'), "unknown key sort"),
+        (config.replace('"base_width": 8', '"base_width": 4'), "weights do not fit"),
+    ]:
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_snapshot(folder)
+
+
+@pytest.mark.parametrize("name", ["none", "a/b/c", "/none/here", "hf://", "hf://a", "ada/..", "ada/x--y", "ada/x.git"])
+def test_names_that_can_not_be_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="neither a folder here nor a name on the hub"):
+        fetch(name)
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_writes_a_card_that_the_hub_reads(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (run / "evaluation").mkdir()
+    write_json(run / "evaluation" / "results.json", {str(run): evaluation(), "default": evaluation(7)})
+    (run / "evaluation" / "run-faces.jpg").write_bytes(b"a photo")
+    assert main(["publish", str(run), "--repo", "ada/faces", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    folder = run / "publish"
+    assert said.out.strip() == str(folder)
+    assert "research only" in said.err
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == FILES
+    card = ModelCard.load(folder / "README.md")
+    head = card.data
+    assert (head.license, head.license_name, head.license_link) == ("other", "research-only", "LICENSE.md")
+    assert (head.library_name, head.pipeline_tag) == ("vultus", "unconditional-image-generation")
+    assert {"face", "gan", "facenet", "face-embedding", "vultus", "research-only"} <= set(head.tags)
+    assert {result.metric_type: result.metric_value for result in head.eval_results} == {
+        "identity_facenet": 0.5,
+        "type2_dlib_far1e-3": 0.5,
+        "fd_effnet_9_test": 0.5,
+    }
+    assert {(result.dataset_type, result.dataset_split) for result in head.eval_results} == {
+        ("flwrlabs/celeba", "test")
+    }
+    for part in (
+        "![Faces of people who do not exist](samples.jpg)",
+        "Research only",
+        CELEBA,
+        "Not meant for",
+        "Limits and bias",
+        "biometric",
+        "embeddings are personal data",
+        "| `identity_facenet` | 0.5 [0.4, 0.6] | 0.9 |",
+        "noise is idle",
+        "@software{vultus_ada_faces",
+        'Generator.from_pretrained("ada/faces")',
+    ):
+        assert part in card.text, part
+    with Image.open(folder / "samples.jpg") as sheet:
+        assert sheet.info["comment"].startswith(b"AI-generated")
+        assert np.asarray(sheet).std() > 5
+    # What was changed by hand in the card stays when the folder itself is published.
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nBy hand.\n")
+    assert main(["publish", str(folder), "--repo", "ada/faces", "--dry-run"]) == 0
+    assert (folder / "README.md").read_text().endswith("By hand.\n")
+    assert main(["generate", str(folder), "--random", "4", "--out", str(tmp_path / "made")]) == 0
+    assert len(list((tmp_path / "made").glob("*.png"))) == 4
+
+
+def test_the_card_s_program_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "ada" / "faces")
+    program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert program is not None
+    monkeypatch.chdir(tmp_path)  # where "ada/faces" is a folder
+    exec(program[1], {})
+    with Image.open("face.png") as picture:
+        assert picture.size == (32, 32)
+
+
+def test_republishing_without_people_in_float16(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = load_snapshot(run)
+    full = publish.write_publication(snapshot, "ada/faces", tmp_path / "out")
+    size = (full / "model.safetensors").stat().st_size
+    publish.write_publication(snapshot, "ada/faces", full, people=False, dtype="float16")
+    assert not (full / "people.safetensors").exists()
+    assert (full / "model.safetensors").stat().st_size < 0.6 * size
+    assert "sample_people" not in (full / "README.md").read_text()
+    again = load_snapshot(full)
+    assert again.people == {}
+    assert (pictures(again.generator) - pictures(snapshot.generator)).abs().max() < 0.02
+    capsys.readouterr()
+    publish.write_publication(load_snapshot(write_run(tmp_path / "few", images=30)), "ada/few", tmp_path / "out2")
+    assert "30 photos only" in capsys.readouterr().err
+
+
+def test_folder_of_something_else_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds files of something else"):
+        publish.write_publication(load_snapshot(run), "ada/faces", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("noted", "chosen", "expected"),
+    [
+        (CELEBA, None, ("other", "research-only", True)),
+        (None, None, ("other", "research-only", True)),
+        ("my own photos, everyone agreed", None, ("other", "terms-of-the-training-photos", False)),
+        ("my own photos, everyone agreed", "mit", ("mit", None, False)),
+        (None, "mit", ("mit", None, False)),
+        (CELEBA, "mit", "the data are under 'CelebA"),
+        ("CC BY-NC 4.0", "mit", "the data are under 'CC BY-NC"),
+        ("CC-BY-NC-SA-4.0", "mit", "the data are under 'CC-BY-NC"),
+        (None, "MIT License", "not an id of the hub"),
+    ],
+)
+def test_licence_follows_the_data(noted: str | None, chosen: str | None, expected: Any) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            licence_of(noted, chosen)
+        return
+    licence = licence_of(noted, chosen)
+    assert (licence.id, licence.name, licence.research_only) == expected
+    card = model_card({"licence": noted}, to_dict(GeneratorConfig()), licence=licence)
+    assert ("Research only" in card) == licence.research_only
+
+
+def test_figures_in_the_embedded_snapshot_are_understood() -> None:
+    metadata = load_snapshot(default_snapshot()).metadata
+    result = result_in(metadata["metrics"])
+    assert result is not None
+    assert result["metrics"]["identity_facenet"]["value"] > 0.3
+    assert not [name for name in result["metrics"] if name.endswith(("_std", "_real"))]
+    card = ModelCard(model_card(metadata, metadata["generator"]))
+    assert card.data.eval_results
+    assert "| FaceNet cosine between" in card.text
+
+
+def test_results_of_another_snapshot_are_refused(run: Path, tmp_path: Path) -> None:
+    snapshot = load_snapshot(run)
+    for results, message in [
+        ({"a": evaluation(), "b": evaluation()}, "has no column run, only a, b"),
+        ({"a": evaluation(4)}, "measured at 4 images, the snapshot is of 800"),
+        ({"a": 3}, "not the results of an evaluation"),
+    ]:
+        write_json(tmp_path / "results.json", results)
+        with pytest.raises(UserError, match=message):
+            publish.write_publication(snapshot, "ada/faces", tmp_path / "out", evaluation=(tmp_path, "run"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{run}", "--repo", "faces", "--dry-run"], "--repo faces: neither"),
+        (["{run}", "--repo", "ada/faces"], "no Hugging Face token here"),
+        (["{run}/none", "--repo", "ada/faces", "--dry-run"], "no such snapshot"),
+        (["{run}", "--repo", "ada/faces", "--dry-run", "--licence", "mit"], "the data are under"),
+        (["{run}", "--repo", "ada/faces", "--dry-run", "--evaluation", "{run}/none"], "results.json: no such file"),
+        (["{run}", "--repo", "ada/faces", "--dry-run", "--dtype", "int8"], "dtype"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    expected: str,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert main(["publish", *(argument.format(run=run) for argument in arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("vultus: error: ")] == lines[-1:]
+    assert expected in lines[-1]
+    assert not (run / "publish" / "README.md").exists()
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def ask(tmp_path: Path, address: str, script: str, *arguments: str, token: str = "hf_right") -> list[str]:
+    """Run a script in a process of its own, for the hub's client reads its address when it is imported."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token, "PYTHONPATH": str(SRC)}
+    environment = {**known, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return (done.stdout + done.stderr).splitlines()
+
+
+LOAD = """
+import sys
+import torch
+from vultus.checkpoint import load_snapshot
+from vultus.cli import main
+from vultus.networks import Generator
+run, folder, out = sys.argv[1:]
+assert main(["publish", run, "--repo", "ada/faces", "--out", folder, "--private"]) == 0
+remote, local, hub = Generator.from_pretrained("ada/faces"), Generator.from_pretrained(folder), "hf://ada/faces"
+assert type(remote) is type(local)
+assert all(torch.equal(a, b) for a, b in zip(remote.state_dict().values(), local.state_dict().values(), strict=True))
+assert load_snapshot(hub).metadata == load_snapshot(folder).metadata
+assert set(load_snapshot(hub).people) == set(local.people) != set()
+assert main(["generate", hub, "--random", "2", "--out", out]) == 0
+print(load_snapshot(run).generator.push_to_hub("ada/pushed"))
+assert main(["publish", run, "--repo", "ada/faces", "--out", folder, "--people", "false"]) == 0
+assert load_snapshot(hub).people == {}
+"""
+
+
+def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
+    with serve_models() as (address, hub):
+        said = ask(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "made"))
+    assert f"{address}/ada/faces" in said
+    commits = hub.repos["ada/faces"]["commits"]
+    assert hub.repos["ada/faces"]["private"]
+    assert len(commits) == 3  # none, then one for each publication
+    assert sorted(commits[1]) == FILES
+    assert sorted(commits[2]) == [name for name in FILES if name != "people.safetensors"]
+    now = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir() if path.name != ".lock"}
+    assert commits[2] == now
+    assert safetensors.torch.load(commits[1]["people.safetensors"])["factor"].shape == (512, 512)
+    assert len(list((tmp_path / "made").glob("*.png"))) == 2
+    offline = (
+        "import sys; from vultus.checkpoint import load_snapshot; print(load_snapshot(sys.argv[1]).metadata['preset'])"
+    )
+    assert ask(tmp_path, address, offline, "hf://ada/faces") == ["tiny"]  # the server is no more, the cache is
+    pushed = hub.repos["ada/pushed"]["commits"][-1]
+    assert sorted(pushed) == ["README.md", "config.json", "model.safetensors", "people.safetensors"]
+    assert b"license_name: research-only" in pushed["README.md"]
+    assert b'from_pretrained("ada/pushed")' in pushed["README.md"]
+
+
+ERRORS = """
+import sys
+from vultus.errors import UserError
+from vultus.checkpoint import load_snapshot
+from vultus.publish import upload
+for name in sys.argv[2:]:
+    try:
+        if name.startswith("hf://"):
+            load_snapshot(name)
+        else:
+            upload(sys.argv[1], name, private=name == "ada/public")
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
+    folder = str(publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "folder"))
+    with serve_models() as (address, hub):
+        hub.repos["ada/public"] = {"private": False, "commits": [{"README.md": b"# text"}]}
+        names = ["eve/faces", "ada/public", "hf://ada/none", "hf://ada/public"]
+        said = ask(tmp_path, address, ERRORS, folder, *names)
+        refused = ask(tmp_path, address, ERRORS, folder, "ada/faces", token="hf_wrong")
+        assert len(hub.repos["ada/public"]["commits"]) == 1
+    assert len(said) == len(names), said
+    assert "refuses the token (403)" in said[0]
+    assert "ada/public: is public already" in said[1]
+    assert "hf://ada/none: no such model" in said[2]
+    assert "hf://ada/public: not a vultus model" in said[3]
+    assert len(refused) == 1
+    assert "refuses the token (401)" in refused[0]
+    assert f"the folder {folder} is ready" in refused[0]
+    gone = ask(tmp_path, address, ERRORS, folder, "ada/faces", "hf://ada/faces")  # the server is no more
+    assert len(gone) == 2, gone
+    assert all("can't be reached" in line and "check the network" in line for line in gone)
+
+
+def test_snapshot_without_people_has_no_samples(run: Path, tmp_path: Path) -> None:
+    snapshot = load_snapshot(run)
+    snapshot.generator.people = {}
+    folder = publish.write_publication(
+        Snapshot(snapshot.generator, {}, snapshot.metadata), "ada/faces", tmp_path / "out"
+    )
+    assert not (folder / "samples.jpg").exists()
+    assert "samples.jpg" not in (folder / "README.md").read_text()
