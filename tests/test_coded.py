@@ -157,6 +157,7 @@ def test_every_part_learns_and_facenet_does_not(random_facenet: FaceNet) -> None
     assert set(named) == {
         "G_kl", "G_mse", "G_perceptual", "G_identity", "G_adversarial", "G_patch", "G_features", "G_total",
         "D_adversarial", "D_real_logits", "D_fake_logits", "D_wrong_logits", "F_adversarial",
+        "G_grad_norm", "D_grad_norm",
     }  # fmt: skip
     assert all(torch.isfinite(value) and not value.requires_grad for value in named.values())
     assert named["G_kl"] > 0
