@@ -27,6 +27,7 @@ from tiny_parts import (
     Z,
     snapshot,
 )
+from vultus import judges
 from vultus import measure as measure_module
 from vultus.dataset import PreparedDataset
 from vultus.encoders import FACENET_WEIGHTS, FaceNet
@@ -459,6 +460,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, encoder: Tiny
     monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for remembered in (judges._model, judges._predictor):
+        remembered.cache_clear()
     found = load_instruments(encoder)
     assert (found.judges, found.features, found.perceptual) == ((), (), ())
     for rows, words in (
@@ -491,8 +494,8 @@ def test_the_result_is_json(run: Run) -> None:
 
 @pytest.mark.skipif(weights_path() is None or not judge_available(), reason="needs pip install 'vultus[eval]'")
 def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_path: Path, tiny_dataset: Write) -> None:
-    """Photos shown as they are reach the limits, blurred ones fall short, and other people's are found out by all."""
-    rows = pq.read_table(min((shared / "celeba").glob("test-*.parquet"))).slice(0, 120).to_pylist()
+    """Photos shown as they are reach the limits; those of other people are found out by both encoders."""
+    rows = pq.read_table(min((shared / "celeba").glob("test-*.parquet"))).slice(0, 104).to_pylist()
     x = to_x(from_pil([decode_image(row["image"]["bytes"]) for row in rows]))
     small = to_images(F.interpolate(x, (128, 128), mode="bilinear", antialias=True))
     people = [str(row["celeb_id"]) for row in rows]
@@ -502,7 +505,7 @@ def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_pa
     folder = tiny_dataset(
         "faces",
         resolution=128,
-        people={"test": 120},
+        people={"test": 104},
         photos=1,
         pictures=small,
         embeddings=c,
@@ -518,23 +521,18 @@ def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_pa
         return evaluate(snapshot(memory, data), data, instruments=parts, settings=settings)
 
     sharp = run()
-    assert sharp["notes"][0].startswith("fd_effnet_120_test: 120 images give singular")
+    assert sharp["notes"][0].startswith("fd_effnet_104_test: 104 images give singular")
     assert value(sharp, "identity_facenet") > 0.97
     assert value(sharp, "type1_dlib_far1e-3") == 1
     assert 0.6 < value(sharp, "type2_dlib_far1e-2") <= 1
     assert value(sharp, "rank1_dlib") > 0.9
-    assert value(sharp, "fd_effnet_120_test") == pytest.approx(0, abs=1e-2)
+    assert value(sharp, "fd_effnet_104_test") == pytest.approx(0, abs=1e-2)
     assert value(sharp, "stlpips") == pytest.approx(0, abs=1e-4)
-    photos = memory.x
-    memory.x = F.avg_pool2d(F.pad(photos, (4, 4, 4, 4), mode="reflect"), 9, stride=1)
-    blurred = run()
-    for name, worse in (("fd_effnet_120_test", 1), ("kd_effnet_120_test", 1), ("stlpips", 1), ("identity_facenet", -1)):
-        assert (value(blurred, name) - value(sharp, name)) * worse > 0, name
-    memory.x = photos.roll(60, 0)
+    memory.x = memory.x.roll(52, 0)
     swapped = run()
     assert value(swapped, "identity_facenet") < 0.3
     assert value(swapped, "type1_dlib_far1e-2") < 0.3
     assert value(swapped, "rank1_dlib") < 0.3
-    assert value(swapped, "fd_effnet_120_test") == pytest.approx(
+    assert value(swapped, "fd_effnet_104_test") == pytest.approx(
         0, abs=1e-2
     )  # the same faces, whoever they are given to
