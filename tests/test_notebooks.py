@@ -38,10 +38,8 @@ class Ran:
         self.text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
         shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
         self.markdown = [data["text/markdown"] for data in shown if "text/markdown" in data]
-        kinds = ("image/png", "image/jpeg")
-        self.pictures = [
-            Image.open(io.BytesIO(base64.b64decode(data[kind]))) for data in shown for kind in kinds if kind in data
-        ]
+        found = [data.get("image/png") or data.get("image/jpeg") for data in shown]  # Pillow's pictures come as both
+        self.pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in found if data]
         self.left_out = [line for line in self.text.splitlines() if line.startswith("left out")]
 
 
@@ -120,7 +118,7 @@ def test_pair_is_in_sync_and_holds_no_outputs(name: str) -> None:
 
 def test_both_notebooks_are_there() -> None:
     assert NAMES == ["inference", "results"]
-    assert NAMES == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
 
 
 # --- run from top to bottom -------------------------------------------------------------------------------------------
