@@ -8,7 +8,6 @@ as Parquet in `celeba/`, `me.jpg`, `vectors.npy`, `settings.yaml` (as docs/train
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import runpy
 import shlex
@@ -25,7 +24,6 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from conftest import SHARED
