@@ -54,12 +54,12 @@ NOT_RUN = {
 }
 
 # What is changed to make a command small: options taken out (with their values), options put in.
-TINY_WIDTHS = [f"--{network}.{name}" for network in ("generator", "discriminator") for name in ("base_width=4",)] + [
-    f"--{network}.max_width=16" for network in ("generator", "discriminator")
+NARROW = [
+    f"--{network}.{width}" for network in ("generator", "discriminator") for width in ("base_width=4", "max_width=16")
 ]
 SMALL: dict[str, tuple[set[str], list[str]]] = {
-    "train": ({"--hours", "--images", "--epochs", "--optim.batch"}, ["--images=16", "--optim.batch=8", *TINY_WIDTHS]),
-    "evaluate": ({"--limit"}, ["--limit=6"]),
+    "train": ({"--hours", "--images", "--epochs", "--optim.batch"}, ["--images=16", "--optim.batch=8", *NARROW]),
+    "evaluate": ({"--limit"}, ["--limit=4"]),
 }
 LEFT_OUT = {"--fetch": "downloads 340 MB"}
 
