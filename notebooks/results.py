@@ -44,8 +44,8 @@ if "google.colab" in sys.modules:
 # %% [markdown]
 # ## What to measure
 #
-# Edit the values, or set the environment variables. All 2,527 photos of CelebA's people that no training saw take some
-# twenty minutes a snapshot on one processor core; `LIMIT` takes fewer, spread over the data set.
+# Edit the values, or set the environment variables. Two faces of each of 2,500 photos take a quarter of an hour or more
+# on one processor core, for each snapshot and split; `LIMIT` takes fewer photos, spread over the data set.
 
 # %%
 import os

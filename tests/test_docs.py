@@ -138,18 +138,26 @@ def needs_facenet(words: Words) -> bool:
 
 @dataclass
 class World:
-    """The folder in which commands run."""
+    """The folder in which commands run. What a page asks for that was just done for another page is not done twice."""
 
     folder: Path
-    writer: dict[str, str] = field(default_factory=dict)  # page that wrote a data set or run last
+    made: dict[str, tuple[str, str]] = field(default_factory=dict)  # data set or run: page, command that made it
     done: set[str] = field(default_factory=set)
 
-    def make_way(self, words: Words, page: str) -> None:
-        """What another page, or the fixture, wrote under the name of this command's output goes first."""
-        out = option(words, "--out")
-        if words[1] in ("prepare", "train") and out and self.writer.get(out) != page:
-            shutil.rmtree(out, ignore_errors=True)
-            self.writer[out] = page
+    def run(self, words: Words, page: str) -> None:
+        """One command. A data set or run that another page, or the fixture, left under its name goes first."""
+        text = shlex.join(words)
+        out = option(words, "--out") if words[1] in ("prepare", "train") else None
+        if out is None and text in self.done:
+            return
+        if out is not None:
+            before, self.made[out] = self.made.get(out, ("", "")), (page, text)
+            if before[1] == text:
+                return
+            if before[0] != page:
+                shutil.rmtree(out, ignore_errors=True)
+        assert exit_code(lambda: cli.main(words[1:])) == 0, f"{page}: {text}"
+        self.done.add(text)
 
 
 def names(count: int, *, test: bool) -> list[str]:
@@ -264,12 +272,7 @@ def test_commands_run(block: Block, world: World, monkeypatch: pytest.MonkeyPatc
         if needs_facenet(words) and not FACENET:
             lacking.append(words[1])
             continue
-        command = small(words)
-        if shlex.join(command) in world.done:
-            continue
-        world.make_way(words, block.page.name)
-        assert exit_code(lambda command=command: cli.main(command[1:])) == 0, f"{block.name}: {shlex.join(command)}"
-        world.done.add(shlex.join(command))
+        world.run(small(words), block.page.name)
     if lacking:
         pytest.skip(f"FaceNet's weights are not here; not run: {', '.join(lacking)}")
 
