@@ -58,7 +58,7 @@ def noise_sheet(
     directions = torch.cat([noise(seed, 0, 1, z_dim, variant=variant) for variant in range(noises)])
     z = directions[:, None] * torch.tensor(strengths, dtype=torch.float32)[:, None]
     images = render(snapshot.generator, z.flatten(0, 1), c.expand(noises * len(strengths), -1))
-    return _lay_out(images.unflatten(0, (noises, len(strengths))), [f"× {strength:g}" for strength in strengths])
+    return _lay_out(images.unflatten(0, (noises, len(strengths))), [f"noise x {strength:g}" for strength in strengths])
 
 
 def way_sheet(
