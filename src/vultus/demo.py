@@ -19,6 +19,7 @@ from PIL import Image
 from vultus.checkpoint import Snapshot, load_snapshot
 from vultus.config import get_preset
 from vultus.errors import UserError
+from vultus.figures import curves
 from vultus.files import folder_lock, make_folder
 from vultus.generate import render
 from vultus.images import encode_jpeg, grid, save_image, to_pil
@@ -142,22 +143,9 @@ def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int
 def plot(lines: list[dict[str, Any]], path: Path) -> bool:
     """Losses and the error on unseen people over images seen, as a PNG. False if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        figure = curves(lines)
     except ImportError:
         return False
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [line for line in lines if "evaluator" not in line]
-    for name, label in (("D_adversarial", "discriminator"), ("G_adversarial", "generator")):
-        left.plot([line["cur_nimg"] for line in steps], [line[name] for line in steps], label=label)
-    left.set(xlabel="images seen", ylabel="adversarial loss")
-    right.plot([line["cur_nimg"] for line in steps], [line["G_mse"] for line in steps], label="in training")
-    unseen = [line for line in lines if line.get("evaluator") == "unseen"]
-    right.plot([line["cur_nimg"] for line in unseen], [line["mse"] for line in unseen], "o-", label="unseen people")
-    right.set(xlabel="images seen", ylabel="MSE, values in [-1, 1]")
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=130)
     temporary.replace(path)

@@ -1,4 +1,7 @@
-"""Exceptions that the command line turns into an exit code."""
+"""Exceptions that the command line turns into an exit code, and a notebook into a line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -14,3 +17,12 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.signal = number
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Print a UserError as one line and go on behind the block: the other cells of a notebook still run."""
+    try:
+        yield
+    except UserError as error:
+        print(f"left out: {error}")

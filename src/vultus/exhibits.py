@@ -24,6 +24,7 @@ from torch import Tensor
 from vultus.assess import spread
 from vultus.dataset import PreparedDataset
 from vultus.evaluate import Settings
+from vultus.figures import distributions
 from vultus.files import make_folder, write_json, write_text
 from vultus.images import grid, save_image, to_images
 from vultus.instruments import Instruments
@@ -32,14 +33,6 @@ from vultus.tables import format_table
 from vultus.verification import row_scores
 
 PEOPLE, FACES, EXTREMES, NEAREST = 8, 6, 8, 8
-COLOURS = {
-    "same person": "#2a9d5c",
-    "different people": "#8a8a8a",
-    "generated, type I": "#d1495b",
-    "generated, type II": "#3a6ea5",
-    "real unseen faces": "#2a9d5c",
-    "generated": "#d1495b",
-}
 
 
 def write_results(out: str | Path, results: Mapping[str, Mapping[str, Any]], more: str = "") -> list[Path]:
@@ -57,38 +50,11 @@ def write_results(out: str | Path, results: Mapping[str, Mapping[str, Any]], mor
 
 
 def _plot(results: Mapping[str, Mapping[str, Any]], kinds: list[str], path: Path) -> bool:
-    """A row for each kind, a panel for each result; False where matplotlib is not installed."""
+    """False where matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        distributions(results, kinds).savefig(path, dpi=130)
     except ImportError:
         return False
-    figure = Figure(figsize=(4.2 * len(results) + 0.6, 2.7 * len(kinds) + 0.5), layout="constrained")
-    panels = figure.subplots(len(kinds), len(results), squeeze=False, sharex="row", sharey="row")
-    for row, kind in enumerate(kinds):
-        for panel, (name, result) in zip(panels[row], results.items(), strict=True):
-            found = result["distributions"].get(kind)
-            if found is None:
-                panel.set_axis_off()
-                continue
-            for label, density in found.items():
-                if label not in COLOURS:
-                    continue
-                real = not label.startswith("generated")
-                panel.stairs(
-                    density, found["edges"], label=label, color=COLOURS[label], fill=real, alpha=0.35 if real else 1
-                )
-            for number, (far, threshold) in enumerate(found.get("thresholds", {}).items()):
-                panel.axvline(threshold, color="#444444", linewidth=0.8, linestyle="--")
-                # One below the other: the thresholds are near together.
-                place = {"transform": panel.get_xaxis_transform(), "va": "top", "fontsize": 7}
-                panel.text(threshold, 0.99 - 0.07 * number, f" FAR {far}", **place)
-            panel.set(title=name if row == 0 else None, yticks=[])
-            panel.set_xlabel("cosine to the nearest training photo" if kind == "nearest" else f"score by {kind}")
-            for side in ("left", "top", "right"):
-                panel.spines[side].set_visible(False)
-    handles, labels = next(panel for panel in panels.flat if panel.axison).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
     return True
 
 

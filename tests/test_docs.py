@@ -1,0 +1,358 @@
+"""Every command of README.md and docs/ is run, on small data and with small settings; a page that lies fails.
+
+The pages' commands run in one folder that holds what the pages speak of: `photos/` of people who do not exist, the same
+as Parquet in `celeba/`, `me.jpg`, `vectors.npy`, `settings.yaml` (as docs/training.md shows it), `arcface.onnx`,
+`weights/`, and the data sets and runs that an earlier page would have made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from onnx import TensorProto, helper
+
+from conftest import SHARED
+from vultus import cli, faces
+from vultus.checkpoint import load_snapshot
+from vultus.demo import default_snapshot
+from vultus.generate import render
+from vultus.images import encode_jpeg, to_pil
+from vultus.people import noise, sample_people
+from vultus.prepare import in_test
+from vultus.shards import PreparedFolder
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FACENET = (SHARED / "weights").is_dir()
+PHOTOS = 3  # of each person
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there: what is not at hand must not be fetched
+
+# Commands that are not run, by how they begin, and why. Their options are checked all the same.
+NOT_RUN = {
+    "pip install": "changes the environment; the extras that it names are looked up in pyproject.toml",
+    "python -m pytest": "is what runs this",
+    "vultus demo": "takes a minute; run by test_demo.py",
+    "vultus prepare flwrlabs/celeba": "streams from the hub; run by test_sources.py on a stand-in",
+    "python scripts/calibrate.py": "takes an hour",
+    "jupyter": "needs Jupyter; test_notebooks.py runs the notebooks",
+    "jupytext --sync": "writes into the checkout; test_notebooks.py checks that the pairs are in sync",
+}
+
+# What is changed to make a command small: options taken out (with their values), options put in.
+NARROW = [
+    f"--{network}.{width}" for network in ("generator", "discriminator") for width in ("base_width=4", "max_width=16")
+]
+SMALL: dict[str, tuple[set[str], list[str]]] = {
+    "train": ({"--hours", "--images", "--epochs", "--optim.batch"}, ["--images=16", "--optim.batch=8", *NARROW]),
+    "evaluate": ({"--limit"}, ["--limit=4"]),
+}
+LEFT_OUT = {"--fetch": "downloads 340 MB"}
+
+Words = list[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def commands(self) -> list[Words]:
+        found: list[Words] = []
+        for line in self.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words:
+                end = words.index("&&") if "&&" in words else len(words)
+                found.append(words[:end])
+                words = words[end + 1 :]
+        return found
+
+
+def blocks(kind: str) -> list[Block]:
+    found = []
+    for page in PAGES:
+        lines = page.read_text(encoding="utf-8").splitlines()
+        inside: tuple[int, str] | None = None
+        for number, line in enumerate(lines, 1):
+            if line.strip().startswith("```"):
+                if inside is not None and inside[1] == kind:
+                    text = "\n".join(lines[inside[0] : number - 1])
+                    found.append(Block(page, inside[0], kind, text))
+                inside = (number, line.strip()[3:]) if inside is None else None
+    return found
+
+
+BASH = blocks("bash")
+COMMANDS = [(block.name, words) for block in BASH for words in block.commands]
+
+
+def not_run(words: Words) -> str | None:
+    return next((reason for start, reason in NOT_RUN.items() if " ".join(words).startswith(start)), None)
+
+
+def option(words: Words, name: str) -> str | None:
+    return words[words.index(name) + 1] if name in words else None
+
+
+def small(words: Words) -> Words:
+    """The command with the settings of SMALL."""
+    gone, added = SMALL.get(words[1], (set(), []))
+    kept = [word for word in words if word not in LEFT_OUT]
+    for name in gone & set(kept):
+        place = kept.index(name)
+        del kept[place : place + 2]
+    if words[1] == "train" and not FACENET:
+        added = [*added, "--loss.identity_weight=0"]
+    return kept if "--help" in words else kept + added
+
+
+def needs_facenet(words: Words) -> bool:
+    return words[1] in ("prepare", "evaluate") or "--photos" in words
+
+
+# --- what the pages speak of ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """The folder in which commands run. What a page asks for that was just done for another page is not done twice."""
+
+    folder: Path
+    made: dict[str, tuple[str, str]] = field(default_factory=dict)  # data set or run: page, command that made it
+    done: set[str] = field(default_factory=set)
+
+    def run(self, words: Words, page: str) -> None:
+        """One command. A data set or run that another page, or the fixture, left under its name goes first."""
+        text = shlex.join(words)
+        out = option(words, "--out") if words[1] in ("prepare", "train") else None
+        if out is None and text in self.done:
+            return
+        if out is not None:
+            before, self.made[out] = self.made.get(out, ("", "")), (page, text)
+            if before[1] == text:
+                return
+            if before[0] != page:
+                shutil.rmtree(out, ignore_errors=True)
+        assert exit_code(lambda: cli.main(words[1:])) == 0, f"{page}: {text}"
+        self.done.add(text)
+
+
+def names(count: int, *, test: bool) -> list[str]:
+    """Names of people whom `vultus prepare` puts into the test split, or whom it does not."""
+    return [name for name in (f"person-{number}" for number in range(999)) if in_test(name, 0.1) == test][:count]
+
+
+def write_onnx(path: Path) -> None:
+    """A face encoder of sorts: means over squares of 8x8 pixels."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Reshape", ["p", "to"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 112, 112])]
+    ends.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    shape = helper.make_tensor("to", TensorProto.INT64, [2], [0, 3 * 14 * 14])
+    graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], [shape])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def write_data(folder: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """A prepared data set without FaceNet: the embeddings are those that the faces were made of."""
+    folder.mkdir(parents=True)
+    prepared = PreparedFolder(folder)
+    prepared.begin({})
+    head = {"schema": 1, "source": "made", "licence": None, "resolution": 128, "crop": about["crop"]}
+    entry = prepared.write(0, rows, 512, [])
+    prepared.finish([entry], head | {"encoder": about["encoder"] | {"dtype": "float32"}}, {})
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("docs")
+    snapshot = load_snapshot(default_snapshot())
+    people = names(6, test=False) + names(3, test=True)
+    c = sample_people(snapshot.people, len(people), seed=11).repeat_interleave(PHOTOS, 0)
+    images = render(snapshot.generator, noise(11, 0, len(c), snapshot.generator.z_dim), c)
+    parquet: dict[str, list[Any]] = {"train": [], "test": []}
+    rows = []
+    for number, image in enumerate(images):
+        person, photo = people[number // PHOTOS], number % PHOTOS
+        split = "test" if in_test(person, 0.1) else "train"
+        data = encode_jpeg(to_pil(image))
+        path = folder / "photos" / person / f"{photo}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        parquet[split].append(({"bytes": data, "path": f"{number:06d}.jpg"}, number // PHOTOS))
+        row = {"image": data, "embedding": c[number].numpy(), "identity": person, "key": f"{person}/{photo}.jpg"}
+        rows.append(row | {"split": split})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    (folder / "celeba").mkdir()
+    for split, found in parquet.items():
+        columns = {"image": pa.array([image for image, _ in found], kind), "celeb_id": [one for _, one in found]}
+        pyarrow.parquet.write_table(pa.table(columns), folder / "celeba" / f"{split}-00000-of-00001.parquet")
+    seen = (image for image in images if not faces.available() or faces.align(to_pil(image)) is not None)
+    to_pil(next(seen)).save(folder / "me.jpg", quality=95)
+    np.save(folder / "vectors.npy", c[:3].numpy())
+    write_onnx(folder / "arcface.onnx")
+    (folder / "settings.yaml").write_text(settings())
+    (folder / "weights").symlink_to(SHARED / "weights")
+    with pytest.MonkeyPatch.context() as patch:
+        surroundings(patch, folder)
+        for name in ("data/mine", "data/celeba"):
+            if FACENET:
+                assert cli.main(["prepare", "photos" if name == "data/mine" else "celeba", "--out", name]) == 0
+            else:
+                write_data(folder / name, rows, snapshot.metadata)
+        assert cli.main(small(["vultus", "train", "--data", "data/mine", "--out", "runs/mine"])[1:]) == 0
+        for name in {run for _, words in COMMANDS for run in words if re.fullmatch(r"runs/[\w-]+", run)} - {
+            "runs/mine"
+        }:
+            shutil.copytree(folder / "runs/mine", folder / name)
+    return World(folder)
+
+
+def settings() -> str:
+    return next(block.text for block in blocks("yaml") if block.page.name == "training.md")
+
+
+def surroundings(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.chdir(folder)
+    patch.setenv("VULTUS_WEIGHTS", str(SHARED / "weights") if FACENET else "")
+    patch.setenv("VULTUS_CACHE", str(folder / "cache"))
+    for name in ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        patch.setenv(name, NOWHERE)
+
+
+# --- every command ----------------------------------------------------------------------------------------------------
+
+
+def test_there_are_commands() -> None:
+    verbs = {words[1] for _, words in COMMANDS if words[0] == "vultus"}
+    assert verbs >= {"demo", "prepare", "train", "generate", "evaluate"}
+    for start in NOT_RUN:
+        assert any(" ".join(words).startswith(start) for _, words in COMMANDS), f"{start!r}: no page has such a command"
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BASH if not all(map(not_run, block.commands))], ids=lambda block: block.name
+)
+def test_commands_run(block: Block, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings(monkeypatch, world.folder)
+    lacking = []
+    for words in block.commands:
+        if not_run(words):
+            continue
+        if words[0] == "export":
+            for name, _, value in (word.partition("=") for word in words[1:]):
+                monkeypatch.setenv(name, value)
+            continue
+        assert words[0] == "vultus", f"{' '.join(words)}: no way to run it here; NOT_RUN takes a reason"
+        if needs_facenet(words) and not FACENET:
+            lacking.append(words[1])
+            continue
+        world.run(small(words), block.page.name)
+    if lacking:
+        pytest.skip(f"FaceNet's weights are not here; not run: {', '.join(lacking)}")
+
+
+def exit_code(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except SystemExit as done:  # --help
+        return done.code
+
+
+class Parsed(Exception):
+    """Options were understood; nothing more is to be done."""
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, id=f"{name} {words[1]}") for name, words in COMMANDS if words[0] == "vultus"]
+)
+def test_options_are_understood(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand on the page, also of commands that are not run."""
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(settings())
+    real = cli.ArgumentParser.parse_args
+
+    def parse(parser: Any, arguments: Any) -> None:
+        real(parser, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(cli.ArgumentParser, "parse_args", parse)
+    if "--help" in words:
+        assert exit_code(lambda: cli.main(words[1:])) == 0
+    else:
+        with pytest.raises(Parsed):
+            cli.main(words[1:])
+
+
+SCRIPTS = [(name, words) for name, words in COMMANDS if words[0] == "python" and words[1] != "-m"]
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in SCRIPTS])
+def test_options_of_scripts_are_understood(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(parser: Any, *_: Any) -> None:
+        real(parser, words[2:])
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "path", [str((ROOT / words[1]).parent), *sys.path])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.name)
+def test_python_runs(block: Block, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings(monkeypatch, world.folder)
+    exec(compile(block.text, block.name, "exec"), {})
+
+
+# --- what the pages name ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s#]+)", text) if "://" not in link]
+    files = [ROOT / name for name in re.findall(r"\b(?:(?:scripts|benchmarks|notebooks)/\w+\.(?:py|ipynb))\b", text)]
+    missing = [str(path) for path in [*(page.parent / link for link in links), *files] if not path.exists()]
+    assert not missing
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name for found in re.findall(r"(?:\.|vultus)\[([\w,]+)\]", text) for name in found.split(",")}
+    assert extras <= project["optional-dependencies"].keys()
+
+
+def test_pages_are_listed_in_order() -> None:
+    """docs/README.md leads a newcomer: its links, in order, and no page twice."""
+    listed = re.findall(
+        r"^\d+\. \[[^]]+\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(listed) == len(set(listed))
+    known = [name for name in listed if name in ("quickstart.md", "data.md", "training.md", "evaluation.md")]
+    assert known == ["quickstart.md", "data.md", "training.md", "evaluation.md"]
+    assert "docs/README.md" in (ROOT / "README.md").read_text(encoding="utf-8")
