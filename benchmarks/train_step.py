@@ -23,8 +23,8 @@ from vultus.config import get_preset, with_resolution
 from vultus.dataset import PreparedDataset, batches
 from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
 from vultus.errors import UserError
-from vultus.gan import GAN
 from vultus.images import to_x
+from vultus.train import METHODS
 
 
 def facenet(device: str) -> FaceNet:
@@ -58,9 +58,10 @@ def main() -> None:
         decoded = stack.enter_context(Ahead(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
         source = ((item.images, item.c) for _, item in decoded)
 
-    plain = GAN(config, device=device, dtype=torch.float32, encoder=encoder, memory_format=torch.contiguous_format)
+    method = METHODS[config.method]
+    plain = method(config, device=device, dtype=torch.float32, encoder=encoder, memory_format=torch.contiguous_format)
     dtype = fastest_dtype(device)
-    ours = GAN(config, device=device, dtype=dtype, encoder=encoder)
+    ours = method(config, device=device, dtype=dtype, encoder=encoder)
 
     def baseline(nimg: int) -> None:
         images, _ = next(source)
