@@ -46,6 +46,14 @@ def format_table(
     with the figures and nothing follows it. The column of real photos says what a
     perfect generator would reach. Rows whose names differ (another N, another split) are never one row.
     """
+    lines = table_lines(results, intervals=intervals, circumstances=circumstances)
+    return "\n".join([*_aligned(lines), *(remarks(results) if circumstances else [])])
+
+
+def table_lines(
+    results: Mapping[str, Mapping[str, Any]], *, intervals: bool = True, circumstances: bool = True
+) -> list[list[str]]:
+    """The cells of that table, its head first. A line that only names a group is `**group**` and empty cells."""
     names = dict.fromkeys(name for result in results.values() for name in result["metrics"])
     order = [(group, start) for group, entries in CATALOGUE.items() for start in entries]
     placed = sorted(names, key=lambda name: _place(name, order))
@@ -68,15 +76,16 @@ def format_table(
             ]
         )
     if not circumstances:
-        return "\n".join(_aligned(lines))
+        return lines
     lines.append(["**circumstances**", *[""] * (len(results) + 2)])
     for key in CONTEXT:
         cells = [result["context"].get(key) for result in results.values()]
         lines.append([key, "", "", *("-" if cell is None else str(cell) for cell in cells)])
-    return "\n".join([*_aligned(lines), *_remarks(results)])
+    return lines
 
 
-def _remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Alarms, notes and what was not measured, as lines of Markdown."""
     found = []
     for kind, title in (("alarms", "Alarms"), ("notes", "Notes")):
         texts: dict[str, list[str]] = {}
