@@ -13,7 +13,19 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {"ahead", "config", "images", "intervals", "metrics", "provenance", "shards", "tables", "tracking"}
+    {
+        "ahead",
+        "charts",
+        "config",
+        "images",
+        "intervals",
+        "metrics",
+        "provenance",
+        "runs",
+        "shards",
+        "tables",
+        "tracking",
+    }
     | {"verification", "weights"},
     {
         "assess",
@@ -27,9 +39,9 @@ FLOORS = [
         "networks",
         "people",
     }
-    | {"perceptual", "sources"},
-    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples"},
-    {"generate", "instruments", "measure", "probe", "train"},
+    | {"describe", "perceptual", "sources"},
+    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
+    {"generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
     {"demo", "evaluate"},
     {"exhibits"},
     {"compare"},

@@ -24,14 +24,14 @@ from vultus.files import atomic_path, file_stem, make_folder, write_text
 from vultus.images import HEADER, cell, encode_jpeg
 from vultus.runs import EVALUATION, Evaluation, Run
 from vultus.story import Story
-from vultus.tables import format_table, remarks, table_lines
+from vultus.tables import format_table, markdown, table_lines
 
 FILES = "report-files"
 SIZES = (128, 96, 64, 48)  # sides of a face, tried until the page is small enough
 LARGEST = 5_000_000  # bytes of the page
 GAP = 2  # of images.grid
 QUALITY = 82
-TIMES, PEOPLE, SHEETS = 7, 6, 12  # columns and rows of the faces over time; sheets behind a fold
+TIMES, SHEETS = 7, 12  # columns of the faces over time; sheets behind a fold
 EXHIBITS = {
     "extremes": "the best and the worst faces by the judge, above them the photos",
     "nearest": "the faces nearest to a training photo, below each its three nearest training photos",
@@ -80,7 +80,7 @@ def write_report(story: Story, out: str | Path, *, with_photos: bool = False) ->
         written.add(f"{number:02d}-{drawing.slug}.svg")
         write_text(files / f"{number:02d}-{drawing.slug}.svg", alone(drawing.svg))
     for number, shown in enumerate(albums):
-        for picture in _all(shown):
+        for picture in _filed(shown):
             written.add(f"run-{number}-{picture.slug}.jpg")
             with atomic_path(files / f"run-{number}-{picture.slug}.jpg") as temporary:
                 temporary.write_bytes(picture.data)
@@ -105,7 +105,7 @@ def render(story: Story, albums: Sequence[Album], name: str, *, with_photos: boo
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["md"] = _markdown
+    environment.filters["md"] = markdown
     columns = story.evaluation.columns
     drawings = [*story.curves, *story.histograms, *story.nearest]
     text = environment.from_string(source).render(
@@ -114,12 +114,11 @@ def render(story: Story, albums: Sequence[Album], name: str, *, with_photos: boo
         style=STYLE,
         table=_split(table_lines(columns)) if columns else [],
         markdown_table=format_table(columns) if columns else "",
-        remarks="\n".join(remarks(columns)).strip() if columns else "",
         paths={id(drawing): f"{FILES}/{n:02d}-{drawing.slug}.svg" for n, drawing in enumerate(drawings)},
         picture_paths={
             id(picture): f"{FILES}/run-{n}-{picture.slug}.jpg"
             for n, shown in enumerate(albums)
-            for picture in _all(shown)
+            for picture in _filed(shown)
         },
         id=id,
         with_photos=with_photos,
@@ -128,13 +127,9 @@ def render(story: Story, albums: Sequence[Album], name: str, *, with_photos: boo
     return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
 
 
-def _all(shown: Album) -> list[Picture]:
-    return [picture for picture in (shown.last, shown.times) if picture] + shown.sheets + shown.exhibits
-
-
-def _markdown(text: Any) -> str:
-    """Text in a cell or a line of Markdown, as it is."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(str(text).split()))
+def _filed(shown: Album) -> list[Picture]:
+    """The pictures that the Markdown shows."""
+    return [picture for picture in (shown.last, shown.times) if picture] + shown.exhibits
 
 
 def _split(lines: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -175,8 +170,9 @@ def album(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool) -> 
     labels = (*(["photo"] if with_photos else []), *(f"noise {n + 1}" for n in range(noises)))
     caption = f"{run.name}: people in rows, noise in columns, after {last_nimg:,} images"
     final = _sheet([row[columns] for row in last], side, caption, "last", labels)
-    chosen = _spread(sheets, TIMES)
-    people = min(PEOPLE, *(len(faces) for _, faces in chosen))
+    learned = [sheet for sheet in sheets if sheet[0] > 0]  # before any training all faces are one grey
+    chosen = _spread(learned if len(learned) > 1 else sheets, TIMES)
+    people = min(len(faces) for _, faces in chosen)
     rows = [
         [*([last[person][0]] if with_photos else []), *(faces[person][1] for _, faces in chosen)]
         for person in range(people)

@@ -89,11 +89,11 @@ def number(value: Any) -> bool:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Several run folders, with names that differ. Raises UserError for one that is not a run folder, or given twice."""
+    """Several run folders, with names that differ. Raises UserError for one that is none, or is given twice."""
     places = [Path(folder).resolve() for folder in folders]
-    for number_, place in enumerate(places):
-        if place in places[:number_]:
-            raise UserError(f"{folders[number_]}: given twice; name every run once")
+    for row, place in enumerate(places):
+        if place in places[:row]:
+            raise UserError(f"{folders[row]}: given twice; name every run once")
     names = [place.name for place in places]
     if len(set(names)) < len(names):
         names = [f"{place.parent.name}/{place.name}" for place in places]

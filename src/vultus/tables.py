@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def format_table(
     perfect generator would reach. Rows whose names differ (another N, another split) are never one row.
     """
     lines = table_lines(results, intervals=intervals, circumstances=circumstances)
-    return "\n".join([*_aligned(lines), *(remarks(results) if circumstances else [])])
+    return "\n".join([*_aligned(lines), *(_remarks(results) if circumstances else [])])
 
 
 def table_lines(
@@ -84,8 +85,7 @@ def table_lines(
     return lines
 
 
-def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Alarms, notes and what was not measured, as lines of Markdown."""
+def _remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = []
     for kind, title in (("alarms", "Alarms"), ("notes", "Notes")):
         texts: dict[str, list[str]] = {}
@@ -99,6 +99,11 @@ def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if lacking:
         found += ["", "Not measured:", "", *(f"- {rows}: {why}" for rows, why in lacking.items())]
     return found
+
+
+def markdown(text: Any) -> str:
+    """Text in a line or a cell of Markdown, as it is."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def format_gap(gaps: Mapping[str, Mapping[str, Any]]) -> str:
