@@ -15,11 +15,21 @@ from vultus.runs import EVALUATION, Run
 
 @dataclass(frozen=True)
 class RunStory:
-    """One run in words: `lead` is a sentence, `facts` and `machine` are (name, value), `commands` a shell script."""
+    """One run in words.
+
+    Attributes:
+        state: what is unusual about it, or empty.
+        lead: what it is, in a sentence.
+        whom: whose faces it is shown with.
+        facts, machine: (name, value).
+        commands: a shell script that makes it again.
+        remarks: of the reader.
+    """
 
     run: Run
     state: str
     lead: str
+    whom: str
     facts: list[tuple[str, str]]
     machine: list[tuple[str, str]]
     commands: str
@@ -28,7 +38,7 @@ class RunStory:
 
 def describe(run: Run) -> RunStory:
     """This run in words."""
-    return RunStory(run, _state(run), _lead(run), _facts(run), _machine(run), _commands(run), run.remarks)
+    return RunStory(run, _state(run), _lead(run), _whom(run), _facts(run), _machine(run), _commands(run), run.remarks)
 
 
 def _state(run: Run) -> str:
@@ -49,7 +59,7 @@ def _counts(run: Run) -> tuple[int, int, int]:
 
 
 def _lead(run: Run) -> str:
-    photos, people, unseen = _counts(run)
+    photos, people, _ = _counts(run)
     machine = dict(_machine(run))
     where = machine.get("device", "").split(",")[0]
     begun = "has been learning" if run.running else "learned"
@@ -62,11 +72,14 @@ def _lead(run: Run) -> str:
     if run.hours:
         text += f" in {_hours(run.hours)}"
     text += f" on {where}." if where else "."
-    if unseen:
-        text += (
-            f" Faces and figures below are of {unseen:,} other people, whom it never saw, unless they say otherwise."
-        )
     return text
+
+
+def _whom(run: Run) -> str:
+    unseen = _counts(run)[2]
+    if unseen:
+        return f"Faces and figures below are of {unseen:,} other people, whom it never saw, unless they say otherwise."
+    return "Nobody was kept out of the training: faces and figures below are of people it has seen."
 
 
 def _hours(hours: float) -> str:

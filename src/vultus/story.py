@@ -7,13 +7,14 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vultus.charts import Line, histogram, line_chart
 from vultus.describe import RunStory, describe
 from vultus.runs import EVALUATION, Evaluation, Run, number
 
 SHOWN = 5  # people at each end of the judge's list
-OWN = "facenet"  # the condition's own encoder, which is no judge
+OWN = "facenet"  # the condition's own encoder, which is no judge; for results that do not name their judges
 
 # Charts of training: title, what it tells, and its lines as (evaluator or None, key, label).
 CURVES: tuple[tuple[str, str, tuple[tuple[str | None, str, str], ...]], ...] = (
@@ -109,6 +110,12 @@ class Story:
         """Of the runs, in order."""
         return [each.run.name for each in self.runs]
 
+    @property
+    def whom(self) -> list[str]:
+        """Whose faces are shown: one sentence where it is the same for all runs."""
+        told = list(dict.fromkeys(each.whom for each in self.runs))
+        return told if len(told) == 1 else [f"{each.run.name}: {each.whom}" for each in self.runs]
+
     def compared(self, key: str) -> list[tuple[str, list[str]]]:
         """The rows of `facts` or `machine` of all runs side by side: (name, a cell a run)."""
         rows = [dict(getattr(each, key)) for each in self.runs]
@@ -134,12 +141,12 @@ def tell(runs: Sequence[Run], evaluation: Evaluation) -> Story:
 
 
 def _judge(evaluation: Evaluation) -> str | None:
-    for result in evaluation.columns.values():
-        known = [*result.get("people", {}), *result["distributions"]]
-        for name in known:
-            if name not in (OWN, "nearest"):
-                return str(name)
-    return None
+    return next((judge for result in evaluation.columns.values() for judge in _judges(result)), None)
+
+
+def _judges(result: Mapping[str, Any]) -> list[str]:
+    """Encoders that no training has seen."""
+    return list(result.get("people") or [kind for kind in result["distributions"] if kind not in (OWN, "nearest")])
 
 
 # --- curves and histograms --------------------------------------------------------------------------------------------
@@ -163,14 +170,15 @@ def _curves(runs: Sequence[Run]) -> list[Chart]:
 def _histograms(evaluation: Evaluation) -> list[Chart]:
     found = []
     kinds = dict.fromkeys(kind for result in evaluation.columns.values() for kind in result["distributions"])
-    for kind in sorted((kind for kind in kinds if kind != "nearest"), key=lambda kind: kind == OWN):
+    judges = {judge for result in evaluation.columns.values() for judge in _judges(result)}
+    for kind in sorted((kind for kind in kinds if kind != "nearest"), key=lambda kind: kind not in judges):
         for column, result in evaluation.columns.items():
             shown = result["distributions"].get(kind)
             if not shown:
                 continue
             filled = {"same person": (2, "same person"), "different people": (7, "different people")}
             outlined = {"generated, type I": (1, "generated, type I"), "generated, type II": (0, "generated, type II")}
-            flattered = ", whose embedding the faces were made from" if kind == OWN else ", the judge"
+            flattered = ", the judge" if kind in judges else ", whose embedding the faces were made from"
             svg = histogram(
                 f"{column}: scores by {kind}",
                 shown["edges"],

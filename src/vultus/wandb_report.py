@@ -189,6 +189,7 @@ def build_report(story: Story, *, samples: bool = True, entity: str = "") -> Any
     for each in story.runs:
         state = f" **{each.state.capitalize()}.**" if each.state else ""
         blocks.append(wr.MarkdownBlock(text=f"**{markdown(each.run.name)}**: {markdown(each.lead)}{state}"))
+    blocks += [wr.MarkdownBlock(text=markdown(text)) for text in story.whom]
     if story.summary:
         head = ["", *story.names, "real photos"]
         rows = [[figure.words, *(cell or "-" for cell in figure.cells), figure.real] for figure in story.summary]
