@@ -13,7 +13,8 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {"ahead", "config", "images", "intervals", "layers", "metrics", "provenance", "shards", "tables", "tracking"}
+    {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
+    | {"tracking"}
     | {"verification", "weights"},
     {"card"},
     {"pretrained"},
@@ -31,10 +32,10 @@ FLOORS = [
         "networks",
         "people",
     }
-    | {"perceptual", "sources"},
-    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples"},
+    | {"describe", "perceptual", "sources"},
+    {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
     {"coded"},
-    {"generate", "instruments", "measure", "probe", "train"},
+    {"generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
     {"compare"},

@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("verb", ["demo", "prepare", "train", "generate", "evaluate", "publish"])
+@pytest.mark.parametrize("verb", ["demo", "prepare", "train", "generate", "evaluate", "publish", "report"])
 def test_help_of_every_verb(verb: str) -> None:
     done = run(verb, "--help")
     assert done.returncode == 0
@@ -55,6 +55,10 @@ def test_usage_version_and_unknown_verb(capsys: pytest.CaptureFixture[str]) -> N
         (["generate", "default", "--random", "1", "--grid", "--num", "9999", "--out", "o"], "do not fit on one sheet"),
         (["evaluate", "default", "--data", "none"], "none: not a prepared data set"),
         (["prepare", "/nonexistent-folder", "--out", "o"], "/nonexistent-folder"),
+        (["report", "nowhere"], "nowhere: no such run folder"),
+        (["report", "."], ".: not a run folder (no config.json); give the --out of vultus train"),
+        (["report", "a", "b"], "a report of several runs needs --out FOLDER"),
+        (["report", "a", "--public"], "--public goes with --wandb"),
         (["demo", "--secondss", "1"], "--secondss"),
     ],
 )

@@ -25,7 +25,7 @@ from vultus.assess import spread
 from vultus.dataset import PreparedDataset
 from vultus.evaluate import Settings
 from vultus.figures import distributions
-from vultus.files import make_folder, write_json, write_text
+from vultus.files import file_stem, make_folder, write_json, write_text
 from vultus.images import grid, save_image, to_images
 from vultus.instruments import Instruments
 from vultus.measure import Faces, RealFaces, measure, vectors
@@ -75,7 +75,7 @@ def write_pictures(
     """
     folder = make_folder(out)
     rows = spread(len(dataset), settings.limit)
-    stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "snapshot"
+    stem = file_stem(name)
     sheets = {f"{stem}-faces.jpg": _people(faces, dataset, rows)}
     columns = [vectors(one.short, one, settings.noises) for one in instruments.judges[:1]]
     columns.append(vectors(instruments.short, instruments.encoder, settings.noises))

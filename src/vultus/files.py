@@ -64,6 +64,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stem(name: str) -> str:
+    """A name that may hold any characters, fit to begin the names of files."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "snapshot"
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder with its parents. Raises UserError if something else stands there."""
     path = Path(path)

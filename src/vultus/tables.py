@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,14 @@ def format_table(
     with the figures and nothing follows it. The column of real photos says what a
     perfect generator would reach. Rows whose names differ (another N, another split) are never one row.
     """
+    lines = table_lines(results, intervals=intervals, circumstances=circumstances)
+    return "\n".join([*_aligned(lines), *(_remarks(results) if circumstances else [])])
+
+
+def table_lines(
+    results: Mapping[str, Mapping[str, Any]], *, intervals: bool = True, circumstances: bool = True
+) -> list[list[str]]:
+    """The cells of that table, its head first. A line that only names a group is `**group**` and empty cells."""
     names = dict.fromkeys(name for result in results.values() for name in result["metrics"])
     order = [(group, start) for group, entries in CATALOGUE.items() for start in entries]
     placed = sorted(names, key=lambda name: _place(name, order))
@@ -68,12 +77,12 @@ def format_table(
             ]
         )
     if not circumstances:
-        return "\n".join(_aligned(lines))
+        return lines
     lines.append(["**circumstances**", *[""] * (len(results) + 2)])
     for key in CONTEXT:
         cells = [result["context"].get(key) for result in results.values()]
         lines.append([key, "", "", *("-" if cell is None else str(cell) for cell in cells)])
-    return "\n".join([*_aligned(lines), *_remarks(results)])
+    return lines
 
 
 def _remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -90,6 +99,11 @@ def _remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if lacking:
         found += ["", "Not measured:", "", *(f"- {rows}: {why}" for rows, why in lacking.items())]
     return found
+
+
+def markdown(text: Any) -> str:
+    """Text in a line or a cell of Markdown, as it is."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def format_gap(gaps: Mapping[str, Mapping[str, Any]]) -> str:

@@ -111,7 +111,7 @@ class WandB:
         os.environ.setdefault("WANDB_CACHE_DIR", str(out / "wandb" / "cache"))
         import wandb
 
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _wandb_key() else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb_key() else "offline")
         self._offline = mode in ("offline", "dryrun")
         self._out, self._name = out, name
         self._run: Any = wandb.init(
@@ -154,7 +154,7 @@ class WandB:
         self._run.finish(exit_code=0 if complete else 1)
 
 
-def _wandb_key() -> bool:
+def wandb_key() -> bool:
     """Whether wandb could log in without asking."""
     import netrc
     from urllib.parse import urlsplit
