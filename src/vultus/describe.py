@@ -101,7 +101,12 @@ def loss_words(loss: Mapping[str, Any]) -> str:
             term += f" (falling to a tenth over {loss['mse_nimg']:,} images)"
         parts.append(term)
     if loss.get("identity_weight"):
-        parts.append(f"{loss['identity_weight']:g}·identity through FaceNet")
+        term = f"{loss['identity_weight']:g}·identity through FaceNet"
+        if loss.get("identity_nimg"):
+            term += f" (from {loss.get('identity_start', 0):g} over {loss['identity_nimg']:,} images)"
+        parts.append(term)
+    named = {"perceptual_weight": "FaceNet's features", "feature_weight": "feature discriminator", "kl_weight": "KL"}
+    parts += [f"{loss[key]:g}·{words}" for key, words in named.items() if loss.get(key)]
     if loss.get("gamma"):
         parts.append(f"R1 + R2 with γ = {loss['gamma']:g}")
     return " + ".join(parts) or "none"
@@ -117,6 +122,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("images seen", f"{run.cur_nimg:,}" + (f" ({run.cur_nimg / photos:.1f} passes)" if photos else "")),
         ("training time", _hours(run.hours) if run.hours else "-"),
         ("preset", str(config.get("preset") or "none")),
+        ("method", str(config.get("method", "gan"))),
         ("generator", f"{generator.get('kind', '?')}, {run.resolution}×{run.resolution}{size}"),
         ("loss", loss_words(config.get("loss", {}))),
         ("optimizer", "Adam" + "".join(f", {key} {value:g}" for key, value in rates.items())),

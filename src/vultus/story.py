@@ -40,6 +40,21 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str | None, str, str], ...]], ...] = (
         ((None, "D_real_logits", "photos"), (None, "D_fake_logits", "faces made")),
     ),
     (
+        "What coded noise says",
+        "nats beyond plain noise, of noise read from photos",
+        ((None, "G_kl", "in training"),),
+    ),
+    (
+        "Difference in FaceNet's features",
+        "between a photo and the face whose noise was read from it, in training",
+        ((None, "G_perceptual", "in training"),),
+    ),
+    (
+        "Feature discriminator",
+        "its loss; dashed: the generator's against it",
+        ((None, "F_adversarial", "discriminator"), (None, "G_features", "generator")),
+    ),
+    (
         "Gradient norms",
         "generator; dashed: discriminator",
         ((None, "G_grad_norm", "generator"), (None, "D_grad_norm", "discriminator")),
