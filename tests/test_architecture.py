@@ -38,7 +38,8 @@ FLOORS = [
     {"generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
-    {"compare"},
+    {"compare", "options"},
+    {"verbs_make", "verbs_tell", "verbs_train"},
     {"cli"},
     {"__init__", "__main__"},
 ]

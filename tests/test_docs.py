@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -303,13 +304,13 @@ def test_options_are_understood(words: Words, tmp_path: Path, monkeypatch: pytes
     """As they stand on the page, also of commands that are not run."""
     monkeypatch.chdir(tmp_path)
     Path("settings.yaml").write_text(settings())
-    real = cli.ArgumentParser.parse_args
+    real = jsonargparse.ArgumentParser.parse_args
 
     def parse(parser: Any, arguments: Any) -> None:
         real(parser, arguments)
         raise Parsed
 
-    monkeypatch.setattr(cli.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", parse)
     if "--help" in words:
         assert exit_code(lambda: cli.main(words[1:])) == 0
     else:
