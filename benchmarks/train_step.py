@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from vultus.ahead import Ahead
-from vultus.config import get_preset, with_resolution
 from vultus.dataset import PreparedDataset, batches
 from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
 from vultus.errors import UserError
 from vultus.images import to_x
+from vultus.presets import fitted, get_preset
 from vultus.train import METHODS
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     source = itertools.repeat((random, vectors))
     if options.data:
         dataset = PreparedDataset(options.data)
-        config = with_resolution(config, dataset.resolution)
+        config = fitted(config, dataset.resolution)
         decoded = stack.enter_context(Ahead(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
         source = ((item.images, item.c) for _, item in decoded)
 

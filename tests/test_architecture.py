@@ -16,7 +16,7 @@ FLOORS = [
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
     | {"tracking"}
     | {"verification", "weights"},
-    {"card"},
+    {"card", "presets"},
     {"pretrained"},
     {
         "assess",

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from vultus.config import PRESETS, TrainConfig, differences, from_dict, get_preset, to_dict, with_resolution
+from vultus.config import TrainConfig, differences, from_dict, to_dict
 from vultus.errors import UserError
+from vultus.presets import PRESETS, fitted, get_preset
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -35,7 +36,7 @@ def test_differences_are_dotted_keys() -> None:
 
 
 def test_resolution_follows_the_data() -> None:
-    config = with_resolution(get_preset("tiny"), 64)
+    config = fitted(get_preset("tiny"), 64)
     assert (config.generator.resolution, config.discriminator.resolution) == (64, 64)
 
 

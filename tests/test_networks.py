@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from vultus import losses
-from vultus.config import PRESETS, DiscriminatorConfig, GeneratorConfig, TrainConfig, to_dict
+from vultus.config import DiscriminatorConfig, GeneratorConfig, TrainConfig, to_dict
 from vultus.layers import stage_sides, widths
 from vultus.networks import ProjectionDiscriminator, build_discriminator, build_generator
+from vultus.presets import PRESETS
 
 KINDS = PRESETS | {
     "residual": TrainConfig(

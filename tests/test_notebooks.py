@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from vultus import prepare as prepare_module
-from vultus.config import get_preset, with_resolution
 from vultus.encoders import FaceNet
 from vultus.prepare import prepare
+from vultus.presets import fitted, get_preset
 from vultus.probe import unseen_probe
 from vultus.train import Budget, train
 
@@ -71,7 +71,7 @@ def tiny_run(tiny_dataset: Callable[..., Path], tmp_path: Path) -> tuple[Path, P
     data, run = tiny_dataset(photos=4), tmp_path / "run"
     probe = unseen_probe(data, None)
     assert probe is not None
-    config = with_resolution(get_preset("tiny"), 32)
+    config = fitted(get_preset("tiny"), 32)
     train(config, data=data, out=run, budget=Budget(total_nimg=64), evaluators=[("unseen", probe, 32)])
     return data, run
 

@@ -26,10 +26,11 @@ from vultus import report as report_module
 from vultus.charts import Line, histogram, line_chart
 from vultus.cli import main
 from vultus.compare import compare
-from vultus.config import LoaderConfig, OptimConfig, get_preset
+from vultus.config import LoaderConfig, OptimConfig
 from vultus.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.instruments import Instruments
+from vultus.presets import get_preset
 from vultus.probe import unseen_probe
 from vultus.runs import read_evaluations, read_run, read_runs
 from vultus.samples import Samples

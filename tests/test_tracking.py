@@ -20,9 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vultus.config import OptimConfig, TrainConfig, get_preset
+from vultus.config import OptimConfig, TrainConfig
 from vultus.errors import UserError
 from vultus.images import cell, from_pil
+from vultus.presets import get_preset
 from vultus.samples import ROWS, Samples
 from vultus.tracking import Sink, check_trackers, cut_stats, read_stats
 from vultus.train import Budget, train

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from vultus.checkpoint import load_checkpoint, load_snapshot
-from vultus.config import LoaderConfig, OptimConfig, TrainConfig, get_preset, to_dict
+from vultus.config import LoaderConfig, OptimConfig, TrainConfig, to_dict
 from vultus.encoders import FaceNet
 from vultus.errors import UserError
 from vultus.gan import GAN
+from vultus.presets import get_preset
 from vultus.train import Budget, train
 
 TINY = get_preset("tiny")

@@ -7,7 +7,8 @@ batch.
   BicycleGAN (Zhu et al. 2017, arXiv:1711.11586).
 - D judges pixels by projection, patches too, with the hinge loss, and real photos with another person's embedding as
   made ones: the matching-aware discriminator (Reed et al. 2016, arXiv:1605.05396).
-- F judges FaceNet's features of the pictures (projected GANs, Sauer et al. 2021, arXiv:2111.01007).
+- F judges FaceNet's features of the pictures (projected GANs, Sauer et al. 2021, arXiv:2111.01007), and with
+  `feature_match` whether they fit the embedding, against photos with another person's as D does.
 
 FaceNet reads each made picture once for F, the perceptual distance and the identity loss together.
 """
@@ -45,7 +46,7 @@ class CodedGAN(GAN):
         if not isinstance(D, ProjectionDiscriminator):
             raise ValueError("method coded needs a discriminator of kind projection")
         self.D = D
-        self.F = FeatureDiscriminator()
+        self.F = FeatureDiscriminator(self.G.c_dim)
         self.face: FaceFeatures | None = None
         if self.config.loss.needs_encoder():
             if not isinstance(self.encoder, FaceNet):
@@ -88,6 +89,9 @@ class CodedGAN(GAN):
         if loss.feature_weight and made is not None:
             named["G_features"] = torch.stack([losses.hinge_generator(v) for v in self.F(made)]).mean()
             total = total + loss.feature_weight * named["G_features"]
+        if loss.feature_match and made is not None:
+            named["G_match"] = losses.hinge_generator(self.F.match(made[1], c[:read]))
+            total = total + loss.feature_match * named["G_match"]
         if loss.mse_weight and len(coded):
             named["G_mse"] = losses.reconstruction(x[coded], x_real[coded], loss.mse_size)
             total = total + mse_weight(loss, cur_nimg) * named["G_mse"]
@@ -121,7 +125,7 @@ class CodedGAN(GAN):
         if mirrored:
             x, x_real = x.flip(3), x_real.flip(3)
         made = self.F.scaled(self.face.shallow(x, size))
-        if not (loss.feature_weight or loss.perceptual_weight):
+        if not (loss.feature_weight or loss.feature_match or loss.perceptual_weight):
             return made, None
         with torch.no_grad():
             return made, self.F.scaled(self.face.shallow(x_real, size))
@@ -147,6 +151,9 @@ class CodedGAN(GAN):
                 [losses.hinge_real(a) + losses.hinge_fake(b) for a, b in judged]
             ).mean()
             total = total + named["F_adversarial"]
+        if loss.feature_match and made is not None and real is not None:
+            named["F_match"] = self._feature_pairs(made[1].detach(), real[1], c[: len(real[1])], named)
+            total = total + named["F_match"]
         if total.requires_grad:
             self.D_optim.zero_grad(set_to_none=True)
             total.backward()
@@ -169,6 +176,12 @@ class CodedGAN(GAN):
                 losses.hinge_real(patches[:batch]) + losses.hinge_fake(patches[batch:])
             )
         return total
+
+    def _feature_pairs(self, made: Tensor, real: Tensor, c: Tensor, named: dict[str, Tensor]) -> Tensor:
+        """F's loss on pairs: photos with their embeddings, against made pictures and photos with wrong ones."""
+        right, wrong, asked = self.F.match(real, c), self.F.match(real, c.roll(1, 0)), self.F.match(made, c)
+        named["F_real_match"], named["F_wrong_match"], named["F_fake_match"] = right.mean(), wrong.mean(), asked.mean()
+        return losses.hinge_real(right) + 0.5 * (losses.hinge_fake(asked) + losses.hinge_fake(wrong))
 
 
 def spread_count(batch: int, fraction: float) -> int:

@@ -1,4 +1,4 @@
-"""What a training run is made of: frozen dataclasses, and the presets.
+"""What a training run is made of: frozen dataclasses. presets.py has the runs worth repeating.
 
 The fields of a network's config are its constructor's keyword arguments and the `generator` object of a published
 snapshot. Progress, and every schedule, is counted in images seen (`*_nimg`), so a run means the same at any batch size.
@@ -6,7 +6,7 @@ snapshot. Progress, and every schedule, is counted in images seen (`*_nimg`), so
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from vultus.errors import UserError
@@ -85,6 +85,7 @@ class LossConfig:
         mismatch: share of the discriminator's made side that goes to real photos with another person's embedding.
         patch_weight: weight of the judgement of single patches, in both losses.
         feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
+        feature_match: weight of its judgement of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
     """
 
@@ -110,11 +111,13 @@ class LossConfig:
     mismatch: float = 0.0
     patch_weight: float = 0.0
     feature_weight: float = 0.0
+    feature_match: float = 0.0
     feature_fraction: float = 0.5
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
-        return any((self.identity_weight, self.identity_start, self.perceptual_weight, self.feature_weight))
+        names = ("identity_weight", "identity_start", "perceptual_weight", "feature_weight", "feature_match")
+        return any(getattr(self, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class OptimConfig:
     Attributes:
         lr: learning rate of both networks.
         lr_fall: share of the run, at its end, over which the rate falls to a twentieth in a straight line; 0 keeps it.
-            It needs a budget in images or epochs, and a longer budget on going on moves it.
+            A longer budget on going on lets it rise again. With a budget in hours it follows the clock.
         beta1, beta2: Adam's.
         batch: images in a step.
         ema_nimg: half-life of the average in images.
@@ -187,84 +190,16 @@ class TrainConfig:
     keep: int = 2
 
 
-REFERENCE_MSE = TrainConfig(
-    preset="reference-mse",
-    generator=GeneratorConfig(projection=256),
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
-    optim=OptimConfig(batch=32),
-    loader=LoaderConfig(max_images=5_000),
-    epochs=10,
-)
-
-REFERENCE_DCGAN = TrainConfig(
-    preset="reference-dcgan",
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
-    optim=OptimConfig(batch=64),
-    epochs=2,
-)
-
-DCGAN_IDENTITY = TrainConfig(
-    preset="dcgan-identity",
-    generator=GeneratorConfig(projection=256),
-    loss=LossConfig(mse_weight=10.0, mse_nimg=60_000, label_smoothing=0.1, identity_weight=0.5, identity_fraction=0.25),
-    optim=OptimConfig(batch=32),
-    loader=LoaderConfig(mirror=True),
-    epochs=7,
-)
-
-# Hinge loss on pixels, patches and FaceNet features; half of the batch is a conditional variational autoencoder.
-VULTUS_CPU = TrainConfig(
-    preset="vultus-cpu",
-    method="coded",
-    generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256),
-    discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
-    loss=LossConfig(
-        adversarial="hinge",
-        mse_weight=5.0,
-        mse_size=32,
-        identity_weight=6.0,
-        identity_start=1.0,
-        identity_nimg=40_000,
-        identity_size=92,
-        identity_sizes=4,
-        identity_fraction=0.25,
-        coded_fraction=0.5,
-        kl_weight=0.003,
-        perceptual_weight=1.0,
-        mismatch=0.3,
-        patch_weight=0.5,
-        feature_weight=1.0,
-        feature_fraction=0.375,
-    ),
-    optim=OptimConfig(lr=6e-4, beta2=0.99, batch=16, ema_nimg=5_000),
-    loader=LoaderConfig(mirror=True),
-    epochs=10,
-)
-
-TINY = TrainConfig(
-    preset="tiny",
-    generator=GeneratorConfig(resolution=32, base_width=16, max_width=64, projection=64),
-    discriminator=DiscriminatorConfig(resolution=32, base_width=16, max_width=64, projection=64),
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
-    optim=OptimConfig(batch=16, ema_nimg=200),
-    epochs=4,
-    log_every_nimg=160,
-    sample_every_nimg=800,
-    checkpoint_every_nimg=800,
-)
-
-PRESETS = {preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, VULTUS_CPU, TINY)}
-
-
-def get_preset(name: str) -> TrainConfig:
-    """The preset of that name. Raises UserError that lists the names there are."""
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]
-
-
 UNUSED = {
-    "gan": ("coded_fraction", "kl_weight", "perceptual_weight", "mismatch", "patch_weight", "feature_weight"),
+    "gan": (
+        "coded_fraction",
+        "kl_weight",
+        "perceptual_weight",
+        "mismatch",
+        "patch_weight",
+        "feature_weight",
+        "feature_match",
+    ),
     "coded": ("warmup_nimg", "label_smoothing", "gamma"),
 }
 
@@ -336,12 +271,3 @@ def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]
         elif left != right:
             found.append(at + key)
     return found
-
-
-def with_resolution(config: TrainConfig, resolution: int) -> TrainConfig:
-    """The same run at the resolution of the data."""
-    return replace(
-        config,
-        generator=replace(config.generator, resolution=resolution),
-        discriminator=replace(config.discriminator, resolution=resolution),
-    )

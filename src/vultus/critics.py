@@ -5,6 +5,8 @@ Shape legend as in networks.py. Weights are He-normal, biases 0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from vultus.layers import SLOPE, Conv2d, Linear, init_he
 
 PHOTO_SIDE = 32  # a code shall hold pose, light and background, not the face's detail
+MATCH_SIDE = 3  # deep features are averaged down to it before they are compared with an embedding
 LOG_VARIANCE = (-8.0, 2.0)  # keeps exp() tame before the code has settled
 
 
@@ -45,22 +48,26 @@ class PhotoEncoder(nn.Module):
 class FeatureDiscriminator(nn.Module):
     """Small heads on two depths of the frozen FaceNet, under spectral normalisation: projected GANs (Sauer et al. 2021,
     arXiv:2111.01007) without their random projections. (shallow [N, 192, s, s], deep [N, 256, t, t]) -> patch logits
-    [N, 1, ., .] for each, float32.
+    [N, 1, ., .] for each, float32. `match` judges the deep features together with an embedding.
 
     `scale` [2] brings the features to a root mean square of 1; see calibrate().
     """
 
     scale: Tensor
 
-    def __init__(self, shallow_width: int = 64, deep_width: int = 128) -> None:
+    def __init__(self, c_dim: int = 512, shallow_width: int = 64, deep_width: int = 128, projection: int = 256) -> None:
         super().__init__()
         a, b = shallow_width, deep_width
+        self.c_scale = math.sqrt(c_dim)
         self.shallow = nn.ModuleList((Conv2d(192, a, 1), Conv2d(a, 2 * a, 4, 2, 1), Conv2d(2 * a, 1, 3, padding=1)))
         self.deep = nn.ModuleList((Conv2d(256, b, 1), Conv2d(b, b, 3, padding=1), Conv2d(b, 1, 3, padding=1)))
+        self.paired = nn.ModuleList((Conv2d(256, b, 1), Linear(b * MATCH_SIDE**2, projection)))
+        self.from_c = Linear(c_dim, projection)
         self.apply(init_he)
-        for layer in (*self.shallow, *self.deep):
+        for layer in (*self.shallow, *self.deep, *self.paired, self.from_c):
             spectral_norm(layer)
-        self.gain = nn.Parameter(torch.ones(2))  # of the two logits, which would otherwise be bounded
+        # Of the logits, which would otherwise be bounded. A product of two features of unit size starts smaller.
+        self.gain = nn.Parameter(torch.tensor([1.0, 1.0, 0.25]))
         self.register_buffer("scale", torch.ones(2))
 
     @torch.no_grad()
@@ -76,8 +83,15 @@ class FeatureDiscriminator(nn.Module):
 
     def forward(self, features: tuple[Tensor, Tensor]) -> list[Tensor]:
         logits = []
-        for h, layers, gain in zip(features, (self.shallow, self.deep), self.gain, strict=True):
+        for h, layers, gain in zip(features, (self.shallow, self.deep), self.gain[:2], strict=True):
             for layer in layers[:-1]:
                 h = F.leaky_relu(layer(h), SLOPE)
             logits.append(layers[-1](h).float() * gain)
         return logits
+
+    def match(self, deep: Tensor, c: Tensor) -> Tensor:
+        """How well deep features [N, 256, t, t] fit embeddings c [N, c_dim] -> [N], by projection."""
+        first, second = self.paired
+        h = F.adaptive_avg_pool2d(F.leaky_relu(first(deep), SLOPE), MATCH_SIDE)
+        h = F.leaky_relu(second(h.flatten(1).float()), SLOPE)
+        return (h * self.from_c(c * self.c_scale)).sum(1) * self.gain[2]

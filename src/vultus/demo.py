@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from vultus.checkpoint import Snapshot, load_snapshot
-from vultus.config import get_preset
 from vultus.errors import UserError
 from vultus.figures import curves
 from vultus.files import folder_lock, make_folder
 from vultus.generate import render
 from vultus.images import encode_jpeg, grid, save_image, to_pil
 from vultus.people import noise, sample_people, slerp
+from vultus.presets import get_preset
 from vultus.probe import unseen_probe
 from vultus.shards import PreparedFolder
 from vultus.train import Budget, train

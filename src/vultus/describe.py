@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vultus.charts import compact
-from vultus.config import PRESETS, differences, to_dict
+from vultus.config import differences, to_dict
+from vultus.presets import PRESETS
 from vultus.runs import EVALUATION, Run
 
 

@@ -40,18 +40,16 @@ def identity_weight(loss: LossConfig, cur_nimg: int) -> float:
     return loss.identity_start + (loss.identity_weight - loss.identity_start) * way
 
 
-def lr_left(lr_fall: float, cur_nimg: int, total_nimg: int | None) -> float:
-    """The share of the learning rate that is left after so many images of a run of `total_nimg`."""
-    if not lr_fall or not total_nimg:
-        return 1.0
-    return max(LR_FLOOR, min(1.0, (1 - cur_nimg / total_nimg) / lr_fall))
+def lr_left(lr_fall: float, used: float) -> float:
+    """The share of the learning rate that is left when a share `used` of the run's budget is used up."""
+    return max(LR_FLOOR, min(1.0, (1 - used) / lr_fall)) if lr_fall else 1.0
 
 
 class GAN:
     """G, D and G_ema with their optimizers. Another method adds networks to them and has a step of its own.
 
     Attributes:
-        total_nimg: images at which the run will end, where that is known; the learning rate may depend on it.
+        used: share of the run's budget that is used up; the learning rate may depend on it.
 
     Args:
         config: the run; its network, loss and optimizer parts are used here.
@@ -80,7 +78,7 @@ class GAN:
         self.dtype = dtype
         self.encoder = encoder
         self.memory_format = memory_format
-        self.total_nimg: int | None = None
+        self.used = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build()
@@ -161,7 +159,7 @@ class GAN:
             flip = torch.rand(len(images), 1, 1, 1, generator=rng, device=self.device) < 0.5
             images = torch.where(flip, images.flip(3), images)
         z = torch.randn(len(images), config.generator.z_dim, generator=rng, device=self.device)
-        lr = config.optim.lr * lr_left(config.optim.lr_fall, cur_nimg, self.total_nimg)
+        lr = config.optim.lr * lr_left(config.optim.lr_fall, self.used)
         for group in (*self.G_optim.param_groups, *self.D_optim.param_groups):
             group["lr"] = lr
         return to_x(images).contiguous(memory_format=self.memory_format), c, z

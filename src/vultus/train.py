@@ -193,9 +193,6 @@ class _Run:
 
     def loop(self, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str) -> None:
         """Train until the budget is used up or a signal comes."""
-        if self.config.optim.lr_fall and budget.total_nimg is None:
-            raise UserError("optim.lr_fall needs a budget in images: give --images or --epochs instead of --hours")
-        self.gan.total_nimg = budget.total_nimg
         config, batch = self.config, self.config.optim.batch
         before = self.seconds
         began = time.monotonic() - before
@@ -214,6 +211,7 @@ class _Run:
                 self._measure(sink, evaluators, every=False)
             window = _Window(self.cur_nimg)
             for nimg, item in window.waiting(decoded):
+                self.gan.used = self._used(budget)
                 losses = self.gan.step(item.images, item.c, nimg)
                 self.cur_nimg = nimg + batch
                 self.seconds = time.monotonic() - began
@@ -259,8 +257,12 @@ class _Run:
         return Sink(self.out, trackers=track, project=project, config=config, cur_nimg=self.cur_nimg)
 
     def _done(self, budget: Budget) -> bool:
-        used_up = budget.total_nimg is not None and self.cur_nimg >= budget.total_nimg
-        return used_up or (budget.hours is not None and self.seconds >= budget.hours * 3600)
+        return self._used(budget) >= 1
+
+    def _used(self, budget: Budget) -> float:
+        """The share of the budget that is used up: of whichever of its parts runs out first."""
+        parts = [(self.cur_nimg, budget.total_nimg), (self.seconds, budget.hours and budget.hours * 3600)]
+        return max((used / whole if whole else 1.0 for used, whole in parts if whole is not None), default=0.0)
 
     def _due(self, every: int) -> bool:
         return self.cur_nimg // every != (self.cur_nimg - self.config.optim.batch) // every

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from vultus.config import PRESETS, TrainConfig, check_method, from_dict, get_preset, to_dict, with_resolution
+from vultus.config import TrainConfig, check_method, from_dict, to_dict
 from vultus.errors import UserError
+from vultus.files import read_json
 from vultus.options import device_named, open_facenet
+from vultus.presets import PRESETS, fitted, get_preset
 
 DEFAULT_PRESET = "dcgan-identity"
 
 
-def _train_parser(preset: str) -> ArgumentParser:
+def _train_parser(preset: TrainConfig) -> ArgumentParser:
     parser = ArgumentParser(prog="vultus train", exit_on_error=False, description="Train a generator.")
     parser.add_argument("--preset", type=str, default=DEFAULT_PRESET, help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--config", action="config", help="YAML file of settings, laid over the preset")
@@ -26,30 +29,45 @@ def _train_parser(preset: str) -> ArgumentParser:
     parser.add_argument("--track", type=str, nargs="+", default=[], help="tensorboard, wandb, trackio (extra `track`)")
     parser.add_argument("--project", type=str, default="vultus", help="what the trackers file the run under")
     parser.add_class_arguments(TrainConfig, skip={"preset"})
-    defaults = to_dict(get_preset(preset))
-    parser.set_defaults({key: value for key, value in defaults.items() if key != "preset"})
+    parser.set_defaults({key: value for key, value in to_dict(preset).items() if key != "preset"})
     return parser
+
+
+def _start(arguments: Sequence[str]) -> TrainConfig:
+    """The preset, as it is for the resolution of the data and the budget, or the settings of the run that is gone on
+    with. What else is asked for is laid over it."""
+    from vultus.dataset import PreparedDataset
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset")
+    first.add_argument("--data")
+    first.add_argument("--out")
+    first.add_argument("--images", type=int)
+    asked = first.parse_known_args(arguments)[0]
+    preset = get_preset(asked.preset or DEFAULT_PRESET)
+    begun = Path(asked.out or "") / "config.json"
+    if begun.is_file():
+        config = from_dict(TrainConfig, read_json(begun)["config"], str(begun))
+        if asked.preset in (None, config.preset):
+            return config
+    if asked.data is None:
+        return preset  # --help, or an error that the whole parser names
+    return fitted(preset, PreparedDataset(asked.data).resolution, asked.images)
 
 
 def train_verb(arguments: Sequence[str]) -> int:
     """Train a generator."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=DEFAULT_PRESET)
-    preset = first.parse_known_args(arguments)[0].preset
+    preset = _start(arguments)
     options = _train_parser(preset).parse_args(list(arguments))
     budgets = [name for name in ("--hours", "--images", "--epochs") if any(_names(a, name) for a in arguments)]
     if len(budgets) > 1:
         raise UserError(f"{' and '.join(budgets)} are both budgets; give one")
-    from vultus.dataset import PreparedDataset
     from vultus.probe import unseen_probe
     from vultus.train import Budget, train
 
     values = {key: value for key, value in options.as_dict().items() if key in to_dict(TrainConfig())}
-    config = from_dict(TrainConfig, values | {"preset": preset}, "settings")
+    config = from_dict(TrainConfig, values | {"preset": preset.preset}, "settings")
     check_method(config)
-    dataset = PreparedDataset(options.data)
-    if not any(_names(a, "--generator.resolution") for a in arguments):
-        config = with_resolution(config, dataset.resolution)
     device = device_named(options.device)
     encoder = open_facenet(device, needed=config.loss.needs_encoder())
     probe = unseen_probe(options.data, encoder) if encoder is not None else None

@@ -1,0 +1,132 @@
+"""Runs worth repeating, by name, and how they follow from the resolution and the budget.
+
+`vultus train --preset NAME --data DATA --out RUN [--hours N | --images N]`; docs/recipe.md has what each was measured
+to give, and in how long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vultus.config import DiscriminatorConfig, GeneratorConfig, LoaderConfig, LossConfig, OptimConfig, TrainConfig
+from vultus.errors import UserError
+
+REFERENCE_MSE = TrainConfig(
+    preset="reference-mse",
+    generator=GeneratorConfig(projection=256),
+    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    optim=OptimConfig(batch=32),
+    loader=LoaderConfig(max_images=5_000),
+    epochs=10,
+)
+
+REFERENCE_DCGAN = TrainConfig(
+    preset="reference-dcgan",
+    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    optim=OptimConfig(batch=64),
+    epochs=2,
+)
+
+DCGAN_IDENTITY = TrainConfig(
+    preset="dcgan-identity",
+    generator=GeneratorConfig(projection=256),
+    loss=LossConfig(mse_weight=10.0, mse_nimg=60_000, label_smoothing=0.1, identity_weight=0.5, identity_fraction=0.25),
+    optim=OptimConfig(batch=32),
+    loader=LoaderConfig(mirror=True),
+    epochs=7,
+)
+
+# The recipe: hinge loss on pixels, patches and FaceNet's features; half of each batch is a conditional variational
+# autoencoder. For a CPU: nothing is computed above 64x64, 6 pictures of 16 go through FaceNet.
+VULTUS_CPU = TrainConfig(
+    preset="vultus-cpu",
+    method="coded",
+    generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256),
+    discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
+    loss=LossConfig(
+        adversarial="hinge",
+        mse_weight=5.0,
+        mse_size=64,
+        identity_weight=12.0,
+        identity_start=1.0,
+        identity_nimg=40_000,
+        identity_size=92,
+        identity_sizes=4,
+        identity_fraction=0.375,
+        coded_fraction=0.5,
+        kl_weight=0.01,
+        perceptual_weight=4.0,
+        mismatch=0.3,
+        patch_weight=0.5,
+        feature_weight=1.0,
+        feature_fraction=0.375,
+    ),
+    optim=OptimConfig(lr=6e-4, lr_fall=0.25, beta2=0.99, batch=16, ema_nimg=5_000),
+    loader=LoaderConfig(mirror=True),
+    epochs=20,
+)
+
+# The same for one GPU: wider networks, larger batches, schedules in proportion.
+VULTUS_BASE = replace(
+    VULTUS_CPU,
+    preset="vultus-base",
+    generator=replace(VULTUS_CPU.generator, base_width=64, max_width=512, projection=512),
+    discriminator=replace(VULTUS_CPU.discriminator, base_width=48, max_width=512, projection=512),
+    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5, feature_fraction=0.5),
+    optim=replace(VULTUS_CPU.optim, lr=4e-4, batch=64, ema_nimg=20_000),
+    epochs=200,
+    log_every_nimg=6_400,
+    sample_every_nimg=64_000,
+    checkpoint_every_nimg=64_000,
+)
+
+TINY = TrainConfig(
+    preset="tiny",
+    generator=GeneratorConfig(resolution=32, base_width=16, max_width=64, projection=64),
+    discriminator=DiscriminatorConfig(resolution=32, base_width=16, max_width=64, projection=64),
+    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    optim=OptimConfig(batch=16, ema_nimg=200),
+    epochs=4,
+    log_every_nimg=160,
+    sample_every_nimg=800,
+    checkpoint_every_nimg=800,
+)
+
+PRESETS = {
+    preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, VULTUS_CPU, VULTUS_BASE, TINY)
+}
+
+
+def get_preset(name: str) -> TrainConfig:
+    """The preset of that name. Raises UserError that lists the names there are."""
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
+
+
+def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> TrainConfig:
+    """The same run at another resolution, and for a budget of `images` where that is known.
+
+    - Above the resolution that the preset is for, the width of the finest stage halves with each doubling, so that a
+      picture costs twice as much and not four times; below it widths stay.
+    - Penalties on gradients grow with the number of pixels (Karras et al. 2020, arXiv:1912.04958, appendix B).
+    - Errors against the photo are taken at the same share of the full size.
+    - A short run has its schedules in its first 40 %: what is not reached would not be learnt.
+    """
+    scale = resolution / config.generator.resolution
+    generator, discriminator, loss = config.generator, config.discriminator, config.loss
+    narrower = max(1, round(scale))
+    schedule = loss.identity_nimg if images is None else min(loss.identity_nimg, round(0.4 * images))
+    return replace(
+        config,
+        generator=replace(generator, resolution=resolution, base_width=max(8, generator.base_width // narrower)),
+        discriminator=replace(
+            discriminator, resolution=resolution, base_width=max(8, discriminator.base_width // narrower)
+        ),
+        loss=replace(
+            loss,
+            gamma=loss.gamma * scale**2,
+            mse_size=round(loss.mse_size * scale),
+            identity_nimg=schedule,
+        ),
+    )
