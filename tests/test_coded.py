@@ -122,7 +122,7 @@ def test_terms_at_known_points() -> None:
 
 def test_schedules() -> None:
     loss = PRESET.loss
-    assert [identity_weight(loss, n) for n in (0, 20_000, 40_000, 80_000)] == [1.0, 6.5, 12.0, 12.0]
+    assert [identity_weight(loss, n) for n in (0, 20_000, 40_000, 80_000)] == [1.0, 4.5, 8.0, 8.0]
     assert identity_weight(get_preset("dcgan-identity").loss, 0) == 0.5
     assert [round(lr_left(0.5, used), 3) for used in (0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.05]
     assert lr_left(0.0, 0.99) == 1.0
