@@ -67,7 +67,7 @@ def identity(
     thresholds: dict[str, float] = {}
     some = spread(len(real), MAX_PAIRED)
     same, different = pair_scores(real[some], [names[row] for row in some], similarity)
-    own = torch.stack([row_scores(made[:, k], real, similarity) for k in range(made.shape[1])], 1)
+    own = _own_scores(made, real, similarity)
     second = len(same) > 0
     row = people.mean(own, spread=True, real=same.mean().item() if second else None)
     assert row is not None
@@ -108,7 +108,7 @@ def identity(
 
 def by_person(made: Tensor, real: Tensor, names: Sequence[str], similarity: Similarity) -> list[tuple[str, float, int]]:
     """(person, mean score of the faces against their very photos, photos), the best person first."""
-    own = torch.stack([row_scores(made[:, k], real, similarity) for k in range(made.shape[1])], 1).mean(1)
+    own = _own_scores(made, real, similarity).mean(1)
     found = [(names[int(rows[0])], round(own[rows].mean().item(), 4), len(rows)) for rows in groups(names)]
     return sorted(found, key=lambda entry: -entry[1])
 
@@ -120,7 +120,12 @@ def accepted(made: Tensor, real: Tensor, names: Sequence[str], similarity: Simil
     if len(different) * far < 1:
         return None
     threshold = threshold_at_far(different, far)
-    return torch.stack([row_scores(made[:, k], real, similarity) > threshold for k in range(made.shape[1])], 1)
+    return _own_scores(made, real, similarity) > threshold
+
+
+def _own_scores(made: Tensor, real: Tensor, similarity: Similarity) -> Tensor:
+    """The score of every face against its very photo, [N, K]."""
+    return torch.stack([row_scores(made[:, k], real, similarity) for k in range(made.shape[1])], 1)
 
 
 def _against_others(made: Tensor, real: Tensor, names: Sequence[str], similarity: Similarity) -> Tensor:

@@ -23,7 +23,8 @@ def unseen_probe(
     """A function of a generator that gives, on photos of unseen people spread over the test split:
 
     `identity_facenet`: mean cosine between the embedding asked for and that of the picture made, and `mse` in [-1, 1]
-    against the photo, one noise a photo. Without an encoder `mse` alone. None if the data set has no test split.
+    against the photo, one noise a photo; and `alike`: mean cosine between pictures made for different photos, which is
+    near 1 when all of them are one face. Without an encoder `mse` alone. None if the data set has no test split.
     """
     try:
         dataset = PreparedDataset(folder, "test")
@@ -37,15 +38,21 @@ def unseen_probe(
     def measure(generator: Generator) -> dict[str, float]:
         device = next(generator.parameters()).device
         z = noise(NOISE_SEED, 0, count, generator.z_dim)
-        cosine = squared = 0.0
+        squared = 0.0
+        made = []
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             c = photos.c[part].to(device)
             x = generator(z[part].to(device), c).clamp(-1, 1)
             if encoder is not None:
-                cosine += float((encoder.embed(x) * c).sum())
+                made.append(encoder.embed(x).cpu())
             squared += float((x - to_x(photos.images[part].to(device))).square().mean((1, 2, 3)).sum())
         found = {"n_images": count, "mse": round(squared / count, 5)}
-        return found if encoder is None else found | {"identity_facenet": round(cosine / count, 4)}
+        if encoder is None:
+            return found
+        e = torch.cat(made)
+        alike = float((e.sum(0).square().sum() - count) / max(count * (count - 1), 1))
+        cosine = float((e * photos.c.cpu()).sum() / count)
+        return found | {"identity_facenet": round(cosine, 4), "alike": round(alike, 4)}
 
     return measure

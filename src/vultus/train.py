@@ -53,6 +53,8 @@ MAY_CHANGE = frozenset(
 METHODS: dict[str, type[GAN]] = {"gan": GAN, "coded": CodedGAN}
 CALIBRATION = 64  # photos that a method may look at before the first step
 DIVERGED = 1e8  # no loss here is above 100 in a sound run
+ALIKE = 0.9  # mean cosine of faces of different people above which they are one face; of real photos it is 0.02
+YOUNG = 3  # measurements: until then all networks draw one face
 SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
 
 
@@ -326,7 +328,13 @@ class _Run:
         """Run the evaluators that are due (all of them unless `every`)."""
         for name, function, every_nimg in evaluators:
             if not every or self._due(every_nimg):
-                sink.log(function(self.gan.G_ema), self.cur_nimg, name)
+                found = function(self.gan.G_ema)
+                sink.log(found, self.cur_nimg, name)
+                if found.get("alike", 0.0) > ALIKE and self.cur_nimg >= YOUNG * every_nimg:
+                    self._warn(f"faces of different people are alike (cosine {found['alike']:.2f}): collapsed")
+
+    def _warn(self, what: str) -> None:
+        tqdm.write(f"vultus: warning: {self.out}: {what}; lower --optim.lr in a new --out", file=sys.stderr)
 
 
 class _Window:
