@@ -40,7 +40,14 @@ SMALL = replace(
 )
 WITHOUT_FACENET = replace(
     SMALL,
-    loss=replace(SMALL.loss, identity_weight=0.0, identity_start=0.0, perceptual_weight=0.0, feature_weight=0.0, feature_match=0.0),
+    loss=replace(
+        SMALL.loss,
+        identity_weight=0.0,
+        identity_start=0.0,
+        perceptual_weight=0.0,
+        feature_weight=0.0,
+        feature_match=0.0,
+    ),
 )
 
 

@@ -19,6 +19,7 @@ from vultus.encoders import FaceNet
 from vultus.errors import UserError
 from vultus.gan import GAN
 from vultus.presets import get_preset
+from vultus.probe import unseen_probe
 from vultus.train import Budget, train
 
 TINY = get_preset("tiny")
@@ -290,3 +291,42 @@ def test_penalty_keeps_the_step_rate_of_its_weight() -> None:
         config = replace(ALL_TERMS, loss=replace(ALL_TERMS.loss, penalty_every=every, warmup_nimg=0))
         gan = GAN(config, device="cpu", dtype=torch.float32, encoder=None)
         assert [n for n in (0, 4, 8, 12) if "D_r1" in gan.step(images, c, n)] == expected
+
+
+@pytest.mark.parametrize("alike", [0.95, 0.5])
+def test_a_collapse_is_named(
+    alike: float, tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    evaluators = [("unseen", lambda generator: {"alike": alike}, 8)]
+    train(TINY, data=tiny_dataset(), out=out, budget=Budget(total_nimg=32), evaluators=evaluators)
+    said = capsys.readouterr().err.count(
+        "faces of different people are alike (cosine 0.95): collapsed; lower --optim.lr"
+    )
+    assert said == (2 if alike > 0.9 else 0)  # at 24 and 32 images; before that every run draws one face
+
+
+def test_the_probe_tells_one_face_from_many(tiny_dataset: Callable[..., Path]) -> None:
+    class Patterns(torch.nn.Module):
+        """Draws the embedding itself, or one picture for all."""
+
+        z_dim = 4
+
+        def __init__(self, one: bool) -> None:
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.tensor(float(one)))
+
+        def forward(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            drawn = torch.nn.functional.pad(5 * c * (1 - self.one) + self.one / 5, (0, 3 * 32 * 32 - 512))
+            return drawn.unflatten(1, (3, 32, 32))
+
+    class Reader:
+        def embed(self, x: torch.Tensor, size: int | None = None) -> torch.Tensor:
+            return torch.nn.functional.normalize(x.flatten(1)[:, :512], dim=1)
+
+    probe = unseen_probe(tiny_dataset(), Reader())  # type: ignore[arg-type]
+    assert probe is not None
+    many, one = probe(Patterns(False)), probe(Patterns(True))  # type: ignore[arg-type]
+    assert many["identity_facenet"] > 0.99
+    assert one["alike"] == pytest.approx(1.0, abs=1e-4)
+    assert many["alike"] < 0.9
