@@ -13,7 +13,20 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
+    {
+        "ahead",
+        "charts",
+        "config",
+        "images",
+        "intervals",
+        "layers",
+        "marks",
+        "metrics",
+        "provenance",
+        "runs",
+        "shards",
+        "tables",
+    }
     | {"tracking"}
     | {"verification", "weights"},
     {"card"},
