@@ -13,21 +13,8 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {
-        "ahead",
-        "charts",
-        "config",
-        "images",
-        "intervals",
-        "layers",
-        "marks",
-        "metrics",
-        "provenance",
-        "runs",
-        "shards",
-        "tables",
-    }
-    | {"tracking"}
+    {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
+    | {"marks", "tracking"}
     | {"verification", "weights"},
     {"card"},
     {"pretrained"},
