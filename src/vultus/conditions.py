@@ -21,7 +21,7 @@ from vultus import faces
 from vultus.embeddings import open_embeddings
 from vultus.encoders import FaceNet, load_facenet
 from vultus.errors import UserError
-from vultus.images import SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
+from vultus.images import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
 from vultus.people import sample_people
 from vultus.sources import FolderPart, Item
 
@@ -188,13 +188,18 @@ def _decide_align(align: bool | None) -> bool:
     return align
 
 
-def _encoder(snapshot: Trained, encoder: FaceNet | None, device: torch.device | str) -> FaceNet:
+def check_encoder(snapshot: Trained) -> None:
+    """Raise UserError unless photos can be embedded as the training photos of the snapshot were."""
     needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
     if needed != FaceNet.id:
         raise UserError(
             f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
             f"give a file of {needed} embeddings"
         )
+
+
+def _encoder(snapshot: Trained, encoder: FaceNet | None, device: torch.device | str) -> FaceNet:
+    check_encoder(snapshot)
     # The embedding decides the face, and a photo costs more to decode and align: float32, whatever is faster.
     return encoder or load_facenet(device=device, dtype=torch.float32)
 
@@ -203,31 +208,50 @@ def _embedded(
     photos: Iterable[_Photo], encoder: FaceNet, align: bool, skipped: list[Skipped]
 ) -> Iterator[tuple[list[str], Tensor]]:
     """One photo at a time, so that no photo's embedding depends on the photos beside it."""
-    device = next(encoder.parameters()).device
     taken: dict[str, int] = {}
     for photo in photos:
         try:
-            x = to_x(from_pil([_face_crop(photo.item, encoder, align)]))
+            seen = look_at(photo.item.read(), encoder, align=align)
         except (BadImage, OSError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             skipped.append((photo.shown, reason))
             tqdm.write(f"skipped {photo.shown}: {reason}", file=sys.stderr)
             continue
-        with torch.inference_mode():
-            c = encoder.embed_crop(x.to(device)).cpu()
-        yield [_unlike(photo.name, taken)], c
+        yield [_unlike(photo.name, taken)], seen.c[None]
     if not taken:
         shown, reason = skipped[0]
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise UserError(f"{shown}: {reason}{more}; no photo could be used, give another one")
 
 
-def _face_crop(item: Item, encoder: FaceNet, align: bool) -> Image.Image:
-    photo = decode_image(item.read())
-    frame = faces.align(photo) if align else photo
+@dataclass(frozen=True)
+class Seen:
+    """What an encoder made of a photo.
+
+    Attributes:
+        c: the embedding, [dim] float32 on the CPU.
+        frame: the face framed as the training photos are, or the photo as it was where nobody looked for faces.
+        crop: the part of it that the encoder reads.
+        faces: how many were found; None where nobody looked.
+    """
+
+    c: Tensor
+    frame: Image.Image
+    crop: Image.Image
+    faces: int | None
+
+
+def look_at(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> Seen:
+    """Embed an encoded photo. Raises BadImage if it is damaged, too large, or (with `align`) shows no face."""
+    photo = decode_image(data, max_pixels=max_pixels)
+    frame, count = faces.align_largest(photo) if align else (photo, None)
     if frame is None:
         raise BadImage("no face found")
-    return centre_crop(frame, encoder.size, encoder.crop)
+    crop = centre_crop(frame, encoder.size, encoder.crop)
+    x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
+    with torch.inference_mode():
+        c = encoder.embed_crop(x)[0].cpu()
+    return Seen(c, frame, crop, count)
 
 
 def _unlike(name: str, taken: dict[str, int]) -> str:

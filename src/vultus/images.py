@@ -35,6 +35,10 @@ class BadImage(ValueError):
     """Bytes that are not a usable picture. The message is the reason in a few words."""
 
 
+class TooLarge(BadImage):
+    """A picture of more pixels than allowed."""
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode untrusted JPEG, PNG or WebP bytes to an RGB image in upright orientation.
 
@@ -47,7 +51,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
-            raise BadImage(f"too large: {width}x{height}, the limit is {max_pixels // 1_000_000} megapixels")
+            raise TooLarge(f"too large: {width}x{height}, the limit is {max_pixels // 1_000_000} megapixels")
         if min(width, height) < MIN_SIDE:
             raise BadImage(f"too small: {width}x{height}, the shorter side needs {MIN_SIDE} pixels")
         image.load()
@@ -57,7 +61,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"too large: the limit is {max_pixels // 1_000_000} megapixels") from None
+        raise TooLarge(f"too large: the limit is {max_pixels // 1_000_000} megapixels") from None
     except UnidentifiedImageError:
         raise BadImage("not a JPEG, PNG or WebP picture") from None
     except Exception as error:
