@@ -125,7 +125,8 @@ def requests(c_dim: int, most: int) -> tuple[type[Any], type[Any], type[Any], ty
     parameters of /v1/random).
     """
     number: Any = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-    vector: Any = Annotated[list[number], Field(min_length=c_dim, max_length=c_dim)]
+    not_zero = {"contains": {"not": {"const": 0}}}  # unit_rows checks it
+    vector: Any = Annotated[list[number], Field(min_length=c_dim, max_length=c_dim, json_schema_extra=not_zero)]
     vectors: Any = Annotated[list[vector], Field(min_length=1, max_length=most)]
     most_steps = max(2, min(most, MAX_STEPS))
     steps: Any = Annotated[int, Field(ge=2, le=most_steps)]

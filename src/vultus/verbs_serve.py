@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -39,6 +40,9 @@ def serve_verb(arguments: Sequence[str]) -> int:
     for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
         if not options[name] > 0:
             raise UserError(f"--{name} {options[name]}: must be more than 0")
+    token = options.token or os.environ.get("VULTUS_TOKEN") or None
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UserError("--token: letters, digits and signs of ASCII only, no spaces; that is what HTTP carries")
     try:
         import uvicorn
 
@@ -62,7 +66,7 @@ def serve_verb(arguments: Sequence[str]) -> int:
             body_bytes=int(options.megabytes * 1e6),
             megapixels=options.megapixels,
             seconds=options.seconds,
-            token=options.token or os.environ.get("VULTUS_TOKEN") or None,
+            token=token,
         )
         config = uvicorn.Config(
             create_app(engine, settings),
@@ -76,7 +80,10 @@ def serve_verb(arguments: Sequence[str]) -> int:
         address = listener.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(f"http://{host}:{address[1]}", flush=True)
-        _run(uvicorn.Server(config), listener)
+        try:
+            _run(uvicorn.Server(config), listener)
+        finally:
+            engine.close()
     return 0
 
 
