@@ -40,6 +40,8 @@ def serve_verb(arguments: Sequence[str]) -> int:
     for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
         if not options[name] > 0:
             raise UserError(f"--{name} {options[name]}: must be more than 0")
+    if not 0 <= options.port < 65536:
+        raise UserError(f"--port {options.port}: ports are 1 to 65535, or 0 for a free one")
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError("--token: letters, digits and signs of ASCII only, no spaces; that is what HTTP carries")
@@ -90,14 +92,16 @@ def serve_verb(arguments: Sequence[str]) -> int:
 def _listener(host: str, port: int) -> socket.socket:
     """A bound socket. Raises UserError if there is no such address or the port is taken."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         reason = "in use; choose another --port, or stop what uses it" if taken else f"cannot be had ({error})"
         raise UserError(f"{host}:{port}: {reason}") from None
     return listener
