@@ -14,7 +14,7 @@ FLOORS = [
     {"errors"},
     {"files", "trackers"},
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
-    | {"marks", "tracking"}
+    | {"marks", "tracking", "watermark"}
     | {"verification", "weights"},
     {"card"},
     {"pretrained"},
