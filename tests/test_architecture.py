@@ -13,16 +13,28 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
+    {
+        "ahead",
+        "charts",
+        "config",
+        "draws",
+        "images",
+        "intervals",
+        "layers",
+        "metrics",
+        "provenance",
+        "runs",
+        "shards",
+        "tables",
+    }
     | {"tracking"}
     | {"verification", "weights"},
-    {"card"},
-    {"pretrained"},
+    {"card", "embeddings", "exported"},
+    {"pretrained", "vectors"},
     {
         "assess",
         "critics",
         "dlib_resnet",
-        "embeddings",
         "encoders",
         "faces",
         "features",
@@ -35,7 +47,7 @@ FLOORS = [
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
     {"coded"},
-    {"generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
+    {"export", "generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
     {"compare", "options"},
