@@ -13,21 +13,8 @@ PACKAGE = ROOT / "src" / "vultus"
 FLOORS = [
     {"errors"},
     {"files", "trackers"},
-    {
-        "ahead",
-        "charts",
-        "config",
-        "draws",
-        "images",
-        "intervals",
-        "layers",
-        "metrics",
-        "provenance",
-        "runs",
-        "shards",
-        "tables",
-    }
-    | {"tracking"}
+    {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
+    | {"draws", "marks", "tracking"}
     | {"verification", "weights"},
     {"card", "embeddings", "exported"},
     {"pretrained", "vectors"},
