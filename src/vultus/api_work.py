@@ -32,7 +32,7 @@ T = TypeVar("T")
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
 PHOTOS = ("image/png", "image/jpeg", "image/webp")
 # What work costs, in faces drawn among others on a CPU: see docs/serve.md.
-PHOTO_COST, COMPARE_COST = 6, 4
+PHOTO_COST, COMPARE_COST = 12, 7
 
 
 @dataclass(frozen=True)
