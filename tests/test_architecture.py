@@ -16,8 +16,8 @@ FLOORS = [
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
     | {"draws", "tracking", "watermark"}
     | {"verification", "weights"},
-    {"card", "credentials", "embeddings", "exported", "marks"},
-    {"pretrained", "vectors"},
+    {"card", "embeddings", "exported", "marks"},
+    {"credentials", "pretrained", "vectors"},
     {
         "assess",
         "critics",
@@ -33,8 +33,7 @@ FLOORS = [
     }
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
-    {"coded"},
-    {"batching"},
+    {"batching", "coded", "detect"},
     {"export", "generate", "instruments", "measure", "probe", "report", "serving", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
