@@ -142,7 +142,9 @@ def report(options, said, first, last, seconds, bares, memory) -> None:
     print(f"answers                       {answers}, errors: {wrong} {broken}")
     tenth = max(1, len(memory) // 10)
     start, end = sum(memory[:tenth]) / tenth, sum(memory[-tenth:]) / tenth
-    print(f"memory                        {start:7.0f} MiB at the beginning, {end:.0f} at the end, {max(memory):.0f} peak")
+    print(
+        f"memory                        {start:7.0f} MiB at the beginning, {end:.0f} at the end, {max(memory):.0f} peak"
+    )
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ class Api:
     ) -> Response:
         """Draw, and answer as the options and the Accept header say."""
         engine, note = self.engine, self._note(seen)
-        images = await asyncio.wrap_future(engine.draw(z, c))
+        images = await _run(engine.encoders, engine.mark, await asyncio.wrap_future(engine.draw(z, c)))
         about = {"Vultus-Model": engine.name, "Vultus-Seed": str(options.seed)} | (
             {"Vultus-Note": note} if note else {}
         )

@@ -13,8 +13,10 @@ Neither torch nor a module that imports it is needed here.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -99,6 +101,11 @@ def model_id(path: str | os.PathLike[str] | None) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _version() -> str:
+    return version("vultus")
+
+
 def xmp_packet(origin: Origin) -> bytes:
     """The XMP packet of a picture, UTF-8."""
     seed = "" if origin.seed is None else f"\n   <vultus:Seed>{origin.seed}</vultus:Seed>"
@@ -109,7 +116,7 @@ def xmp_packet(origin: Origin) -> bytes:
         iptc=IPTC,
         own=OWN,
         source=source_of(origin),
-        version=version("vultus"),
+        version=_version(),
         words=escape(origin.words),
         model=escape(origin.model),
         seed=seed,
@@ -140,7 +147,8 @@ def encode_marked(
         text.add_text("Software", "vultus")
         text.add_text("Comment", words)
         text.add_itxt("XML:com.adobe.xmp", packet.decode())
-        image.save(buffer, "PNG", pnginfo=text)
+        # On faces, runs and Huffman codes alone are as short as zlib's search for repetitions, in 2/3 of the time.
+        image.save(buffer, "PNG", pnginfo=text, compress_type=zlib.Z_RLE)
     elif kind == "JPEG":
         image.save(buffer, "JPEG", quality=quality, subsampling=0, comment=words.encode(), xmp=packet)
     else:

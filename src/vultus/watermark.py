@@ -133,8 +133,9 @@ def _products(waves: Complex) -> tuple[Complex, Array]:
 # --- marking ----------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=16)
 def pattern(height: int, width: int) -> Array:
-    """The pattern [height, width], of mean square 1."""
+    """The pattern [height, width], of mean square 1. It is kept: leave it as it is."""
     waves = _turns(height, (1.0,)).conj().T @ _WAVES @ _turns(width, (1.0,)).conj()
     return (waves.real / math.sqrt(_USED.sum())).astype(np.float32)
 
