@@ -14,15 +14,14 @@ FLOORS = [
     {"errors"},
     {"files", "trackers"},
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
-    | {"tracking"}
+    | {"draws", "tracking", "watermark"}
     | {"verification", "weights"},
-    {"card", "presets"},
-    {"pretrained"},
+    {"card", "embeddings", "exported", "marks", "presets"},
+    {"credentials", "pretrained", "vectors"},
     {
         "assess",
         "critics",
         "dlib_resnet",
-        "embeddings",
         "encoders",
         "faces",
         "features",
@@ -34,12 +33,16 @@ FLOORS = [
     }
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
-    {"coded"},
-    {"generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
+    {"batching", "coded", "detect"},
+    {"export", "generate", "instruments", "measure", "probe", "report", "serving", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
     {"compare", "options"},
-    {"verbs_make", "verbs_tell", "verbs_train"},
+    {"api_models"},
+    {"api_edges"},
+    {"api_work"},
+    {"api"},
+    {"verbs_make", "verbs_serve", "verbs_tell", "verbs_train"},
     {"cli"},
     {"__init__", "__main__"},
 ]

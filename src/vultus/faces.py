@@ -76,6 +76,11 @@ def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
     The smallest face found is some 40 pixels wide in photos up to 640 pixels, 1/20 of the longer side in larger ones.
     Raises UserError if the extra `align` is not installed.
     """
+    return _find(image)[0]
+
+
+def _find(image: Image.Image) -> tuple[tuple[Point, Point] | None, int]:
+    """The eyes of the largest face as `find_eyes` gives them, and how many faces there are."""
     predictor, detector = _landmarks(), _detector()
     longest = max(image.size)
     scale = min(2.0, _LARGE / longest) if longest < _SMALL else min(1.0, _LARGE / longest)
@@ -85,7 +90,7 @@ def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
     # Looking for faces of half the size takes four times as long: only if there are none of the usual size.
     boxes = detector(pixels, 0) or (detector(pixels, 1) if longest >= _SMALL else ())
     if not boxes:
-        return None
+        return None, 0
     parts = predictor(pixels, max(boxes, key=lambda box: box.area())).parts()
     # Two points for each eye: 0 and 1 the eye on the right of the picture, 2 and 3 the one on the left.
     points = (np.array([(part.x, part.y) for part in parts], dtype=np.float64) + 0.5) * (
@@ -94,8 +99,8 @@ def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
     )
     right, left = points[:2].mean(0), points[2:4].mean(0)
     if np.hypot(*(right - left)) < 2:
-        return None
-    return (float(left[0]), float(left[1])), (float(right[0]), float(right[1]))
+        return None, 0
+    return ((float(left[0]), float(left[1])), (float(right[0]), float(right[1]))), len(boxes)
 
 
 def align(image: Image.Image) -> Image.Image | None:
@@ -104,9 +109,14 @@ def align(image: Image.Image) -> Image.Image | None:
     The frame keeps the photo's scale (its side is the distance of the eyes / 0.226) up to MAX_SIDE. What lies outside
     the photo is its mirror image. None if no face is found. Raises UserError if the extra `align` is not installed.
     """
-    eyes = find_eyes(image)
+    return align_largest(image)[0]
+
+
+def align_largest(image: Image.Image) -> tuple[Image.Image | None, int]:
+    """The frame as `align` gives it, and how many faces were found in the photo."""
+    eyes, count = _find(image)
     if eyes is None:
-        return None
+        return None, 0
     left, right = complex(*eyes[0]), complex(*eyes[1])
     side = abs(right - left) / (RIGHT_EYE[0] - LEFT_EYE[0])
     if side > MAX_SIDE:
@@ -124,7 +134,7 @@ def align(image: Image.Image) -> Image.Image | None:
     image, shift = _mirrored(image, corners)
     origin -= shift
     affine = (turn.real, -turn.imag, origin.real, turn.imag, turn.real, origin.imag)
-    return image.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    return image.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC), count
 
 
 def _mirrored(image: Image.Image, corners: list[complex]) -> tuple[Image.Image, complex]:
