@@ -229,7 +229,7 @@ export class BlendView {
     this.slots.forEach((slot, place) => {
       const one = (name) => slot.querySelector(name);
       const who = place ? "second person" : "first person";
-      for (const [name, what] of Object.entries({ random: "New random", file: "Photo of the", camera: "Camera for the" })) {
+      for (const [name, what] of Object.entries({ random: "Random person as the", file: "Photo of the", camera: "Camera for the" })) {
         one(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
       }
       one(".slot-random").addEventListener("click", () => this.random(place));
@@ -285,9 +285,8 @@ export class BlendView {
 
   async draw(controls, signal) {
     const { app } = this;
-    for (const place of [0, 1]) {
-      if (!this.people[place]) this.people[place] = await this.someone(signal);
-    }
+    const found = await Promise.all(this.people.map((person) => person ?? this.someone(signal)));
+    this.people = this.people.map((person, place) => person ?? found[place]);
     const [a, b] = this.people;
     const strip = Math.min(STRIP, app.model.limits.faces);
     const fine = (strip - 1) * FINE + 1;
