@@ -9,36 +9,40 @@ import asyncio
 import contextlib
 import importlib.metadata
 import importlib.resources
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
-from vultus.api_edges import Edge, Figures, Refusal, answer_errors, bearer, refusals
+from vultus.api_edges import Edge, Figures, Refusal, answer_errors, bearer, refusals, refused_in_json
 from vultus.api_models import Embedding, Faces, Model, requests
 from vultus.api_work import BINARY, JSON, NPY, PHOTOS, Api, Settings
 from vultus.serving import Engine
 
 
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
-    """The ASGI application. It closes the engine when it is shut down."""
+    """The ASGI application. The engine stays the caller's to close."""
     settings = settings or Settings()
     ready = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async def warm_up() -> None:
-            await asyncio.to_thread(engine.warm_up)
-            ready.set()
+            try:
+                await asyncio.to_thread(engine.warm_up)
+            except Exception:
+                logging.getLogger(__name__).exception("the first faces could not be drawn; the server is not ready")
+            else:
+                ready.set()
 
         warming = asyncio.create_task(warm_up())
         yield
         await warming
-        await asyncio.to_thread(engine.close)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -62,11 +66,21 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     @app.get("/readyz", summary="Requests are answered at once", responses=refusals(503))
     async def readyz() -> dict[str, str]:
         if not ready.is_set():
-            raise Refusal(503, "warming up", {"Retry-After": "1"})
+            raise Refusal(503, "not ready: warming up, or broken as the log says", {"Retry-After": "1"})
         return {"status": "ready"}
 
     app.include_router(_routes(api, settings))
-    app.get("/metrics", summary="Figures for Prometheus", dependencies=bearer(settings.token))(figures.text)
+
+    @app.get(
+        "/metrics",
+        summary="Figures for Prometheus",
+        dependencies=bearer(settings.token),
+        response_class=PlainTextResponse,
+        responses=refused_in_json(401),
+    )
+    async def metrics() -> Response:
+        return figures.text()
+
     _add_page(app)
     return app
 

@@ -59,6 +59,12 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
 
 
+def refused_in_json(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for a route whose good answers are not JSON."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {status: {"description": DESCRIPTIONS[status], "content": content} for status in statuses}
+
+
 def answer_errors(app: FastAPI) -> None:
     """Answer every error as {"detail": line}, and never with what was sent."""
 

@@ -2,14 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 Format = Literal["png", "webp", "jpeg", "npy"]
 MAX_SEED = 2**53 - 1  # JavaScript's numbers are exact so far
 LARGEST = 1e6  # entry of an embedding; those of FaceNet are below 1
 MAX_STEPS = 240  # as in generate.py
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="of the noise; the same seed gives the same faces")]
+
+def _whole(value: Any) -> Any:
+    """10.0 is a whole number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="of the noise; the same seed gives the same faces"), WHOLE]
 Strength = Annotated[
     float, Field(ge=0, le=4, description="the noise is multiplied by it; below 1 faces are nearer to the average")
 ]
@@ -125,13 +132,14 @@ def requests(c_dim: int, most: int) -> tuple[type[Any], type[Any], type[Any], ty
     parameters of /v1/random).
     """
     number: Any = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-    vector: Any = Annotated[list[number], Field(min_length=c_dim, max_length=c_dim)]
+    not_zero: dict[str, Any] = {"contains": {"not": {"const": 0}}}  # unit_rows checks it
+    vector: Any = Annotated[list[number], Field(min_length=c_dim, max_length=c_dim, json_schema_extra=not_zero)]
     vectors: Any = Annotated[list[vector], Field(min_length=1, max_length=most)]
     most_steps = max(2, min(most, MAX_STEPS))
-    steps: Any = Annotated[int, Field(ge=2, le=most_steps)]
+    steps: Any = Annotated[int, Field(ge=2, le=most_steps), WHOLE]
 
     def count(what: str) -> Any:
-        return Annotated[int, Field(ge=1, le=most, description=what)], 1
+        return Annotated[int, Field(ge=1, le=most, description=what), WHOLE], 1
 
     noise: dict[str, Any] = {"seed": (Seed, 0), "noise_strength": (Strength, 1.0)}
     pictures: dict[str, Any] = noise | {"format": (Format, "png")}

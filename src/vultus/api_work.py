@@ -303,7 +303,7 @@ async def _run(where: Executor, call: Callable[..., T], *arguments: Any) -> T:
 
 def _parse(kind: type[BaseModel], data: bytes) -> BaseModel:
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(data, strict=True)
     except ValidationError as error:
         malformed = error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
         raise Refusal(400 if malformed else 422, one_line(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -39,6 +40,11 @@ def serve_verb(arguments: Sequence[str]) -> int:
     for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
         if not options[name] > 0:
             raise UserError(f"--{name} {options[name]}: must be more than 0")
+    if not 0 <= options.port < 65536:
+        raise UserError(f"--port {options.port}: ports are 1 to 65535, or 0 for a free one")
+    token = options.token or os.environ.get("VULTUS_TOKEN") or None
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UserError("--token: letters, digits and signs of ASCII only, no spaces; that is what HTTP carries")
     try:
         import uvicorn
 
@@ -62,7 +68,7 @@ def serve_verb(arguments: Sequence[str]) -> int:
             body_bytes=int(options.megabytes * 1e6),
             megapixels=options.megapixels,
             seconds=options.seconds,
-            token=options.token or os.environ.get("VULTUS_TOKEN") or None,
+            token=token,
         )
         config = uvicorn.Config(
             create_app(engine, settings),
@@ -76,21 +82,26 @@ def serve_verb(arguments: Sequence[str]) -> int:
         address = listener.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(f"http://{host}:{address[1]}", flush=True)
-        _run(uvicorn.Server(config), listener)
+        try:
+            _run(uvicorn.Server(config), listener)
+        finally:
+            engine.close()
     return 0
 
 
 def _listener(host: str, port: int) -> socket.socket:
     """A bound socket. Raises UserError if there is no such address or the port is taken."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         reason = "in use; choose another --port, or stop what uses it" if taken else f"cannot be had ({error})"
         raise UserError(f"{host}:{port}: {reason}") from None
     return listener

@@ -1,0 +1,543 @@
+"""The HTTP API in this process, over a tiny generator: every route, every refusal, and its own OpenAPI document."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import logging
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy
+import numpy as np
+import pytest
+import schemathesis
+import torch
+from fastapi import FastAPI
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+from torch import Tensor
+
+from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
+from vultus.api import create_app
+from vultus.api_work import Settings
+from vultus.checkpoint import Snapshot
+from vultus.images import to_images
+from vultus.marks import read_marks
+from vultus.people import fit_people, noise, sample_people, slerp
+from vultus.serving import Engine
+
+JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
+C = torch.nn.functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+class PhotoEncoder(TinyEncoder):
+    """TinyEncoder that reads crops too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(1))
+
+    def embed_crop(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, 6)
+        return torch.nn.functional.normalize(x.flatten(1) @ self.weight, dim=1)
+
+
+class HeldUp(TinyGenerator):
+    """Waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.begun = threading.Event(), threading.Event()
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        self.begun.set()
+        assert self.go.wait(20)
+        return super().forward(z, c)
+
+
+class Broken(TinyGenerator):
+    """Fails always."""
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        raise RuntimeError("the card has gone")
+
+
+def engine(generator: TinyGenerator | None = None, **settings: Any) -> Engine:
+    people = fit_people(torch.randn(400, DIM, generator=torch.Generator().manual_seed(1)))
+    metadata = {"encoder": {"id": "tiny-test"}, "licence": "none"}
+    snapshot = Snapshot((generator or TinyGenerator()).eval().requires_grad_(False), people, metadata)
+    settings = {"encoder": PhotoEncoder(), "name": "0123456789abcdef", "exact": True, **settings}
+    return Engine(snapshot, **settings)
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app(engine(), Settings(faces=12, body_bytes=200_000, megapixels=1.0))
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        yield client
+
+
+def photo(kind: str = "JPEG", size: tuple[int, int] = (90, 60), **how: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes | str) -> np.ndarray:
+    if isinstance(data, str):
+        data = base64.b64decode(data.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def npy_file(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def expected(c: Tensor, seed: int, variant: int, strength: float = 1.0) -> np.ndarray:
+    """As the generator alone draws it, in a call of 16."""
+    z = torch.zeros(16, Z)
+    z[0] = noise(seed, 0, 1, Z, variant=variant)[0] * strength
+    many = torch.zeros(16, DIM)
+    many[0] = c
+    return to_images(TinyGenerator()(z, many).detach())[0].permute(1, 2, 0).numpy()
+
+
+# --- what it makes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_face_depends_on_embedding_seed_and_variant_alone(client: TestClient) -> None:
+    together = client.post("/v1/faces", json={"embeddings": C[:3].tolist(), "num": 3, "seed": 7}).json()
+    assert [(face["index"], face["variant"], face["seed"]) for face in together["faces"]] == [
+        (index, variant, 7) for index in range(3) for variant in range(3)
+    ]
+    for face in together["faces"]:
+        assert np.array_equal(pixels(face["image"]), expected(C[face["index"]], 7, face["variant"]))
+    alone = client.post("/v1/faces", json={"embeddings": [C[2].tolist()], "seed": 7})
+    assert alone.headers["content-type"] == "image/png"
+    assert np.array_equal(pixels(alone.content), expected(C[2], 7, 0))
+    assert not np.array_equal(pixels(alone.content), expected(C[2], 8, 0))
+
+
+def test_every_form_of_embeddings_is_the_same(client: TestClient) -> None:
+    rows = C[:2].numpy()
+    forms: list[tuple[bytes, str]] = [
+        (rows.astype("<f4").tobytes(), BINARY),
+        (npy_file(rows), NPY),
+        (npy_file(np.asfortranarray(rows.astype(np.float64))), NPY),
+        (npy_file(rows * 1e-30), NPY),  # the length of an embedding says nothing
+        (json.dumps({"embeddings": rows.tolist()}).encode(), JSON),
+    ]
+    answers = [
+        client.post("/v1/faces?seed=3&format=npy&noise_strength=0.5", content=data, headers={"Content-Type": kind})
+        for data, kind in forms
+    ]
+    arrays = [np.load(io.BytesIO(answer.content)) for answer in answers]
+    assert arrays[0].shape == (2, SIDE, SIDE, 3)
+    assert arrays[0].dtype == np.uint8
+    assert np.array_equal(arrays[0][1], expected(C[1], 3, 0, 0.5))
+    for array in arrays:
+        assert int(np.abs(array.astype(int) - arrays[0]).max()) <= 1  # of rows normalised once more
+    single = client.post("/v1/faces", content=npy_file(rows[0]), headers={"Content-Type": NPY})
+    assert np.array_equal(pixels(single.content), expected(C[0], 0, 0))
+
+
+def test_options_in_json_go_before_those_of_the_query(client: TestClient) -> None:
+    body = {"embeddings": C[:1].tolist(), "seed": 5}
+    answer = client.post("/v1/faces?seed=9&format=npy", json=body)
+    assert np.array_equal(np.load(io.BytesIO(answer.content))[0], expected(C[0], 5, 0))
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_pictures_say_that_they_are_synthetic(client: TestClient, form: str) -> None:
+    body = {"embeddings": C[:1].tolist(), "seed": 4, "format": form}
+    answer = client.post("/v1/faces", json=body)
+    assert answer.headers["content-type"] == f"image/{form}"
+    assert answer.headers["vultus-model"] == "0123456789abcdef"
+    picture = Image.open(io.BytesIO(answer.content))
+    assert picture.format == form.upper()
+    said = read_marks(picture)
+    assert (said.synthetic, said.model, said.seed) == (True, "0123456789abcdef", 4)
+    as_json = client.post("/v1/faces", json=body, headers={"Accept": "application/json"}).json()
+    assert as_json["faces"][0]["image"].startswith(f"data:image/{form};base64,")
+    assert base64.b64decode(as_json["faces"][0]["image"].partition(",")[2]) == answer.content
+
+
+def test_a_photo(client: TestClient) -> None:
+    found = client.post("/v1/embeddings", content=photo(), headers={"Content-Type": "image/jpeg"}).json()
+    assert pixels(found["crop"]).shape == (PhotoEncoder.size, PhotoEncoder.size, 3)
+    assert found["faces_found"] is None
+    assert "centre square" in found["note"]
+    answer = client.post("/v1/faces?seed=2", content=photo(), headers={"Content-Type": "image/jpeg; charset=x"})
+    assert "centre square" in answer.headers["vultus-note"]
+    assert np.array_equal(pixels(answer.content), expected(torch.tensor(found["embedding"]), 2, 0))
+    scored = client.post(
+        "/v1/faces?num=2&similarity=true", content=photo("WEBP"), headers={"Content-Type": "image/webp"}
+    ).json()
+    for face in scored["faces"]:
+        assert -1 <= face["similarity"]["facenet"] <= 1
+        assert face["similarity"]["dlib"] is None, "there is no judge here"
+
+
+def test_similarity_is_the_cosine_to_what_was_asked_for(client: TestClient) -> None:
+    answer = client.post("/v1/faces", json={"embeddings": C[:2].tolist(), "similarity": True}).json()
+    for face, c in zip(answer["faces"], C, strict=False):
+        x = torch.from_numpy(pixels(face["image"]).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        assert face["similarity"]["facenet"] == pytest.approx(float(PhotoEncoder().embed(x)[0] @ c), abs=1e-5)
+
+
+def test_between(client: TestClient) -> None:
+    body = {"a": C[0].tolist(), "b": C[1].tolist(), "steps": 5, "seed": 1}
+    answer = client.post("/v1/between", json=body).json()
+    way = slerp(C[0], C[1], torch.linspace(0, 1, 5))
+    for step, face in enumerate(answer["faces"]):
+        assert (face["index"], face["variant"]) == (step, 0)
+        assert int(np.abs(pixels(face["image"]).astype(int) - expected(way[step], 1, 0)).max()) <= 1
+    assert len(answer["faces"]) == 5
+
+
+def test_random_people_can_be_asked_for_again(client: TestClient) -> None:
+    answer = client.get("/v1/random?seed=11&num=3", headers={"Accept": JSON}).json()
+    embeddings = [face["embedding"] for face in answer["faces"]]
+    assert torch.equal(torch.tensor(embeddings), sample_people(engine().snapshot.people, 3, seed=11))
+    again = client.post("/v1/faces", json={"embeddings": embeddings[2:], "seed": 11})
+    assert again.content == base64.b64decode(
+        client.post("/v1/faces", json={"embeddings": embeddings[2:], "seed": 11}, headers={"Accept": JSON})
+        .json()["faces"][0]["image"]
+        .partition(",")[2]
+    )
+    assert np.array_equal(pixels(again.content), pixels(answer["faces"][2]["image"]))
+    assert client.get("/v1/random").headers["content-type"] == "image/png"
+    assert np.load(io.BytesIO(client.get("/v1/random?format=npy&num=2").content)).shape == (2, SIDE, SIDE, 3)
+
+
+def test_model(client: TestClient) -> None:
+    about = client.get("/v1/model").json()
+    assert (about["id"], about["resolution"], about["c_dim"], about["z_dim"]) == ("0123456789abcdef", SIDE, DIM, Z)
+    assert about["limits"] == {"faces": 12, "body_bytes": 200_000, "megapixels": 1.0, "queue": 256, "seconds": 30.0}
+    assert about["photos"]["available"]
+    assert about["similarity"]["facenet"]["same_person"]["mean"] > about["similarity"]["facenet"]["same_person"]["low"]
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A PNG of 900 megapixels in a kilobyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def claims_much() -> bytes:
+    """A .npy file whose header speaks of four terabytes."""
+    data = npy_file(C.numpy())
+    return data.replace(b"(6, 16)", b"(9999999999999, 16)"[:7], 1).replace(b"(999999", b"(99999999999, 16)", 1)
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+ROW = C[0].tolist()
+JPEG, PNG = "image/jpeg", "image/png"
+BAD: dict[str, tuple[Any, str, int, str]] = {
+    "a number too few": ({"embeddings": [ROW[:-1]]}, JSON, 422, r"embeddings\.0: .*16 items.* 15"),
+    "a number too many": ({"embeddings": [ROW, [*ROW, 1.0]]}, JSON, 422, r"embeddings\.1: .*16 items.* 17"),
+    "NaN": (b'{"embeddings": [[' + b"NaN, " * 15 + b"0]]}", JSON, 422, r"embeddings\.0\.0: .*finite"),
+    "infinity": (b'{"embeddings": [[' + b"1e999, " * 15 + b"0]]}", JSON, 422, r"embeddings\.0\.0"),
+    "null": ({"embeddings": [[*ROW[:-1], None]]}, JSON, 422, r"embeddings\.0\.15: .*valid number"),
+    "text": ({"embeddings": [["a"] * DIM]}, JSON, 422, r"embeddings\.0\.0"),
+    "all zeros": ({"embeddings": [ROW, [0] * DIM]}, JSON, 422, "embedding 1 is all zeros"),
+    "no rows": ({"embeddings": []}, JSON, 422, "embeddings"),
+    "no embeddings": ({"num": 2}, JSON, 422, "embeddings: Field required"),
+    "a slip": ({"embeddings": [ROW], "nun": 2}, JSON, 422, "nun: Extra inputs"),
+    "num 0": ({"embeddings": [ROW], "num": 0}, JSON, 422, "num: .*greater"),
+    "num -1": ({"embeddings": [ROW], "seed": -1}, JSON, 422, "seed: "),
+    "too many faces": ({"embeddings": [ROW] * 5, "num": 3}, JSON, 422, "5 x 3 faces; the limit is 12"),
+    "an unknown format": ({"embeddings": [ROW], "format": "gif"}, JSON, 422, "format: .*png"),
+    "similarity of an array": ({"embeddings": [ROW], "format": "npy", "similarity": True}, JSON, 422, "similarity"),
+    "half a JSON": (b'{"embeddings": [[1, 2', JSON, 400, "Invalid JSON"),
+    "JSON of another kind": (b"[]", JSON, 422, "an object"),
+    "deep JSON": (b"[" * 9_000, JSON, 400, "Invalid JSON"),
+    "not UTF-8": (b'{"embeddings": "\xff\xfe"}', JSON, 400, "Invalid JSON"),
+    "no bytes": (b"", JSON, 422, "empty"),
+    "half a number": (C.numpy().tobytes()[:-2], BINARY, 422, "16 float32 numbers"),
+    "binary NaN": (np.full(DIM, np.nan, "<f4").tobytes(), BINARY, 422, "embedding 0 .*not finite"),
+    "npy of another length": (npy_file(C.numpy()[:, :15]), NPY, 422, "16 numbers"),
+    "npy of three dimensions": (npy_file(np.ones((2, 2, DIM))), NPY, 422, "16 numbers"),
+    "npy of text": (npy_file(np.array(["a"] * DIM)), NPY, 400, "not numbers"),
+    "npy without rows": (npy_file(np.ones((0, DIM))), NPY, 422, "16 numbers"),
+    "npy cut short": (npy_file(C.numpy())[:-8], NPY, 400, "does not fit"),
+    "npy that claims much": (claims_much(), NPY, 400, "does not fit"),
+    "npy with a pickle": (pickled(), NPY, 400, "not numbers"),
+    "npy of nothing": (b"\x93NUMPY", NPY, 400, "not a .npy file"),
+    "zip called npy": (b"PK\x03\x04" + bytes(99), NPY, 400, "not a .npy file"),
+    "a PDF": (b"%PDF-1.7\n" + bytes(99), "application/pdf", 415, "application/pdf: this takes application/json"),
+    "a PDF called JPEG": (b"%PDF-1.7\n" + bytes(99), JPEG, 422, "not a JPEG, PNG or WebP"),
+    "a photo of no bytes": (b"", JPEG, 422, "empty"),
+    "half a photo": (photo()[:700], JPEG, 422, "damaged"),
+    "a tiny photo": (photo(size=(40, 20)), JPEG, 422, "too small"),
+    "a large photo": (photo("PNG", (1200, 900), compress_level=9)[:150_000], PNG, 413, "1200x900, the limit is 1 mega"),
+    "a bomb": (bomb(), PNG, 413, "too large"),
+    "a GIF": (photo("GIF"), "image/gif", 415, "image/gif"),
+    "a GIF called PNG": (photo("GIF"), PNG, 422, "not a JPEG"),
+    "many bytes": (bytes(200_001), JPEG, 413, "larger than 200000 bytes"),
+    "many bytes of JSON": (b" " * 50_000, JSON, 413, "larger than"),
+    "no type": (b"x", "", 415, r"\(none\)"),
+    "a nasty type": (b"x", "image/png\x7f\x00"[:9] + "é", 415, "this takes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(client: TestClient, name: str) -> None:
+    body, kind, status, words = BAD[name]
+    headers = {"Content-Type": kind.encode("latin-1")} if kind else {}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post("/v1/faces", content=data, headers=headers)
+    check_problem(answer, status, words)
+
+
+def check_problem(answer: Any, status: int, words: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["detail"]
+    detail = answer.json()["detail"]
+    assert "\n" not in detail
+    assert len(detail) < 300
+    assert re.search(words, detail), detail
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/v1/random?num=13", 422, "num: .*12"),
+        ("GET", "/v1/random?seed=a", 422, "seed: .*integer"),
+        ("GET", "/v1/random?sed=1", 422, "sed: Extra"),
+        ("GET", "/v1/random?noise_strength=nan", 422, "noise_strength"),
+        ("POST", "/v1/faces?num=x", 422, "num: "),
+        ("POST", "/v1/embeddings", 415, "this takes image/png"),
+        ("POST", "/v1/between", 415, "this takes application/json"),
+        ("GET", "/v1/faces", 405, "Method"),
+        ("GET", "/v1/other", 404, "Not Found"),
+        ("GET", "/../pyproject.toml", 404, "Not Found"),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404, "Not Found"),
+    ],
+)
+def test_bad_questions_are_one_line(client: TestClient, method: str, path: str, status: int, words: str) -> None:
+    check_problem(client.request(method, path), status, words)
+
+
+def test_what_comes_in_pieces_is_refused_while_it_comes(app: FastAPI, client: TestClient) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield bytes(50_000)
+
+    check_problem(client.post("/v1/faces", content=pieces(), headers={"Content-Type": JPEG}), 413, "200000 bytes")
+
+
+def test_unicode_names(client: TestClient) -> None:
+    """A photo's name may come in a header; nobody reads it."""
+    headers = {"Content-Type": JPEG, "Content-Disposition": "attachment; filename*=UTF-8''%E9%A1%94%F0%9F%99%82.jpg"}
+    assert client.post("/v1/faces", content=photo(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("size", [(64, 64), (400, 50), (50, 400)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photos_of_any_shape(client: TestClient, size: tuple[int, int], kind: str) -> None:
+    headers = {"Content-Type": f"image/{kind.lower()}"}
+    assert client.post("/v1/embeddings", content=photo(kind, size), headers=headers).status_code == 200
+
+
+# --- too much, too slow, gone -----------------------------------------------------------------------------------------
+
+
+def test_when_the_house_is_full(client: TestClient) -> None:
+    """One request holds the generator, a second waits, a third is told to come back; the first two are answered."""
+    generator = HeldUp()
+    with TestClient(create_app(engine(generator), Settings(faces=4, queue=6))) as client:
+        body = {"embeddings": C[:1].tolist(), "num": 3}
+        answers: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post("/v1/faces", json=body).status_code))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        while "vultus_waiting_faces 6.0" not in client.get("/metrics").text:
+            pass
+        refused = client.post("/v1/faces", json=body)
+        check_problem(refused, 429, "try again")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/healthz").status_code == 200, "it still lives"
+        generator.go.set()
+        for thread in threads:
+            thread.join(20)
+        assert answers == [200, 200]
+        assert client.post("/v1/faces", json=body).status_code == 200, "there is room again"
+
+
+def test_what_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
+    generator = HeldUp()
+    with TestClient(create_app(engine(generator), Settings(seconds=0.2))) as client:
+        answer = client.get("/v1/random")
+        check_problem(answer, 503, "not ready within 0.2 s")
+        assert answer.headers["retry-after"]
+        assert client.get("/readyz").status_code == 503, "it has not warmed up"
+        generator.go.set()
+
+
+def test_an_error_of_the_server_tells_no_embedding(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, for whoever runs the server, without what was sent; and answered in a line."""
+    app = create_app(engine(Broken()))
+    with caplog.at_level(logging.DEBUG), TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.post("/v1/faces", json={"embeddings": [[0.123456789] * DIM], "num": 2})
+        check_problem(answer, 500, "RuntimeError")
+        assert client.get("/readyz").status_code == 503
+    assert "0.1234" not in caplog.text
+    assert "0.25" not in caplog.text, "normalised"
+
+
+def test_gate_is_left_as_it_was(app: FastAPI, client: TestClient) -> None:
+    """After all the refusals of this file nothing is held any more."""
+    assert "vultus_waiting_faces 0.0" in client.get("/metrics").text
+
+
+# --- the token, the figures, the page ---------------------------------------------------------------------------------
+
+
+WRONG: list[dict[str, Any]] = [
+    {},
+    {"Authorization": "Bearer geheim"},
+    {"Authorization": "Bearer geheim-ä".encode()},
+    {"Authorization": "Basic Z2VoZWltOg=="},
+]
+
+
+def test_token() -> None:
+    with TestClient(create_app(engine(), Settings(token="geheim-7"))) as client:
+        for path in ("/v1/random", "/v1/model", "/metrics"):
+            for headers in WRONG:
+                answer = client.get(path, headers=headers)
+                check_problem(answer, 401, "token")
+                assert answer.headers["www-authenticate"] == "Bearer"
+            assert client.get(path, headers={"Authorization": "Bearer geheim-7"}).status_code == 200, path
+        check_problem(client.post("/v1/faces", content=b"", headers={"Content-Type": JSON}), 401, "token")
+        for path in ("/healthz", "/", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200, path
+        described = client.get("/openapi.json").json()
+        assert described["paths"]["/v1/faces"]["post"]["security"]
+        assert "security" not in described["paths"]["/healthz"]["get"]
+
+
+def test_metrics(client: TestClient) -> None:
+    before = {sample.name + str(sample.labels): sample.value for sample in samples(client)}
+    client.post("/v1/faces", json={"embeddings": C[:2].tolist(), "num": 2})
+    client.get("/nowhere/at/all")
+    after = {sample.name + str(sample.labels): sample.value for sample in samples(client)}
+    grown = {key: after[key] - before.get(key, 0.0) for key in after}
+    key = "vultus_requests_total" + str({"method": "POST", "route": "/v1/faces", "status": "200"})
+    assert grown[key] == 1
+    assert grown["vultus_call_faces_sum{}"] == 4
+    assert sum(value for key, value in grown.items() if "'route': 'other'" in key and "_total" in key) == 1
+    assert after["process_resident_memory_bytes{}"] > 1e6
+
+
+def samples(client: TestClient) -> list[Any]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return [sample for family in families for sample in family.samples]
+
+
+def test_pages_load_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        for address in re.findall(r"""(?:src|href)=["']([^"']+)["']""", answer.text):
+            assert "://" not in address, address
+            if not address.startswith(("#", "data:")):
+                assert client.get(address if address.startswith("/") else f"/{address}").status_code == 200, address
+
+
+def test_answers_are_not_cached(client: TestClient) -> None:
+    assert client.get("/v1/random").headers["cache-control"] == "no-store"
+
+
+def test_without_facenet_and_people() -> None:
+    """Embeddings still become faces; the rest says what is missing."""
+    missing = {"photos": "photos need FaceNet: put it into a folder", "dlib": "judging needs dlib: pip install it"}
+    one = engine(encoder=None, missing=missing)
+    one.missing["random"] = "the snapshot holds no description of people"
+    with TestClient(create_app(one)) as client:
+        assert client.post("/v1/faces", json={"embeddings": C[:1].tolist()}).status_code == 200
+        for path in ("/v1/faces", "/v1/embeddings"):
+            check_problem(client.post(path, content=photo(), headers={"Content-Type": JPEG}), 503, "need FaceNet")
+        check_problem(client.get("/v1/random"), 503, "no description")
+        about = client.get("/v1/model").json()
+        assert about["photos"] == {"available": False, "missing": missing["photos"], "aligned": False, "note": None}
+        assert about["similarity"]["dlib"]["missing"] == missing["dlib"]
+        answer = client.post("/v1/faces", json={"embeddings": C[:1].tolist(), "similarity": True}).json()
+        assert answer["faces"][0]["similarity"] == {"facenet": None, "dlib": None}
+
+
+# --- its OpenAPI document ---------------------------------------------------------------------------------------------
+
+floats = hypothesis.extra.numpy.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.just(DIM)), elements=st.floats(0.5, 2, width=32)
+)
+for name in ("jpeg", "png", "webp"):
+    sizes = st.tuples(st.integers(32, 99), st.integers(32, 99))
+    schemathesis.openapi.media_type(f"image/{name}", sizes.map(functools.partial(photo, name.upper())))
+schemathesis.openapi.media_type(BINARY, floats.map(lambda rows: rows.astype("<f4").tobytes()))
+schemathesis.openapi.media_type(NPY, floats.map(npy_file))
+
+guarded = create_app(engine(), Settings(faces=12, body_bytes=200_000, megapixels=1.0, token="geheim-7"))
+schema = schemathesis.openapi.from_asgi("/openapi.json", guarded)
+# Two rules that no JSON Schema can tell, for they are of two fields at once.
+OF_TWO = re.compile(r"\d+ x \d+ faces; the limit is 12 a request|similarity: goes with pictures, not with npy")
+
+
+@schema.parametrize()
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+def test_the_openapi_document_is_right(case: schemathesis.Case) -> None:
+    """Requests made of the document, good and bad ones, are answered as it says."""
+    response = case.call(headers={"Authorization": "Bearer geheim-7"})
+    two = response.status_code == 422 and OF_TWO.fullmatch(response.json()["detail"])
+    case.validate_response(response, excluded_checks=[positive_data_acceptance] if two else [])
+
+
+def test_the_document_names_every_route() -> None:
+    described = guarded.openapi()["paths"]
+    assert {path for path in described if not path.startswith("/v1")} == {"/healthz", "/readyz", "/metrics"}
+    assert {path for path in described if path.startswith("/v1")} == {
+        f"/v1/{name}" for name in ("faces", "embeddings", "between", "random", "model")
+    }
+    assert set(described["/v1/faces"]["post"]["requestBody"]["content"]) == {JSON, BINARY, NPY, PNG, JPEG, "image/webp"}
