@@ -23,6 +23,8 @@ class App {
     try {
       this.model = await this.api.model();
     } catch (error) {
+      for (const part of document.querySelectorAll(".source, .settings")) part.hidden = true;
+      byId("panel").hidden = false;
       return this.tell({ reading: error });
     }
     for (const view of Object.values(this.views)) view.begin?.(this.model);

@@ -119,7 +119,7 @@ export class PhotoView extends PersonView {
   begin({ photos }) {
     byId("photo-missing").hidden = photos.available;
     byId("photo-in").hidden = !photos.available;
-    byId("photo-missing-why").textContent = photos.missing ?? "";
+    byId("photo-missing-why").textContent = photos.missing ? `${photos.missing[0].toUpperCase()}${photos.missing.slice(1)}.` : "";
     this.emptyWords = photos.available
       ? "No photo at hand? These people do not exist; take the picture of one of them."
       : "Meanwhile: these people do not exist; see more of one of them.";
