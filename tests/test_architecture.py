@@ -14,15 +14,14 @@ FLOORS = [
     {"errors"},
     {"files", "trackers"},
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
-    | {"marks", "tracking"}
+    | {"draws", "tracking", "watermark"}
     | {"verification", "weights"},
-    {"card"},
-    {"pretrained"},
+    {"card", "embeddings", "exported", "marks"},
+    {"credentials", "pretrained", "vectors"},
     {
         "assess",
         "critics",
         "dlib_resnet",
-        "embeddings",
         "encoders",
         "faces",
         "features",
@@ -34,9 +33,8 @@ FLOORS = [
     }
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
-    {"coded"},
-    {"batching"},
-    {"generate", "instruments", "measure", "probe", "report", "serving", "train", "wandb_report"},
+    {"batching", "coded", "detect"},
+    {"export", "generate", "instruments", "measure", "probe", "report", "serving", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
     {"compare", "options"},

@@ -32,7 +32,7 @@ T = TypeVar("T")
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
 PHOTOS = ("image/png", "image/jpeg", "image/webp")
 # What work costs, in faces drawn among others on a CPU: see docs/serve.md.
-PHOTO_COST, COMPARE_COST = 6, 4
+PHOTO_COST, COMPARE_COST = 12, 7
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Api:
     ) -> Response:
         """Draw, and answer as the options and the Accept header say."""
         engine, note = self.engine, self._note(seen)
-        images = await asyncio.wrap_future(engine.draw(z, c))
+        images = await _run(engine.encoders, engine.mark, await asyncio.wrap_future(engine.draw(z, c)))
         about = {"Vultus-Model": engine.name, "Vultus-Seed": str(options.seed)} | (
             {"Vultus-Note": note} if note else {}
         )

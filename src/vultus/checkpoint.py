@@ -16,11 +16,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
-from vultus.files import atomic_path
+from vultus.exported import Network, is_exported, open_exported
+from vultus.files import atomic_path, sha256_file
 from vultus.networks import Generator, build_generator
 from vultus.pretrained import MODEL, PREFIX, fetch, fill, is_published
 
@@ -98,7 +99,7 @@ def save_snapshot(
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snapshot:
-    """Read a snapshot, the newest one of a run folder, a published folder, or hf://user/name.
+    """Read a snapshot, the newest one of a run folder, a published folder, hf://user/name, or an exported model.
 
     A bare user/name is a path here, so that a folder's name with a slip in it never asks the network. Raises UserError
     that names the file and the remedy.
@@ -106,6 +107,8 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
     if str(path).startswith(PREFIX):
         path = fetch(path)
     path = Path(path)
+    if is_exported(path):
+        return _exported(path, device)
     if path.is_dir():
         if (path / "snapshot.safetensors").is_file():
             path = path / "snapshot.safetensors"
@@ -141,6 +144,35 @@ def _published(folder: Path, device: torch.device | str) -> Snapshot:
     generator = Generator.from_pretrained(folder, map_location=device)
     metadata = {"generator": generator.settings()} | generator.metadata
     return Snapshot(generator.requires_grad_(False), generator.people, metadata, folder / MODEL)
+
+
+class ExportedGenerator(Generator):
+    """An exported model among the generators, so that whatever measures or draws with these does so with it.
+
+    ONNX Runtime computes, on the processor and in the file's own precision. The only parameter is the file's sha256: it
+    tells the device, and tells the weights of two files apart.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.resolution, network.z_dim, network.c_dim)
+        self.network = network
+        digest = torch.tensor(list(bytes.fromhex(sha256_file(network.path))), dtype=torch.float32)
+        self.sha256 = nn.Parameter(digest, requires_grad=False)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """See Generator; float32, without gradient."""
+        x = self.network(z.detach().float().cpu().numpy(), c.detach().float().cpu().numpy())
+        return torch.from_numpy(x).to(z.device)
+
+    def settings(self) -> dict[str, Any]:
+        """Raises UserError: it cannot be published, nor exported again."""
+        raise UserError(f"{self.network.path}: is an exported model; take the snapshot that it was made of")
+
+
+def _exported(path: Path, device: torch.device | str) -> Snapshot:
+    model = open_exported(path, threads=torch.get_num_threads())
+    people = {key: torch.from_numpy(value) for key, value in model.people.items()}
+    return Snapshot(ExportedGenerator(model.generator).to(device).eval(), people, model.metadata, path)
 
 
 def _float32(value: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""What faces are made of: embeddings from a file, of photos, or of people who do not exist.
+"""What faces are made of, as tensors: embeddings from a file, of photos, or of people who do not exist.
 
-A source is read once, in order, a chunk at a time, so memory does not grow with its length.
+A source is read once, in order, a chunk at a time, so memory does not grow with its length. What needs no photo comes
+from vectors.py, which does without torch.
 """
 
 from __future__ import annotations
@@ -8,74 +9,35 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vultus import faces
-from vultus.embeddings import open_embeddings
+from vultus import faces, vectors
 from vultus.encoders import FaceNet, load_facenet
 from vultus.errors import UserError
 from vultus.images import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
-from vultus.people import sample_people
 from vultus.sources import FolderPart, Item
-
-Skipped = tuple[str, str]  # photo, reason
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Where embeddings come from, read once.
-
-    Attributes:
-        count: how many there are, or at most (bad photos are left out).
-        chunks: (names [n], unit-norm embeddings [n, c_dim]) in turn; a name begins the names of its pictures.
-        skipped: filled while `chunks` is read.
-    """
-
-    count: int
-    chunks: Iterable[tuple[list[str], Tensor]]
-    skipped: list[Skipped] = field(default_factory=list)
-
-
-class Trained(Protocol):
-    """What a source must know of the snapshot that its embeddings are for."""
-
-    @property
-    def people(self) -> dict[str, Tensor]:
-        """`mean` and `factor` of the training embeddings (people.py), or nothing."""
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """As in checkpoint.Snapshot; read here: `generator` and `encoder`."""
-
-    @property
-    def path(self) -> Path | None:
-        """For messages."""
+from vultus.vectors import Conditions, Skipped, Trained
 
 
 def from_embeddings(source: str | Path, snapshot: Trained) -> Conditions:
     """The rows of a file or prepared data set (see embeddings.py), all checked before the first is used."""
-    embeddings = open_embeddings(source, _dim(snapshot))
-    embeddings.check()
-    return Conditions(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
+    return _tensors(vectors.from_embeddings(source, snapshot))
 
 
 def random_people(snapshot: Trained, count: int, *, seed: int = 0, start: int = 0) -> Conditions:
     """`count` people who do not exist, number `start` and after. Raises UserError if the snapshot cannot tell any."""
-    if count < 1:
-        raise UserError(f"cannot make {count} random people; ask for at least one")
-    _need_people(snapshot)
-    chunks = (
-        sample_people(snapshot.people, min(256, count - done), seed=seed, start=start + done)
-        for done in range(0, count, 256)
-    )
-    return Conditions(count, _numbered(chunks, count))
+    return _tensors(vectors.random_people(snapshot, count, seed=seed, start=start))
+
+
+def _tensors(conditions: Conditions) -> Conditions:
+    chunks = ((names, torch.from_numpy(rows)) for names, rows in conditions.chunks)
+    return Conditions(conditions.count, chunks, conditions.skipped)
 
 
 def from_photos(
@@ -108,35 +70,12 @@ def one_embedding(
     encoder: FaceNet | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """One embedding [c_dim] by name: `random` or `random:N`, a photo, or `FILE#ROW` (without #ROW row 0)."""
-    if match := re.fullmatch(r"random(?::(\d+))?", text):
-        _need_people(snapshot)
-        return sample_people(snapshot.people, 1, seed=seed, start=int(match[1] or 0))[0]
+    """One embedding [c_dim] by name: a photo, or as vectors.one_embedding has it."""
     if Path(text).suffix.lower() in SUFFIXES:
         conditions = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
-        return next(iter(conditions.chunks))[1][0]
-    source, row = text, 0
-    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
-        source, row = match[1], int(match[2])
-    return open_embeddings(source, _dim(snapshot)).row(row)
-
-
-def _dim(snapshot: Trained) -> int:
-    dim: int = snapshot.metadata["generator"]["c_dim"]
-    return dim
-
-
-def _need_people(snapshot: Trained) -> None:
-    if not {"mean", "factor"} <= snapshot.people.keys():
-        raise UserError(f"{snapshot.path}: holds no description of people to draw from; give embeddings or photos")
-
-
-def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
-    digits = max(6, len(str(count - 1)))
-    start = 0
-    for chunk in chunks:
-        yield [f"{index:0{digits}d}" for index in range(start, start + len(chunk))], chunk
-        start += len(chunk)
+        embedding: Tensor = next(iter(conditions.chunks))[1][0]
+        return embedding
+    return torch.from_numpy(vectors.one_embedding(text, snapshot, seed=seed))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ A source is `PATH` or `PATH:NAME`:
 | `.parquet` | a column of lists | the column; without it `embedding` |
 | folder | the embeddings of a prepared data set | the split; without it all rows |
 
-Arrays are [N, dim], or [dim] for one embedding. Memory does not grow with N.
+Arrays are [N, dim], or [dim] for one embedding. Memory does not grow with N. Torch is needed for tensors only.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors
-import torch
-from torch import Tensor
 
 from vultus.errors import UserError
 from vultus.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1024  # rows that are read at a time
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
@@ -57,13 +58,19 @@ class Embeddings:
     dim: int
     _rows: Callable[[], Iterator[np.ndarray]]
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Yield float32 tensors [n <= CHUNK, dim] of unit-norm rows, in the order of the file.
+    def arrays(self) -> Iterator[np.ndarray]:
+        """Yield float32 arrays [n <= CHUNK, dim] of unit-norm rows, in the order of the file.
 
         Raises UserError that names source and row if a row is not finite or all zero, or the file ends too soon.
         """
         for _, rows in self._checked():
-            yield torch.from_numpy(rows)
+            yield rows
+
+    def chunks(self) -> Iterator[Tensor]:
+        """As `arrays`, as tensors."""
+        import torch
+
+        return map(torch.from_numpy, self.arrays())
 
     def check(self) -> None:
         """Read the whole source once, so that a bad row is found before the work starts.
@@ -75,10 +82,16 @@ class Embeddings:
             print(f"note: {self.source}: norms are up to {worst:.3g} away from 1; normalised", file=sys.stderr)
 
     def row(self, index: int) -> Tensor:
-        """One embedding [dim]. Raises UserError if there is no such row."""
+        """As `vector`, as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.vector(index))
+
+    def vector(self, index: int) -> np.ndarray:
+        """One embedding [dim], float32. Raises UserError if there is no such row."""
         if not 0 <= index < self.count:
             raise UserError(f"{self.source}: has no row {index}; its rows are 0 to {self.count - 1}")
-        for chunk in self.chunks():
+        for chunk in self.arrays():
             if index < len(chunk):
                 return chunk[index]
             index -= len(chunk)
@@ -270,24 +283,25 @@ def _read_npz(source: str, path: Path, name: str | None, dim: int) -> Embeddings
 
 
 def _read_safetensors(source: str, path: Path, name: str | None, dim: int) -> Embeddings:
-    with safetensors.safe_open(path, "pt") as file:
+    with safetensors.safe_open(path, "np") as file:
         name = _choose(source, path, name, list(file.keys()), "tensor")
         view = file.get_slice(name)
         shape, kind = tuple(view.get_shape()), str(view.get_dtype())
     if kind not in ("F16", "BF16", "F32", "F64", "I8", "U8", "I16", "I32", "I64"):
         raise UserError(f"{source}: holds {kind} values, not numbers; save a float32 tensor")
     count = _row_count(source, shape, dim)
-    rows = functools.partial(_safetensors_rows, path, name, shape)
+    framework = "pt" if kind == "BF16" else "np"  # numpy knows no bfloat16
+    rows = functools.partial(_safetensors_rows, path, name, shape, framework)
     return Embeddings(source, count, dim, rows)
 
 
-def _safetensors_rows(path: Path, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _safetensors_rows(path: Path, name: str, shape: tuple[int, ...], framework: str) -> Iterator[np.ndarray]:
     for start in range(0, shape[0] if len(shape) == 2 else 1, CHUNK):
         # Opened anew for each chunk: the pages that the map has read would add up to the size of the file.
-        with _reading(path), safetensors.safe_open(path, "pt") as file:
+        with _reading(path), safetensors.safe_open(path, framework) as file:
             view = file.get_slice(name)
-            part = view[start : start + CHUNK] if len(shape) == 2 else view[:][None]
-            yield part.to(torch.float64 if part.dtype == torch.float64 else torch.float32).numpy()
+            part = view[start : min(start + CHUNK, shape[0])] if len(shape) == 2 else view[:][None]
+            yield part.float().numpy() if framework == "pt" else part
 
 
 def _read_parquet(source: str, path: Path, name: str | None, dim: int) -> Embeddings:

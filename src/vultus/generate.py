@@ -9,26 +9,37 @@ neither the place in the batch nor the neighbours made a difference.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image, PngImagePlugin
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from vultus.checkpoint import Snapshot
-from vultus.conditions import Conditions, Skipped
+from vultus.draws import Floats, noise, slerp
 from vultus.errors import UserError
-from vultus.files import atomic_path, make_folder, sha256_file
-from vultus.images import SUFFIXES, save_image, to_images, to_pil
+from vultus.exported import Exported
+from vultus.files import atomic_path, make_folder
+from vultus.images import SUFFIXES, to_images, to_pil, to_pixels
 from vultus.images import grid as lay_out
-from vultus.networks import Generator
-from vultus.people import noise, slerp
+from vultus.marks import Origin, Sign, mark_gif, model_id, save_marked
+from vultus.vectors import Conditions, Skipped
+from vultus.watermark import mark_pixels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vultus.checkpoint import Snapshot
+    from vultus.networks import Generator
+
+Pixels = npt.NDArray[np.uint8]
 
 STEP = 16  # faces to a call of the generator, always
 MAX_GRID = 1024  # faces on one sheet: 17 megapixels at 128x128
@@ -49,19 +60,41 @@ class Summary:
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def render(generator: Generator, z: Tensor, c: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces."""
-    device = next(generator.parameters()).device
+def render(generator: Generator, z: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces.
+
+    The generator computes in `dtype`, float32 if None.
+    """
+    import torch
+
+    device, kind = next(generator.parameters()).device, dtype or torch.float32
+
+    @torch.inference_mode()
+    def step(z: Floats, c: Floats) -> Pixels:
+        x = generator(torch.from_numpy(z).to(device, kind), torch.from_numpy(c).to(device, kind))
+        return to_images(x).cpu().numpy()
+
+    return torch.from_numpy(_in_steps(step, z.detach().cpu().numpy(), c.detach().cpu().numpy()))
+
+
+def _render(model: Snapshot | Exported, z: Floats, c: Floats, dtype: torch.dtype | None) -> Pixels:
+    """As `render`, of either kind of model."""
+    if isinstance(model, Exported):
+        network = model.generator
+        return _in_steps(lambda z, c: to_pixels(network(z, c)), z, c)
+    import torch
+
+    return render(model.generator, torch.from_numpy(z), torch.from_numpy(c), dtype).numpy()
+
+
+def _in_steps(step: Callable[[Floats, Floats], Pixels], z: Floats, c: Floats) -> Pixels:
     parts = []
     for start in range(0, len(z), STEP):
-        noises, conditions = z[start : start + STEP], c[start : start + STEP]
-        count = len(noises)
-        noises = torch.cat([noises, noises.new_zeros(STEP - count, noises.shape[1])])
-        conditions = torch.cat([conditions, conditions.new_zeros(STEP - count, conditions.shape[1])])
-        x = generator(noises.to(device, dtype), conditions.to(device, dtype))
-        parts.append(to_images(x[:count]).cpu())
-    return torch.cat(parts)
+        count = len(z[start : start + STEP])
+        full = [np.zeros((STEP, rows.shape[1]), np.float32) for rows in (z, c)]
+        full[0][:count], full[1][:count] = z[start : start + STEP], c[start : start + STEP]
+        parts.append(step(*full)[:count])
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -70,11 +103,11 @@ class _Face:
     index: int  # of the embedding
     variant: int  # of the noise
     name: str
-    c: Tensor
+    c: Floats
 
 
 def generate(
-    snapshot: Snapshot,
+    snapshot: Snapshot | Exported,
     conditions: Conditions,
     out: str | Path,
     *,
@@ -82,13 +115,15 @@ def generate(
     seed: int = 0,
     batch: int = STEP,
     grid: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
+    mark: bool = True,
+    signer: Sign | None = None,
 ) -> Summary:
     """Write `num` faces of each embedding as PNG files, or all on one sheet.
 
     Args:
-        snapshot: the generator; the device is where it was loaded to.
+        snapshot: the generator; the device is where it was loaded to. An exported model runs on the processor.
         conditions: what to make faces of; memory does not grow with their number.
         out: folder of NAME_VARIANT.png (in sub-folders of PER_FOLDER from PER_FOLDER faces on); with `grid` a file
             .png, .jpg or .webp, or a folder for grid.png.
@@ -96,8 +131,12 @@ def generate(
         seed: of the noise. The same seed gives the same faces.
         batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
         grid: one sheet of at most MAX_GRID faces: a row for each embedding, or a square sheet if `num` is 1.
-        dtype: what the generator computes in. Other dtypes and devices round differently.
+        dtype: what the generator computes in, float32 if None; an exported model does what it was exported for. Other
+            dtypes and devices round differently.
         noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
+        mark: put the invisible watermark into every face. False leaves the pixels as the generator made them, which
+            metrics need; the metadata say what the picture is either way (see marks.py).
+        signer: adds a C2PA manifest (credentials.Signer).
 
     Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or the
     numbers cannot be.
@@ -112,34 +151,41 @@ def generate(
         raise UserError(f"{out}: a folder is needed for single pictures; name a folder or ask for a grid")
     sheet_path = (out if out.suffix.lower() in SUFFIXES else out / "grid.png") if grid else None
     make_folder(sheet_path.parent if sheet_path else out)
-    origin = _origin(snapshot)
-    held: list[Tensor] = []
+    model = _model(snapshot)
+    held: list[Pixels] = []
     number = embeddings = 0
     stream = _all_faces(conditions, num)
     with tqdm(total=total, unit="face", file=sys.stderr, desc="generate") as bar:
         while group := list(itertools.islice(stream, -(-max(1, batch) // STEP) * STEP)):
             z_dim = snapshot.generator.z_dim
-            z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
-            images = render(snapshot.generator, z * noise_strength, torch.stack([face.c for face in group]), dtype)
+            z = np.concatenate([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
+            images = _render(snapshot, _weakened(z, noise_strength), np.stack([face.c for face in group]), dtype)
+            images = mark_pixels(images) if mark else images
             if sheet_path:
                 held.append(images)
             else:
                 for face, image in zip(group, images, strict=True):
-                    about = f"{origin}, seed {seed}, embedding {face.index}, noise {face.variant}"
-                    _save_png(to_pil(image), _face_path(out, face, total), about)
+                    origin = Origin(model, seed, f"embedding {face.index}, noise {face.variant}")
+                    path = _face_path(out, face, total)
+                    save_marked(to_pil(image), path, origin, watermark=False, signer=signer)
             number += len(group)
             embeddings = group[-1].index + 1
             bar.update(len(group))
     if sheet_path:
         columns = num if num > 1 else math.ceil(math.sqrt(number))
-        _save_sheet(lay_out(torch.cat(held), columns), sheet_path, f"{origin}, seed {seed}")
+        sheet = lay_out(np.concatenate(held), columns)
+        save_marked(sheet, sheet_path, Origin(model, seed), watermark=False, signer=signer)
     return Summary(number, embeddings, conditions.skipped, sheet_path or out)
+
+
+def _weakened(z: Floats, strength: float) -> Floats:
+    return z * np.float32(strength)
 
 
 def _all_faces(conditions: Conditions, num: int) -> Iterator[_Face]:
     index = 0
     for names, c in conditions.chunks:
-        for name, row in zip(names, c, strict=True):
+        for name, row in zip(names, np.asarray(c), strict=True):
             for variant in range(num):
                 yield _Face(index * num + variant, index, variant, name, row)
             index += 1
@@ -152,63 +198,44 @@ def _face_path(out: Path, face: _Face, total: int) -> Path:
 
 
 def between(
-    snapshot: Snapshot,
-    a: Tensor,
-    b: Tensor,
+    snapshot: Snapshot | Exported,
+    a: Tensor | Floats,
+    b: Tensor | Floats,
     out: str | Path,
     *,
     steps: int = 9,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
     milliseconds: int = 120,
+    mark: bool = True,
+    signer: Sign | None = None,
 ) -> list[Path]:
     """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
 
     Writes between.png (a strip of `steps` faces) and between.gif (there and back, `milliseconds` a frame) into the
-    folder `out` and returns their paths. Raises UserError unless 2 <= steps <= MAX_STEPS.
+    folder `out` and returns their paths; `mark` and `signer` as in `generate`, though a GIF is not signed. Raises
+    UserError unless 2 <= steps <= MAX_STEPS.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"cannot go from one face to another in {steps} steps; choose 2 to {MAX_STEPS}")
     out = make_folder(out)
-    c = slerp(a, b, torch.linspace(0, 1, steps))
-    z = noise(seed, 0, 1, snapshot.generator.z_dim) * noise_strength
-    images = render(snapshot.generator, z.expand(steps, -1), c, dtype)
+    c = slerp(np.asarray(a), np.asarray(b), np.linspace(0, 1, steps, dtype=np.float32)).astype(np.float32)
+    z = _weakened(noise(seed, 0, 1, snapshot.generator.z_dim), noise_strength)
+    images = _render(snapshot, z.repeat(steps, 0), c, dtype)
+    images = mark_pixels(images) if mark else images
     strip, animation = out / "between.png", out / "between.gif"
-    about = f"{_origin(snapshot)}, seed {seed}"
-    _save_png(lay_out(images, steps), strip, about)
-    frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
+    origin = Origin(_model(snapshot), seed)
+    save_marked(lay_out(images, steps), strip, origin, watermark=False, signer=signer)
+    frames = [to_pil(image).quantize(256) for image in [*images, *images[-2:0:-1]]]
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    frames[0].save(buffer, "GIF", save_all=True, comment=origin.words.encode(), **more)
     with atomic_path(animation) as temporary:
-        frames[0].save(
-            temporary,
-            "GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=milliseconds,
-            loop=0,
-            comment=about.encode(),
-        )
+        temporary.write_bytes(mark_gif(buffer.getvalue(), origin))
     return [strip, animation]
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _origin(snapshot: Snapshot) -> str:
-    """What is written into every picture: that no camera took it, and which snapshot made it."""
-    return "AI-generated face" + (f", snapshot {sha256_file(snapshot.path)[:16]}" if snapshot.path else "")
-
-
-def _save_png(image: Image.Image, path: Path, about: str) -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Software", "vultus")
-    text.add_text("Comment", about)
-    with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=text)
-
-
-def _save_sheet(sheet: Image.Image, path: Path, about: str) -> None:
-    if path.suffix.lower() == ".png":
-        _save_png(sheet, path, about)
-    else:
-        save_image(sheet, path)
+def _model(snapshot: Snapshot | Exported) -> str:
+    """The snapshot's id; an exported model knows that of the snapshot that it was made of."""
+    return str(snapshot.metadata["model"]) if "model" in snapshot.metadata else model_id(snapshot.path)

@@ -1,7 +1,7 @@
 """Pixels: untrusted bytes to RGB, the one crop, the one pair of range functions, grids.
 
 `images` always means uint8 tensors [N, 3, H, W]; `x` means float tensors [N, 3, H, W] in [-1, 1]. Every conversion
-between the two happens here.
+between the two happens here. What makes no tensor works without torch, which is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from vultus.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PIXELS = 80_000_000  # a file of a few kilobytes can claim gigapixels; phones stay below this
 MIN_SIDE = 32  # smaller pictures hold no face that an encoder could read
@@ -105,29 +108,41 @@ def crop_x(x: torch.Tensor, size: int, fraction: float = 1.0) -> torch.Tensor:
     x = x[..., margin : side - margin, margin : side - margin]
     if x.shape[-1] == size:
         return x
+    import torch.nn.functional as F
+
     return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
     """PIL RGB images of one size -> uint8 [N, 3, H, W]."""
+    import torch
+
     arrays = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
-def to_pil(image: torch.Tensor) -> Image.Image:
+def to_pil(image: torch.Tensor | npt.NDArray[np.uint8]) -> Image.Image:
     """One uint8 image [3, H, W] -> PIL RGB."""
-    if image.dtype != torch.uint8:
+    array = image if isinstance(image, np.ndarray) else image.cpu().numpy()
+    if array.dtype != np.uint8:
         raise TypeError("to_pil takes uint8; use to_images on a float tensor first")
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def to_x(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 [0, 255] -> float [-1, 1]."""
-    return images.to(dtype) / 127.5 - 1
+def to_x(images: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """uint8 [0, 255] -> float [-1, 1], float32 unless `dtype` says otherwise."""
+    return (images.float() if dtype is None else images.to(dtype)) / 127.5 - 1
+
+
+def to_pixels(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """As to_images, of an array: float [-1, 1] -> uint8 [0, 255]."""
+    return np.rint((x + 1) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
 
 
 def to_images(x: torch.Tensor) -> torch.Tensor:
     """float [-1, 1] (values outside are clamped) -> uint8 [0, 255], rounded to nearest."""
+    import torch
+
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -145,7 +160,9 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(file, kind)
 
 
-def grid(images: torch.Tensor, columns: int, *, gap: int = 2, labels: Sequence[str] = ()) -> Image.Image:
+def grid(
+    images: torch.Tensor | npt.NDArray[np.uint8], columns: int, *, gap: int = 2, labels: Sequence[str] = ()
+) -> Image.Image:
     """Lay uint8 images [N, 3, H, W] out row by row on white, `columns` to a row, with labels over the columns."""
     count, _, height, width = images.shape
     rows = -(-count // columns)

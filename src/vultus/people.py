@@ -2,27 +2,24 @@
 
 Shape legend: embeddings [N, 512] float32 of unit norm; noise z [N, z_dim] float32, standard normal.
 
-Random numbers are a function of (seed, index) alone, so that person or noise number 70,001 is the same whether it is
-asked for alone, in batches of 16, or on another machine.
+What is drawn comes from draws.py, as tensors: it is the same where torch is not there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vultus import draws
 from vultus.errors import UserError
 
-_ROWS = 64  # people are computed in aligned blocks of this size, see sample_people
 _CHUNK = 8192  # rows that fit_people turns into float64 at a time
 _KEPT = 16384  # rows that the mixture is fitted to, at most
 _PER_COMPONENT = 1750  # rows for each component of the mixture, at least
 _PRIOR = 50.0  # rows' worth of the common covariance in each component's
-_PEOPLE, _NOISE = 1, 2  # streams of one seed that never meet
 
 
 def fit_people(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -128,49 +125,13 @@ def _mixture(y: Tensor, w: Tensor, components: int) -> dict[str, Tensor]:
     return {"weights": sizes / sizes.sum(), "means": means, "factors": factors}
 
 
-def _normals(stream: int, seed: int, start: int, count: int, size: int, variant: int = 0) -> Tensor:
-    """Standard normals [count, size] float32; row i is a function of (stream, seed, start + i, variant) alone.
-
-    Philox is a counter-based generator (Salmon et al. 2011): its key holds stream and seed, its counter index and
-    variant, so no two rows share numbers and none needs those before it. (torch's CPU generator keeps only 32 bits of
-    its seed, and its numbers depend on how many are asked for at once.)
-    """
-    rows = np.empty((count, size), dtype=np.float32)
-    key = np.array([seed % 2**64, stream], dtype=np.uint64)
-    for row in range(count):
-        counter = np.array([0, 0, start + row, variant], dtype=np.uint64)
-        np.random.Generator(np.random.Philox(counter=counter, key=key)).standard_normal(out=rows[row], dtype=np.float32)
-    return torch.from_numpy(rows)
-
-
 def sample_people(people: dict[str, Tensor], count: int, *, seed: int, start: int = 0) -> Tensor:
     """Embeddings of the random people number `start` to `start + count - 1`: [count, D] float32, unit norm.
 
-    Person i depends on (people, seed, i) alone, to the last bit: a matrix product rounds differently for other batch
-    sizes, so it always runs on the same aligned blocks of 64 people.
+    Person i depends on (people, seed, i) alone, to the last bit.
     """
-    parts = {key: value.double().cpu() for key, value in people.items()}
-    blocks = [
-        _people_block(parts, _normals(_PEOPLE, seed, block * _ROWS, _ROWS, parts["factor"].shape[1] + 1).double())
-        for block in range(start // _ROWS, -(-(start + count) // _ROWS))
-    ]
-    if not blocks:
-        return torch.zeros(0, len(parts["mean"]))
-    skip = start % _ROWS
-    return torch.cat(blocks)[skip : skip + count]
-
-
-def _people_block(people: dict[str, Tensor], normals: Tensor) -> Tensor:
-    """normals [n, D + 1] -> embeddings [n, D] float32; the last number chooses the component, where there are any."""
-    normals, choice = normals[:, :-1], normals[:, -1]
-    if "weights" in people:
-        means, factors = people["means"], people["factors"]
-        bounds = people["weights"].cumsum(0)
-        chosen = torch.searchsorted(bounds / bounds[-1], torch.special.ndtr(choice)).clamp(max=len(bounds) - 1)
-        rank = means.shape[1]
-        mixed = means[chosen] + torch.einsum("nij,nj->ni", factors[chosen], normals[:, :rank])
-        normals = torch.cat([mixed, normals[:, rank:]], 1)
-    return F.normalize(people["mean"] + normals @ people["factor"].T).float()
+    parts = {key: value.cpu().numpy() for key, value in people.items()}
+    return torch.from_numpy(draws.sample_people(parts, count, seed=seed, start=start))
 
 
 def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) -> Tensor:
@@ -178,21 +139,13 @@ def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) ->
 
     Row i depends on (seed, start + i, variant) alone; `variant` numbers several faces of one embedding.
     """
-    return _normals(_NOISE, seed, start, count, z_dim, variant)
+    return torch.from_numpy(draws.noise(seed, start, count, z_dim, variant=variant))
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """The point at fraction `t` of the shorter arc from `a` to `b`, unit vectors [..., D]; `t` is one number or [...].
 
-    Equal vectors give that vector. Antipodes have no shortest arc; the path then turns through the axis where `a` is
-    smallest, so that it is still smooth and always the same.
+    Of equal and of opposite vectors see draws.py.
     """
-    x, y = F.normalize(a.double(), dim=-1), F.normalize(b.double(), dim=-1)
-    cosine = (x * y).sum(-1, keepdim=True)
-    side = y - cosine * x
-    axis = F.one_hot(x.abs().argmin(-1), x.shape[-1]).to(x)
-    axis = axis - (axis * x).sum(-1, keepdim=True) * x
-    length = side.norm(dim=-1, keepdim=True)
-    angle = torch.atan2(length, cosine) * torch.as_tensor(t, dtype=torch.float64, device=x.device)[..., None]
-    turn = F.normalize(torch.where((length < 1e-7) & (cosine < 0), axis, side), dim=-1)
-    return F.normalize(angle.cos() * x + angle.sin() * turn, dim=-1).to(a.dtype)
+    fraction = t.cpu().numpy() if isinstance(t, Tensor) else t
+    return torch.from_numpy(draws.slerp(a.cpu().numpy(), b.cpu().numpy(), fraction)).to(a)

@@ -31,6 +31,7 @@ from vultus.judges import Judge, load_judge
 from vultus.marks import Kind, Origin, encode_marked, model_id
 from vultus.people import noise, sample_people
 from vultus.verification import row_scores
+from vultus.watermark import mark_pixels
 from vultus.weights import missing_weights, weights_at_hand
 
 KINDS: dict[str, Kind] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
@@ -63,7 +64,7 @@ class Engine:
         align: find and align the face in photos.
         missing: what is not at hand: "photos", "dlib", "align", "random" -> a line that says how to get it.
         exact: draw in calls of 16 faces only (see batching.py).
-        observe: told the faces and seconds of each call of the generator.
+        mark: put the invisible watermark into every face; the metadata of pictures say what they are either way.
     """
 
     def __init__(
@@ -76,15 +77,15 @@ class Engine:
         align: bool = False,
         missing: dict[str, str] | None = None,
         exact: bool = False,
-        observe: Callable[[int, float], None] = lambda faces, seconds: None,
+        mark: bool = True,
     ) -> None:
-        self.snapshot, self.encoder, self.judge, self.align = snapshot, encoder, judge, align
+        self.snapshot, self.encoder, self.judge, self.align, self.marks = snapshot, encoder, judge, align, mark
         self.missing = dict(missing or {})
         self.name = name or model_id(snapshot.path)
         self.people = {key: value.double() for key, value in snapshot.people.items()}  # as sample_people wants them
         if not {"mean", "factor"} <= self.people.keys():
             self.missing["random"] = "the snapshot holds no description of people to draw from"
-        self.batcher = Batcher(snapshot.generator, sizes=SIZES[-1:] if exact else SIZES, observe=observe)
+        self.batcher = Batcher(snapshot.generator, sizes=SIZES[-1:] if exact else SIZES)
         self.reader = ThreadPoolExecutor(1, "reader")
         self.encoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "encoder")
 
@@ -97,7 +98,8 @@ class Engine:
             if self.align:
                 faces.find_eyes(Image.open(photo))
             seen = look_at(photo.getvalue(), self.encoder, align=False)
-            self.compare(self.batcher.submit(*self.rows(seen.c[None], 1, 0, 1.0)[:2]).result(), seen.c[None], seen)
+            z, c, _ = self.rows(seen.c[None], 1, 0, 1.0)
+            self.compare(self.mark(self.draw(z, c).result()), c, seen)
 
     def close(self) -> None:
         """Finish what was begun, then end the threads."""
@@ -130,6 +132,10 @@ class Engine:
         """Embeddings [num, c_dim] of people who do not exist."""
         return sample_people(self.people, num, seed=seed)
 
+    def mark(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, R, R] with the watermark in each face."""
+        return torch.from_numpy(mark_pixels(images.numpy())) if self.marks else images
+
     @torch.inference_mode()
     def compare(self, images: Tensor, c: Tensor, seen: Seen | None) -> list[dict[str, float | None]]:
         """How alike faces uint8 [N, 3, R, R] are to what they were made of.
@@ -149,10 +155,11 @@ class Engine:
         return [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
 
     def encode(self, drawn: Drawn, form: str, seed: int) -> list[bytes]:
-        """A file of each face, marked as synthetic."""
+        """A file of each face. Its metadata say that it is synthetic."""
+        origins = (Origin(self.name, seed, f"embedding {index}, noise {variant}") for index, variant in drawn.places)
         return [
-            encode_marked(to_pil(image), KINDS[form], Origin(self.name, seed, f"embedding {index}, noise {variant}"))
-            for image, (index, variant) in zip(drawn.images, drawn.places, strict=True)
+            encode_marked(to_pil(image), KINDS[form], origin, watermark=False)
+            for image, origin in zip(drawn.images, origins, strict=True)
         ]
 
 

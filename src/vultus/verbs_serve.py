@@ -35,6 +35,7 @@ def serve_verb(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="for a body to come in, and for the answer")
     parser.add_argument("--align", type=bool | None, help="find the face in photos; default: where the extra is there")
     parser.add_argument("--exact", action="store_true", help="the same faces to the last bit, always; slower for one")
+    parser.add_argument("--no-mark", action="store_true", help="no invisible watermark: pixels for metrics")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
     for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
@@ -59,7 +60,8 @@ def serve_verb(arguments: Sequence[str]) -> int:
         device = device_named(options.device)
         snapshot = open_snapshot(options.snapshot, device)
         hub = options.snapshot if options.snapshot.startswith("hf://") else None
-        engine = open_engine(snapshot, align=options.align, device=device, name=hub, exact=options.exact)
+        how: dict[str, Any] = {"name": hub, "exact": options.exact, "mark": not options.no_mark}
+        engine = open_engine(snapshot, align=options.align, device=device, **how)
         for line in engine.missing.values():
             print(f"note: {line}", file=sys.stderr)
         settings = Settings(

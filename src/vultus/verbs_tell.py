@@ -1,4 +1,4 @@
-"""Verbs of the command line that say what was trained: evaluate, report, publish."""
+"""Verbs of the command line that say what was trained, or hand it on: evaluate, report, publish, export."""
 
 from __future__ import annotations
 
@@ -143,4 +143,56 @@ def publish_verb(arguments: Sequence[str]) -> int:
             **{name: options[name] for name in ("licence", "dtype", "people", "seed")},
         )
     print(folder if options.dry_run else upload(folder, options.repo, private=options.private))
+    return 0
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export_verb(arguments: Sequence[str]) -> int:
+    """Write a snapshot for programs without PyTorch."""
+    parser = ArgumentParser(
+        prog="vultus export", exit_on_error=False, description="Write a snapshot for programs without PyTorch."
+    )
+    parser.add_argument("snapshot", type=str, help="snapshot, run or published folder, hf://user/name, `default`")
+    parser.add_argument("--onnx", action="store_true", help="as one ONNX file (extra `export`)")
+    parser.add_argument("--out", type=str | None, help="FILE.onnx; default: vultus.onnx, in a run folder beside it")
+    parser.add_argument(
+        "--precision", type=Literal["float32", "float16", "int8"], default="float32", help="of the weights"
+    )
+    options = parser.parse_args(list(arguments))
+    if not options.onnx:
+        raise UserError("name the format to export to: --onnx")
+    folder = Path(options.snapshot) if Path(options.snapshot).is_dir() else Path()
+    out = Path(options.out) if options.out else folder / "vultus.onnx"
+    if out.suffix.lower() != ".onnx":
+        raise UserError(f"--out {out}: give a file name that ends in .onnx")
+    from vultus.export import export_onnx
+
+    parity = export_onnx(open_snapshot(options.snapshot, "cpu"), out, precision=options.precision)
+    print(f"{parity}; {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    print(out)
+    return 0
+
+
+# --- detect -----------------------------------------------------------------------------------------------------------
+
+
+def detect_verb(arguments: Sequence[str]) -> int:
+    """Tell whether pictures are synthetic."""
+    parser = ArgumentParser(
+        prog="vultus detect", exit_on_error=False, description="Tell whether pictures say that they are synthetic."
+    )
+    parser.add_argument("files", type=str, nargs="+", help="PNG, JPEG or WebP pictures")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    options = parser.parse_args(list(arguments))
+    from vultus.detect import examine, in_words
+
+    found = []
+    for path in options.files:
+        found.append(examine(path))
+        if not options.json:
+            print(in_words(found[-1]))
+    if options.json:
+        print(json.dumps(found, indent=2))
     return 0

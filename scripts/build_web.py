@@ -1,0 +1,105 @@
+"""Build a folder that draws faces wholly in the browser; any static file server will do.
+
+    python scripts/build_web.py default --out faces/ [--precision float16]
+    python -m http.server --directory faces/ --bind 127.0.0.1 8080
+
+The folder holds the page of scripts/web, the exported model, the statistics of random people, and ONNX Runtime Web,
+which npm fetches in the pinned version; its hash is checked. Needs npm and the extra `export`.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from vultus.errors import UserError
+from vultus.export import export_onnx
+from vultus.exported import is_exported, open_exported
+from vultus.files import atomic_path, make_folder, write_json
+from vultus.marks import Origin, xmp_packet
+from vultus.options import open_snapshot
+from vultus.weights import cache_folder
+
+PAGE = Path(__file__).parent / "web"
+PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+LICENCE = "ONNX Runtime Web {version}, Copyright (c) Microsoft Corporation, MIT licence; npm package {package}.\n"
+
+
+def runtime() -> Path:
+    """The package's tarball, from the cache or npm. Raises UserError if it is not there or not the pinned one."""
+    path = make_folder(cache_folder() / "npm") / f"{PACKAGE}-{VERSION}.tgz"
+    if not path.is_file():
+        if shutil.which("npm") is None:
+            raise UserError(f"npm is needed to fetch {PACKAGE}; install Node.js, or put the package's file at {path}")
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", folder, "--silent"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = " ".join(done.stderr.split())[-200:]
+                raise UserError(f"npm could not fetch {PACKAGE}@{VERSION} ({reason}); check the network")
+            with atomic_path(path) as temporary:
+                shutil.copyfile(Path(folder) / path.name, temporary)
+    found = "sha512-" + base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if found != INTEGRITY:
+        raise UserError(f"{path}: not {PACKAGE} {VERSION} as pinned, or damaged; delete it and run this again")
+    return path
+
+
+def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, int]:
+    """Write the folder; return {file: bytes}. Raises UserError as export_onnx, open_exported and runtime do."""
+    tarball = runtime()
+    make_folder(out / "ort")
+    model = out / "model.onnx"
+    if is_exported(snapshot):
+        open_exported(snapshot)
+        shutil.copyfile(snapshot, model)
+    else:
+        export_onnx(open_snapshot(snapshot, "cpu"), model, precision=precision)
+    exported = open_exported(model)
+    if not exported.people:
+        raise UserError(f"{snapshot}: holds no description of people to draw from, and the page draws random people")
+    entries, parts, offset = [], [], 0
+    for name, value in exported.people.items():
+        entries.append({"name": name, "shape": list(value.shape), "offset": offset})
+        parts.append(value.astype("<f4").tobytes())
+        offset += len(parts[-1])
+    (out / "people.bin").write_bytes(b"".join(parts))
+    about = {key: exported.metadata.get(key) for key in ("model", "licence", "precision")}
+    about |= {key: exported.metadata["generator"][key] for key in ("resolution", "z_dim", "c_dim")}
+    about["xmp"] = xmp_packet(Origin(exported.metadata["model"], detail="@detail@")).decode()
+    write_json(out / "model.json", about | {"people": entries})
+    with tarfile.open(tarball) as archive:
+        for name in RUNTIME:
+            file = archive.extractfile(f"package/dist/{name}")
+            assert file is not None
+            (out / "ort" / name).write_bytes(file.read())
+    (out / "ort" / "LICENCE.txt").write_text(LICENCE.format(version=VERSION, package=PACKAGE), encoding="utf-8")
+    for path in PAGE.iterdir():
+        shutil.copyfile(path, out / path.name)
+    return {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("snapshot", help="what `vultus export` takes, or a FILE.onnx that it wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float16")
+    options = parser.parse_args()
+    try:
+        sizes = build(options.snapshot, options.out, precision=options.precision)
+    except UserError as error:
+        print(f"build_web: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(sizes, indent=2))
+
+
+if __name__ == "__main__":
+    main()
