@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
+from tiny_exports import KINDS, Models
 from tiny_parts import DIM, TinyEncoder, TinyFeatures, TinyJudge, TinyPerceptual
 from vultus import export
-from vultus.checkpoint import Snapshot, load_snapshot, save_snapshot
+from vultus.checkpoint import Snapshot, load_snapshot
 from vultus.cli import main
 from vultus.dataset import PreparedDataset
 from vultus.draws import Floats
@@ -28,47 +28,7 @@ from vultus.exported import open_exported
 from vultus.files import sha256_file
 from vultus.generate import render
 from vultus.instruments import Instruments
-from vultus.networks import build_generator
-from vultus.people import fit_people, noise, sample_people
-
-KINDS = {"dcgan": 512, "residual": DIM, "conditional-norm": 512}  # and the length of their embeddings
-TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_sha256}
-
-
-def write_snapshot(path: Path, kind: str) -> Path:
-    """A generator with weights and statistics that are nowhere at their start."""
-    c_dim = KINDS[kind]
-    config = {"kind": kind, "resolution": 32, "z_dim": 20, "c_dim": c_dim, "base_width": 8, "max_width": 16}
-    config["projection"] = 32
-    torch.manual_seed(0)
-    generator = build_generator(**config)
-    for parameter in generator.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    for module in generator.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = torch.randn_like(module.running_mean)
-            module.running_var = torch.rand_like(module.running_var) + 0.5
-    people = fit_people(F.normalize(torch.randn(40, c_dim)))
-    encoder = TINY if c_dim == DIM else {"id": FaceNet.id, "dim": c_dim}
-    crop = {"kind": "centre", "encoder_fraction": 0.8}
-    about = {"generator": config, "encoder": encoder, "crop": crop, "cur_nimg": 7, "licence": "for tests alone"}
-    save_snapshot(path, generator=generator, people=people, metadata=about)
-    return path
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, export.Parity]]:
-    """{kind: snapshot, its export in float32, what the export said}."""
-    folder = tmp_path_factory.mktemp("models")
-    made = {}
-    for kind in KINDS:
-        path = write_snapshot(folder / f"{kind}.safetensors", kind)
-        out = folder / f"{kind}.onnx"
-        made[kind] = path, out, export_onnx(load_snapshot(path), out)
-    return made
-
-
-Models = dict[str, tuple[Path, Path, export.Parity]]
+from vultus.people import noise, sample_people
 
 
 @pytest.mark.parametrize("kind", KINDS)
