@@ -14,10 +14,10 @@ FLOORS = [
     {"errors"},
     {"files", "trackers"},
     {"ahead", "charts", "config", "images", "intervals", "layers", "metrics", "provenance", "runs", "shards", "tables"}
-    | {"draws", "marks", "tracking"}
+    | {"draws", "tracking", "watermark"}
     | {"verification", "weights"},
-    {"card", "embeddings", "exported"},
-    {"pretrained", "vectors"},
+    {"card", "embeddings", "exported", "marks"},
+    {"credentials", "pretrained", "vectors"},
     {
         "assess",
         "critics",
@@ -33,7 +33,7 @@ FLOORS = [
     }
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
-    {"coded"},
+    {"coded", "detect"},
     {"export", "generate", "instruments", "measure", "probe", "report", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},

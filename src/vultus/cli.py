@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from vultus.errors import Stopped, UserError
 from vultus.verbs_make import demo_verb, generate_verb, prepare_verb
-from vultus.verbs_tell import evaluate_verb, export_verb, publish_verb, report_verb
+from vultus.verbs_tell import detect_verb, evaluate_verb, export_verb, publish_verb, report_verb
 from vultus.verbs_train import train_verb
 
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "prepare": (prepare_verb, "photos -> prepared data set: crops with their face embeddings"),
     "train": (train_verb, "prepared data set -> run folder with checkpoints and a snapshot"),
     "generate": (generate_verb, "snapshot + embeddings, photos or random people -> pictures"),
+    "detect": (detect_verb, "pictures -> whether they say that they are synthetic"),
     "evaluate": (evaluate_verb, "snapshot + prepared data set -> figures on people never seen"),
     "report": (report_verb, "run folders -> a page of curves, faces and figures; or a report on W&B"),
     "publish": (publish_verb, "snapshot -> a folder with a model card, on the Hugging Face hub"),

@@ -22,7 +22,8 @@ from vultus.errors import UserError
 from vultus.figures import curves
 from vultus.files import folder_lock, make_folder
 from vultus.generate import render
-from vultus.images import encode_jpeg, grid, save_image, to_pil
+from vultus.images import grid, to_pil
+from vultus.marks import Origin, encode_marked, model_id, save_marked
 from vultus.people import noise, sample_people, slerp
 from vultus.probe import unseen_probe
 from vultus.shards import PreparedFolder
@@ -60,7 +61,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
     with folder_lock(out, "write"):
         snapshot = load_snapshot(default_snapshot())
         pictures = [out / "faces.png"]
-        save_image(faces(snapshot, gallery(), seed=seed), pictures[0])
+        save_marked(faces(snapshot, gallery(), seed=seed), pictures[0], Origin(model_id(snapshot.path), seed))
         print(f"{pictures[0]}: {PEOPLE} people who do not exist, {NOISES + 1} noises each, and the way between two")
         data, run = out / "made-faces", out / "tiny-run"
         write_made_faces(snapshot, data, seed=seed)
@@ -73,7 +74,8 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
         train(config, data=data, out=run, budget=budget, evaluators=[("unseen", probe, config.sample_every_nimg)])
         pictures.append(out / "training.png")
         sheet = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
-        save_image(sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST), pictures[1])
+        larger = sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
+        save_marked(larger, pictures[1], Origin(model_id(run / "snapshot.safetensors"), seed), watermark=False)
         lines = [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
         errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]
         print(
@@ -114,6 +116,7 @@ def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int
         return
     prepared.begin({})
     c = sample_people(snapshot.people, TINY_PEOPLE, seed=seed)
+    origin = Origin(model_id(snapshot.path), seed)
     rows: list[dict[str, Any]] = []
     for variant in range(photos):
         z = noise(seed, 0, TINY_PEOPLE, snapshot.generator.z_dim, variant=variant)
@@ -121,7 +124,7 @@ def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int
             small = to_pil(image).resize((TINY_SIDE, TINY_SIDE), Image.Resampling.LANCZOS)
             rows.append(
                 {
-                    "image": encode_jpeg(small),
+                    "image": encode_marked(small, "JPEG", origin, watermark=False),
                     "embedding": c[number].numpy(),
                     "identity": f"made-{number:04d}",
                     "key": f"made-{number:04d}-{variant}",

@@ -26,8 +26,9 @@ from vultus.dataset import PreparedDataset
 from vultus.evaluate import Settings
 from vultus.figures import distributions
 from vultus.files import file_stem, make_folder, write_json, write_text
-from vultus.images import grid, save_image, to_images
+from vultus.images import grid, to_images
 from vultus.instruments import Instruments
+from vultus.marks import Origin, save_marked
 from vultus.measure import Faces, RealFaces, measure, vectors
 from vultus.tables import format_table
 from vultus.verification import row_scores
@@ -89,7 +90,8 @@ def write_pictures(
     if other is not None and other.split == "train":
         sheets[f"{stem}-nearest.jpg"] = _nearest(faces, dataset, rows, made[columns[-1].name][:, 0], other)
     for file, (images, width, labels) in sheets.items():
-        save_image(grid(images, width, labels=labels), folder / file)
+        origin = Origin(name, settings.seed, "evaluation", photos=True)
+        save_marked(grid(images, width, labels=labels), folder / file, origin, watermark=False)
     return [folder / file for file in sheets]
 
 

@@ -9,26 +9,28 @@ neither the place in the batch nor the neighbours made a difference.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from vultus.draws import Floats, noise, slerp
 from vultus.errors import UserError
 from vultus.exported import Exported
-from vultus.files import atomic_path, make_folder, sha256_file
-from vultus.images import SUFFIXES, save_image, to_images, to_pil, to_pixels
+from vultus.files import atomic_path, make_folder
+from vultus.images import SUFFIXES, to_images, to_pil, to_pixels
 from vultus.images import grid as lay_out
+from vultus.marks import Origin, Sign, mark_gif, model_id, save_marked
 from vultus.vectors import Conditions, Skipped
+from vultus.watermark import mark_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +117,8 @@ def generate(
     grid: bool = False,
     dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
+    mark: bool = True,
+    signer: Sign | None = None,
 ) -> Summary:
     """Write `num` faces of each embedding as PNG files, or all on one sheet.
 
@@ -130,6 +134,9 @@ def generate(
         dtype: what the generator computes in, float32 if None; an exported model does what it was exported for. Other
             dtypes and devices round differently.
         noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
+        mark: put the invisible watermark into every face. False leaves the pixels as the generator made them, which
+            metrics need; the metadata say what the picture is either way (see marks.py).
+        signer: adds a C2PA manifest (credentials.Signer).
 
     Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or the
     numbers cannot be.
@@ -144,7 +151,7 @@ def generate(
         raise UserError(f"{out}: a folder is needed for single pictures; name a folder or ask for a grid")
     sheet_path = (out if out.suffix.lower() in SUFFIXES else out / "grid.png") if grid else None
     make_folder(sheet_path.parent if sheet_path else out)
-    origin = _origin(snapshot)
+    model = _model(snapshot)
     held: list[Pixels] = []
     number = embeddings = 0
     stream = _all_faces(conditions, num)
@@ -153,18 +160,21 @@ def generate(
             z_dim = snapshot.generator.z_dim
             z = np.concatenate([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
             images = _render(snapshot, _weakened(z, noise_strength), np.stack([face.c for face in group]), dtype)
+            images = mark_pixels(images) if mark else images
             if sheet_path:
                 held.append(images)
             else:
                 for face, image in zip(group, images, strict=True):
-                    about = f"{origin}, seed {seed}, embedding {face.index}, noise {face.variant}"
-                    _save_png(to_pil(image), _face_path(out, face, total), about)
+                    origin = Origin(model, seed, f"embedding {face.index}, noise {face.variant}")
+                    path = _face_path(out, face, total)
+                    save_marked(to_pil(image), path, origin, watermark=False, signer=signer)
             number += len(group)
             embeddings = group[-1].index + 1
             bar.update(len(group))
     if sheet_path:
         columns = num if num > 1 else math.ceil(math.sqrt(number))
-        _save_sheet(lay_out(np.concatenate(held), columns), sheet_path, f"{origin}, seed {seed}")
+        sheet = lay_out(np.concatenate(held), columns)
+        save_marked(sheet, sheet_path, Origin(model, seed), watermark=False, signer=signer)
     return Summary(number, embeddings, conditions.skipped, sheet_path or out)
 
 
@@ -198,11 +208,14 @@ def between(
     dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
     milliseconds: int = 120,
+    mark: bool = True,
+    signer: Sign | None = None,
 ) -> list[Path]:
     """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
 
     Writes between.png (a strip of `steps` faces) and between.gif (there and back, `milliseconds` a frame) into the
-    folder `out` and returns their paths. Raises UserError unless 2 <= steps <= MAX_STEPS.
+    folder `out` and returns their paths; `mark` and `signer` as in `generate`, though a GIF is not signed. Raises
+    UserError unless 2 <= steps <= MAX_STEPS.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"cannot go from one face to another in {steps} steps; choose 2 to {MAX_STEPS}")
@@ -210,48 +223,19 @@ def between(
     c = slerp(np.asarray(a), np.asarray(b), np.linspace(0, 1, steps, dtype=np.float32)).astype(np.float32)
     z = _weakened(noise(seed, 0, 1, snapshot.generator.z_dim), noise_strength)
     images = _render(snapshot, z.repeat(steps, 0), c, dtype)
+    images = mark_pixels(images) if mark else images
     strip, animation = out / "between.png", out / "between.gif"
-    about = f"{_origin(snapshot)}, seed {seed}"
-    _save_png(lay_out(images, steps), strip, about)
+    origin = Origin(_model(snapshot), seed)
+    save_marked(lay_out(images, steps), strip, origin, watermark=False, signer=signer)
     frames = [to_pil(image).quantize(256) for image in [*images, *images[-2:0:-1]]]
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    frames[0].save(buffer, "GIF", save_all=True, comment=origin.words.encode(), **more)
     with atomic_path(animation) as temporary:
-        frames[0].save(
-            temporary,
-            "GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=milliseconds,
-            loop=0,
-            comment=about.encode(),
-        )
+        temporary.write_bytes(mark_gif(buffer.getvalue(), origin))
     return [strip, animation]
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _origin(snapshot: Snapshot | Exported) -> str:
-    """What is written into every picture: that no camera took it, and which snapshot made it."""
-    return "AI-generated face" + (f", snapshot {name}" if (name := _model(snapshot)) else "")
 
 
 def _model(snapshot: Snapshot | Exported) -> str:
     """The snapshot's id; an exported model knows that of the snapshot that it was made of."""
-    if "model" in snapshot.metadata:
-        return str(snapshot.metadata["model"])
-    return sha256_file(snapshot.path)[:16] if snapshot.path else ""
-
-
-def _save_png(image: Image.Image, path: Path, about: str) -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Software", "vultus")
-    text.add_text("Comment", about)
-    with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=text)
-
-
-def _save_sheet(sheet: Image.Image, path: Path, about: str) -> None:
-    if path.suffix.lower() == ".png":
-        _save_png(sheet, path, about)
-    else:
-        save_image(sheet, path)
+    return str(snapshot.metadata["model"]) if "model" in snapshot.metadata else model_id(snapshot.path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from vultus.files import atomic_path, sha256_file
+from vultus.watermark import add_watermark
 
 Kind = Literal["PNG", "JPEG", "WEBP"]
 KINDS: dict[str, Kind] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -55,6 +57,9 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
+Sign = Callable[[bytes, Kind, "Origin"], bytes]  # credentials.Signer
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a picture says of itself.
@@ -77,7 +82,13 @@ class Origin:
         what = "AI-generated faces beside real photos" if self.photos else "AI-generated face"
         parts = [what, f"snapshot {self.model}" if self.model else "", self.detail]
         parts.insert(2, "" if self.seed is None else f"seed {self.seed}")
-        return ", ".join(part for part in parts if part)
+        text = ", ".join(part for part in parts if part)
+        return "".join(letter if letter.isprintable() else " " for letter in text)  # XML allows no others
+
+
+def source_of(origin: Origin) -> str:
+    """The IPTC DigitalSourceType of such a picture."""
+    return COMPOSITE if origin.photos else SYNTHETIC
 
 
 def model_id(path: str | os.PathLike[str] | None) -> str:
@@ -97,7 +108,7 @@ def xmp_packet(origin: Origin) -> bytes:
         xmp=XMP,
         iptc=IPTC,
         own=OWN,
-        source=COMPOSITE if origin.photos else SYNTHETIC,
+        source=source_of(origin),
         version=version("vultus"),
         words=escape(origin.words),
         model=escape(origin.model),
@@ -106,18 +117,23 @@ def xmp_packet(origin: Origin) -> bytes:
     return text.encode()
 
 
-def encode_marked(image: Image.Image, kind: Kind, origin: Origin, *, watermark: bool = True) -> bytes:
+def encode_marked(
+    image: Image.Image, kind: Kind, origin: Origin, *, watermark: bool = True, quality: int = 95
+) -> bytes:
     """The file of an RGB picture, with what it says of itself.
 
     Args:
         image: RGB.
-        kind: PNG keeps the pixels; JPEG and WebP are written at quality 95, JPEG without chroma subsampling.
+        kind: PNG keeps the pixels; JPEG is written without chroma subsampling.
         origin: what the picture says.
         watermark: put the invisible watermark into the pixels.
+        quality: of JPEG and WebP.
 
     The same arguments give the same bytes.
     """
     packet, words = xmp_packet(origin), origin.words
+    if watermark:
+        image = add_watermark(image)
     buffer = io.BytesIO()
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
@@ -126,15 +142,23 @@ def encode_marked(image: Image.Image, kind: Kind, origin: Origin, *, watermark: 
         text.add_itxt("XML:com.adobe.xmp", packet.decode())
         image.save(buffer, "PNG", pnginfo=text)
     elif kind == "JPEG":
-        image.save(buffer, "JPEG", quality=95, subsampling=0, comment=words.encode(), xmp=packet)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, comment=words.encode(), xmp=packet)
     else:
-        image.save(buffer, "WEBP", quality=95, xmp=packet)
+        image.save(buffer, "WEBP", quality=quality, xmp=packet)
     return buffer.getvalue()
 
 
-def save_marked(image: Image.Image, path: Path, origin: Origin, *, watermark: bool = True) -> None:
-    """Write PNG, JPEG or WebP by the suffix, atomically, as `encode_marked` encodes it."""
-    data = encode_marked(image, KINDS[path.suffix.lower()], origin, watermark=watermark)
+def save_marked(
+    image: Image.Image, path: Path, origin: Origin, *, watermark: bool = True, signer: Sign | None = None
+) -> None:
+    """Write PNG, JPEG or WebP by the suffix, atomically, as `encode_marked` encodes it, signed where a signer is given.
+
+    The watermark is for files that are handed out. Sheets that show how a training goes keep their pixels.
+    """
+    kind = KINDS[path.suffix.lower()]
+    data = encode_marked(image, kind, origin, watermark=watermark)
+    if signer is not None:
+        data = signer(data, kind, origin)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

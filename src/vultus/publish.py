@@ -22,7 +22,7 @@ from vultus.checkpoint import Snapshot
 from vultus.demo import NOISES, PEOPLE, faces
 from vultus.errors import UserError
 from vultus.files import folder_lock, make_folder, read_json, write_text
-from vultus.images import save_image
+from vultus.marks import Origin, model_id, save_marked
 from vultus.people import sample_people
 from vultus.pretrained import CARD, CONFIG, MODEL, check_repo, is_published, problem, write_folder
 from vultus.pretrained import PEOPLE as PEOPLE_FILE
@@ -79,7 +79,7 @@ def write_publication(
         write_folder(snapshot.generator, out, dtype=DTYPES[dtype], people=people)
         drawn = _samples(snapshot, seed)
         if drawn:
-            save_image(drawn[0], out / SAMPLES)
+            save_marked(drawn[0], out / SAMPLES, Origin(model_id(snapshot.path), seed, "people who do not exist"))
         else:
             (out / SAMPLES).unlink(missing_ok=True)
         write_text(out / LICENCE, f"# Licence of the weights\n\n{terms.words}\n")
@@ -102,7 +102,6 @@ def _samples(snapshot: Snapshot, seed: int) -> tuple[Image.Image, str] | None:
     if "factor" not in snapshot.people:
         return None
     sheet = faces(snapshot, sample_people(snapshot.people, PEOPLE, seed=seed), seed=seed)
-    sheet.info["comment"] = b"AI-generated faces of people who do not exist, made by vultus"
     return sheet, (
         f"Nobody here exists. Rows: the first {PEOPLE} random people of seed {seed}, not chosen, each with "
         f"{NOISES + 1} noises; the last row goes from the first person to the second with one noise."

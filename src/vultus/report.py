@@ -21,7 +21,8 @@ from PIL import Image
 
 from vultus.charts import STYLE, alone, compact
 from vultus.files import atomic_path, file_stem, make_folder, write_text
-from vultus.images import HEADER, cell, encode_jpeg
+from vultus.images import HEADER, cell
+from vultus.marks import Origin, encode_marked
 from vultus.runs import EVALUATION, Evaluation, Run
 from vultus.story import Story
 from vultus.tables import format_table, markdown, table_lines
@@ -169,7 +170,7 @@ def album(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool) -> 
     noises = len(last[0]) - 1
     labels = (*(["photo"] if with_photos else []), *(f"noise {n + 1}" for n in range(noises)))
     caption = f"{run.name}: people in rows, noise in columns, after {last_nimg:,} images"
-    final = _sheet([row[columns] for row in last], side, caption, "last", labels)
+    final = _sheet([row[columns] for row in last], side, caption, "last", labels, photos=with_photos)
     learned = [sheet for sheet in sheets if sheet[0] > 0]  # before any training all faces are one grey
     chosen = _spread(learned if len(learned) > 1 else sheets, TIMES)
     people = min(len(faces) for _, faces in chosen)
@@ -179,9 +180,15 @@ def album(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool) -> 
     ]
     names = (*(["photo"] if with_photos else []), *(compact(nimg) for nimg, _ in chosen))
     caption = f"{run.name}: people in rows, images seen in columns, always the same noise"
-    times = _sheet(rows, side, caption, "times", names) if len(chosen) > 1 else None
+    times = _sheet(rows, side, caption, "times", names, photos=with_photos) if len(chosen) > 1 else None
     folded = [
-        _sheet([row[columns] for row in faces], side // 2, f"{run.name}, {nimg:,} images", f"sheet-{nimg:010d}")
+        _sheet(
+            [row[columns] for row in faces],
+            side // 2,
+            f"{run.name}, {nimg:,} images",
+            f"sheet-{nimg:010d}",
+            photos=with_photos,
+        )
         for nimg, faces in _spread(sheets, SHEETS)
     ]
     return Album(final, times, folded, _exhibits(run, evaluation, side) if with_photos else [], found)
@@ -200,7 +207,13 @@ def _faces(path: Path, side: int) -> list[list[Image.Image]] | None:
 
 
 def _sheet(
-    rows: Sequence[Sequence[Image.Image]], side: int, caption: str, slug: str, labels: Sequence[str] = ()
+    rows: Sequence[Sequence[Image.Image]],
+    side: int,
+    caption: str,
+    slug: str,
+    labels: Sequence[str] = (),
+    *,
+    photos: bool,
 ) -> Picture:
     """Faces side by side without a gap, so that no frame glares on a dark page."""
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side))
@@ -209,7 +222,13 @@ def _sheet(
             larger = face.width <= side
             method = Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
             sheet.paste(face.resize((side, side), method), (x * side, y * side))
-    return Picture(caption, encode_jpeg(sheet, QUALITY), sheet.width, sheet.height, slug, tuple(labels))
+    data = _encode(sheet, caption, photos=photos)
+    return Picture(caption, data, sheet.width, sheet.height, slug, tuple(labels))
+
+
+def _encode(sheet: Image.Image, caption: str, *, photos: bool) -> bytes:
+    origin = Origin("", detail=caption, photos=photos)
+    return encode_marked(sheet, "JPEG", origin, watermark=False, quality=QUALITY)
 
 
 def _spread(values: Sequence[Any], most: int) -> list[Any]:
@@ -230,6 +249,7 @@ def _exhibits(run: Run, evaluation: Evaluation, side: int) -> list[Picture]:
             with Image.open(path) as opened:
                 picture = opened.convert("RGB")
             picture.thumbnail((side * 8, side * 8))
-            data = encode_jpeg(picture, QUALITY)
-            found.append(Picture(f"{run.name}: {words}", data, picture.width, picture.height, kind))
+            caption = f"{run.name}: {words}"
+            data = _encode(picture, caption, photos=True)
+            found.append(Picture(caption, data, picture.width, picture.height, kind))
     return found

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vultus.files import make_folder
-from vultus.images import cell, grid, save_image, to_images
+from vultus.images import cell, grid, to_images
+from vultus.marks import Origin, save_marked
 from vultus.networks import Generator
 
 ROWS = 12  # of the strip, the photos among them: a long run shows every so-manieth sample
@@ -44,7 +45,7 @@ class Samples:
         sheet = torch.cat([self.photos[:, None], made], 1).flatten(0, 1)
         labels = ["photo", *["made"] * noises] if self._labelled else []
         path = make_folder(self.folder) / f"{cur_nimg:010d}.png"
-        save_image(grid(sheet, noises + 1, labels=labels), path)
+        _save(grid(sheet, noises + 1, labels=labels), path, cur_nimg)
         return path
 
     def strip(self, cur_nimg: int) -> Path:
@@ -64,5 +65,11 @@ class Samples:
             text = f"{int(path.stem):,}" if row else "photo"
             draw.text((4, row * (side + 2) + side // 2 - 6), text, fill="black", font=ImageFont.load_default(11))
         path = self.folder / "progress.png"
-        save_image(strip, path)
+        _save(strip, path, cur_nimg)
         return path
+
+
+def _save(sheet: Image.Image, path: Path, cur_nimg: int) -> None:
+    """With pixels as the generator made them: whoever watches a training wants to see those, beside real photos."""
+    origin = Origin("", detail=f"in training, after {cur_nimg} images", photos=True)
+    save_marked(sheet, path, origin, watermark=False)

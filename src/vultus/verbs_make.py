@@ -70,11 +70,16 @@ def generate_verb(arguments: Sequence[str]) -> int:
     parser.add_argument("--noise_strength", type=float, default=1.0, help="below 1: more alike, nearer to the average")
     parser.add_argument("--align", type=bool | None, help="find the face in photos; default: where the extra is there")
     parser.add_argument("--batch", type=int, default=16, help="faces held in memory at once; does not change them")
+    parser.add_argument("--no-mark", action="store_true", help="no invisible watermark: pixels for metrics")
+    parser.add_argument("--c2pa-cert", type=str | None, help="CHAIN.pem: sign the pictures (C2PA, extra `sign`)")
+    parser.add_argument("--c2pa-key", type=str | None, help="KEY.pem of that certificate")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
     given = [name for name in ("embeddings", "photos", "random", "between") if options[name] is not None]
     if len(given) != 1:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
+    if (options.c2pa_cert is None) != (options.c2pa_key is None):
+        raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem go together")
     from vultus import vectors
     from vultus.exported import is_exported, open_exported
 
@@ -86,10 +91,14 @@ def generate_verb(arguments: Sequence[str]) -> int:
     device = "cpu" if exported else device_named(options.device)
     snapshot = open_exported(options.snapshot) if exported else open_snapshot(options.snapshot, device)
     photo: dict[str, Any] = {"align": options.align, "device": device}
-    noise: dict[str, Any] = {"seed": options.seed, "noise_strength": options.noise_strength}
+    how: dict[str, Any] = {"seed": options.seed, "noise_strength": options.noise_strength, "mark": not options.no_mark}
+    if options.c2pa_cert is not None:
+        from vultus.credentials import Signer
+
+        how["signer"] = Signer(options.c2pa_cert, options.c2pa_key)
     if options.between is not None:
         ends = [_end(text, snapshot, seed=options.seed, **photo) for text in options.between]
-        for path in between(snapshot, ends[0], ends[1], options.out, steps=options.steps, **noise):
+        for path in between(snapshot, ends[0], ends[1], options.out, steps=options.steps, **how):
             print(path)
         return 0
     if options.embeddings is not None:
@@ -100,9 +109,7 @@ def generate_verb(arguments: Sequence[str]) -> int:
         source = from_photos(options.photos, snapshot, **photo)
     else:
         source = vectors.random_people(snapshot, options.random, seed=options.seed)
-    made = generate(
-        snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **noise
-    )
+    made = generate(snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **how)
     left = f", {len(made.skipped)} photos left out" if made.skipped else ""
     print(f"{made.faces} faces of {made.embeddings} embeddings{left}", file=sys.stderr)
     print(made.out)
