@@ -62,6 +62,10 @@ NOT_RUN = {
     "python benchmarks/serve.py": "takes ten minutes",
     "vultus serve": "stays; run by test_serve.py, and served here to what follows it on the page",
     "vultus generate hf://": "reads from the hub; run by test_publish.py on a stand-in",
+    "vultus export default --onnx --precision": "takes half a minute; run by test_export.py on tiny networks",
+    "python scripts/build_web.py": "fetches from npm; run by test_web.py",
+    "python -m http.server": "serves until it is stopped",
+    "python benchmarks/generate.py": "takes minutes",
     "jupyter": "needs Jupyter; test_notebooks.py runs the notebooks",
     "jupytext --sync": "writes into the checkout; test_notebooks.py checks that the pairs are in sync",
 }
@@ -175,6 +179,11 @@ class World:
                 shutil.rmtree(out, ignore_errors=True)
         assert exit_code(lambda: cli.main(words[1:])) == 0, f"{page}: {text}"
         self.done.add(text)
+
+    def export(self, words: Words, page: str) -> None:
+        """What makes vultus.onnx, before the first who needs it."""
+        if "vultus.onnx" in words and "export" not in words:
+            self.run(shlex.split("vultus export default --onnx --out vultus.onnx"), page)
 
 
 def names(count: int, *, test: bool) -> list[str]:
@@ -334,6 +343,7 @@ def test_commands_run(
         if needs_facenet(words) and not FACENET:
             lacking.append(words[1])
             continue
+        world.export(words, block.page.name)
         world.run(small(words), block.page.name)
     if lacking:
         pytest.skip(f"FaceNet's weights are not here; not run: {', '.join(lacking)}")
@@ -403,6 +413,7 @@ def test_python_runs(
         text = text.replace(SERVED, request.getfixturevalue("served"))
         for name in ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
             monkeypatch.delenv(name)
+    world.export(re.findall(r"[\w.]+", text), block.page.name)
     exec(compile(text, block.name, "exec"), {})
 
 
