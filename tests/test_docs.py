@@ -12,9 +12,12 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
+import threading
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +28,19 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import uvicorn
 from onnx import TensorProto, helper
 
 from conftest import SHARED
 from vultus import cli, faces
+from vultus.api import create_app
 from vultus.checkpoint import load_snapshot
 from vultus.demo import default_snapshot
 from vultus.generate import render
 from vultus.images import encode_jpeg, to_pil
 from vultus.people import noise, sample_people
 from vultus.prepare import in_test
+from vultus.serving import open_engine
 from vultus.shards import PreparedFolder
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +59,8 @@ NOT_RUN = {
     "vultus publish runs/mine --repo user/name$": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus publish runs/mine/publish": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus report runs/mine --wandb": "W&B's library warns when it is imported; run by test_report.py",
+    "python benchmarks/serve.py": "takes ten minutes",
+    "vultus serve": "stays; run by test_serve.py, and served here to what follows it on the page",
     "vultus generate hf://": "reads from the hub; run by test_publish.py on a stand-in",
     "jupyter": "needs Jupyter; test_notebooks.py runs the notebooks",
     "jupytext --sync": "writes into the checkout; test_notebooks.py checks that the pairs are in sync",
@@ -254,6 +262,43 @@ def surroundings(patch: pytest.MonkeyPatch, folder: Path) -> None:
         patch.setenv(name, NOWHERE)
 
 
+SERVED = "http://127.0.0.1:8000"  # on the pages
+
+
+@pytest.fixture(scope="session")
+def served(world: World) -> Iterator[str]:
+    """The address of a server in a thread, for what a page asks of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        surroundings(patch, world.folder)
+        engine = open_engine(load_snapshot(default_snapshot()))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning", port=0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    engine.close()
+
+
+def curl(words: Words, address: str) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    words = [
+        words[0],
+        "--fail",
+        "--silent",
+        "--show-error",
+        "--noproxy",
+        "*",
+        *(word.replace(SERVED, address) for word in words[1:]),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, shlex.join(words) + done.stderr
+    assert Path(words[words.index("-o") + 1]).stat().st_size > 1000
+
+
 # --- every command ----------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +312,9 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(
     "block", [block for block in BASH if not all(map(not_run, block.commands))], ids=lambda block: block.name
 )
-def test_commands_run(block: Block, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(
+    block: Block, world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     surroundings(monkeypatch, world.folder)
     lacking = []
     for words in block.commands:
@@ -276,6 +323,12 @@ def test_commands_run(block: Block, world: World, monkeypatch: pytest.MonkeyPatc
         if words[0] == "export":
             for name, _, value in (word.partition("=") for word in words[1:]):
                 monkeypatch.setenv(name, value)
+            continue
+        if words[0] == "curl":
+            if FACENET or "image/" not in " ".join(words):
+                curl(words, request.getfixturevalue("served"))
+            else:
+                lacking.append("curl with a photo")
             continue
         assert words[0] == "vultus", f"{' '.join(words)}: no way to run it here; NOT_RUN takes a reason"
         if needs_facenet(words) and not FACENET:
@@ -336,7 +389,9 @@ def test_options_of_scripts_are_understood(words: Words, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.name)
-def test_python_runs(block: Block, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    block: Block, world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     surroundings(monkeypatch, world.folder)
     text = block.text
     if "user/name" in text:  # a published folder stands for the same on the hub
@@ -344,6 +399,10 @@ def test_python_runs(block: Block, world: World, monkeypatch: pytest.MonkeyPatch
             ["vultus", "publish", "runs/mine", "--repo", "a/b", "--dry-run", "--out", "published"], block.page.name
         )
         text = text.replace('"hf://user/name"', '"published"').replace('"user/name"', '"published"')
+    if SERVED in text:
+        text = text.replace(SERVED, request.getfixturevalue("served"))
+        for name in ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+            monkeypatch.delenv(name)
     exec(compile(text, block.name, "exec"), {})
 
 

@@ -12,7 +12,6 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -43,14 +42,6 @@ NATURAL: dict[str, dict[str, tuple[float, float, float]]] = {
     "facenet": {"same_person": (0.401, 0.691, 0.884), "different_people": (-0.221, 0.023, 0.282)},
     "dlib": {"same_person": (-0.628, -0.467, -0.328), "different_people": (-1.004, -0.855, -0.701)},
 }
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Faces of one request: uint8 [N, 3, R, R], and for each which embedding and which noise it is of."""
-
-    images: Tensor
-    places: list[tuple[int, int]]
 
 
 class Engine:
@@ -154,12 +145,12 @@ class Engine:
             scores["dlib"] = row_scores(both[1:], both[:1].expand(len(x), -1), self.judge.similarity).tolist()
         return [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
 
-    def encode(self, drawn: Drawn, form: str, seed: int) -> list[bytes]:
-        """A file of each face. Its metadata say that it is synthetic."""
-        origins = (Origin(self.name, seed, f"embedding {index}, noise {variant}") for index, variant in drawn.places)
+    def encode(self, images: Tensor, places: list[tuple[int, int]], form: str, seed: int) -> list[bytes]:
+        """A file of each face, of the embedding and the noise in `places`. Its metadata say that it is synthetic."""
+        origins = (Origin(self.name, seed, f"embedding {index}, noise {variant}") for index, variant in places)
         return [
             encode_marked(to_pil(image), KINDS[form], origin, watermark=False)
-            for image, origin in zip(drawn.images, origins, strict=True)
+            for image, origin in zip(images, origins, strict=True)
         ]
 
 
