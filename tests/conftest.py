@@ -39,6 +39,14 @@ def facenet(shared: Path) -> Iterator[FaceNet]:
         os.environ["VULTUS_WEIGHTS"] = before
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """See tiny_exports.Models."""
+    from tiny_exports import export_all
+
+    return export_all(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture
 def tiny_dataset(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a small prepared data set of drawn pictures and returns its folder.

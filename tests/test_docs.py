@@ -54,6 +54,10 @@ NOT_RUN = {
     "vultus publish runs/mine/publish": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus report runs/mine --wandb": "W&B's library warns when it is imported; run by test_report.py",
     "vultus generate hf://": "reads from the hub; run by test_publish.py on a stand-in",
+    "vultus export default --onnx --precision": "takes half a minute; run by test_export.py on tiny networks",
+    "python scripts/build_web.py": "fetches from npm; run by test_web.py",
+    "python -m http.server": "serves until it is stopped",
+    "python benchmarks/generate.py": "takes minutes",
     "jupyter": "needs Jupyter; test_notebooks.py runs the notebooks",
     "jupytext --sync": "writes into the checkout; test_notebooks.py checks that the pairs are in sync",
 }
@@ -168,6 +172,11 @@ class World:
         assert exit_code(lambda: cli.main(words[1:])) == 0, f"{page}: {text}"
         self.done.add(text)
 
+    def export(self, words: Words, page: str) -> None:
+        """What makes vultus.onnx, before the first who needs it."""
+        if "vultus.onnx" in words and "export" not in words:
+            self.run(shlex.split("vultus export default --onnx --out vultus.onnx"), page)
+
 
 def names(count: int, *, test: bool) -> list[str]:
     """Names of people whom `vultus prepare` puts into the test split, or whom it does not."""
@@ -281,6 +290,7 @@ def test_commands_run(block: Block, world: World, monkeypatch: pytest.MonkeyPatc
         if needs_facenet(words) and not FACENET:
             lacking.append(words[1])
             continue
+        world.export(words, block.page.name)
         world.run(small(words), block.page.name)
     if lacking:
         pytest.skip(f"FaceNet's weights are not here; not run: {', '.join(lacking)}")
@@ -344,6 +354,7 @@ def test_python_runs(block: Block, world: World, monkeypatch: pytest.MonkeyPatch
             ["vultus", "publish", "runs/mine", "--repo", "a/b", "--dry-run", "--out", "published"], block.page.name
         )
         text = text.replace('"hf://user/name"', '"published"').replace('"user/name"', '"published"')
+    world.export(re.findall(r"[\w.]+", text), block.page.name)
     exec(compile(text, block.name, "exec"), {})
 
 

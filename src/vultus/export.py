@@ -33,7 +33,8 @@ from vultus.checkpoint import Snapshot
 from vultus.draws import Floats, noise, sample_people
 from vultus.errors import UserError
 from vultus.exported import ABOUT, FORMAT, PEOPLE, encode_people, open_session
-from vultus.files import atomic_path, make_folder, sha256_file
+from vultus.files import atomic_path, make_folder
+from vultus.marks import model_id
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -79,7 +80,7 @@ def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = 
         model = _quantised(model, snapshot)
     if precision != "float32":
         _store_half(model)
-    about = snapshot.metadata | {"format": FORMAT, "model": _id(snapshot), "precision": precision}
+    about = snapshot.metadata | {"format": FORMAT, "model": model_id(snapshot.path), "precision": precision}
     about["generator"] = settings
     people = {key: value.cpu().numpy() for key, value in snapshot.people.items()}
     entries = {ABOUT: json.dumps(about, ensure_ascii=False)} | ({PEOPLE: encode_people(people)} if people else {})
@@ -123,10 +124,6 @@ def examples(snapshot: Snapshot, count: int, *, seed: int) -> tuple[Floats, Floa
     else:
         people = {"mean": np.zeros(generator.c_dim), "factor": np.eye(generator.c_dim)}
     return noise(seed, 0, count, generator.z_dim), sample_people(people, count, seed=seed)
-
-
-def _id(snapshot: Snapshot) -> str:
-    return sha256_file(snapshot.path)[:16] if snapshot.path else ""
 
 
 # --- PyTorch to ONNX --------------------------------------------------------------------------------------------------

@@ -1,0 +1,217 @@
+"""Snapshots as ONNX files: the same faces as PyTorch's, in programs that have none."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from tiny_exports import KINDS, Models
+from tiny_parts import DIM, TinyEncoder, TinyFeatures, TinyJudge, TinyPerceptual
+from vultus import export
+from vultus.checkpoint import Snapshot, load_snapshot
+from vultus.cli import main
+from vultus.dataset import PreparedDataset
+from vultus.draws import Floats
+from vultus.encoders import FaceNet
+from vultus.errors import UserError
+from vultus.evaluate import Settings, evaluate
+from vultus.export import BATCHES, LIMIT, export_onnx
+from vultus.exported import open_exported
+from vultus.files import sha256_file
+from vultus.generate import render
+from vultus.instruments import Instruments
+from vultus.people import noise, sample_people
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_faces_as_pytorch_in_every_batch(models: Models, kind: str) -> None:
+    path, out, parity = models[kind]
+    snapshot, model = load_snapshot(path), open_exported(out)
+    assert list(parity.largest) == list(BATCHES) == [1, 3, 16]
+    assert max(parity.largest.values()) <= LIMIT == 1e-3
+    for batch in (1, 2, 5, 16):
+        z, c = noise(9, 0, batch, 20), sample_people(snapshot.people, batch, seed=9)
+        with torch.inference_mode():
+            expected = snapshot.generator(z, c).numpy()
+        found = model.generator(z.numpy(), c.numpy())
+        assert found.shape == (batch, 3, 32, 32)
+        assert np.abs(found - expected).max() <= LIMIT
+        assert expected.std() > 0.05
+    assert np.abs(model.generator(z.numpy(), c.numpy()[::-1].copy()) - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_file_says_what_it_is(models: Models, kind: str) -> None:
+    path, out, _ = models[kind]
+    snapshot, model = load_snapshot(path), open_exported(out)
+    assert sorted(one.name for one in out.parent.glob(f"{kind}.*")) == [f"{kind}.onnx", f"{kind}.safetensors"]
+    assert model.metadata["model"] == sha256_file(path)[:16]
+    assert model.metadata["generator"] == snapshot.metadata["generator"]
+    assert model.metadata["encoder"] == snapshot.metadata["encoder"]
+    assert (model.metadata["licence"], model.metadata["precision"]) == ("for tests alone", "float32")
+    assert (model.generator.resolution, model.generator.z_dim, model.generator.c_dim) == (32, 20, KINDS[kind])
+    assert model.people.keys() == snapshot.people.keys()
+    assert all(np.array_equal(model.people[key], value.numpy()) for key, value in snapshot.people.items())
+    graph = onnx.load(out).graph
+    assert [(one.name, one.type.tensor_type.shape.dim[0].dim_param) for one in graph.input] == [("z", "N"), ("c", "N")]
+    assert not [word for word in (b"site-packages", b"networks.py") if word in out.read_bytes()]
+
+
+def test_int8_computes_in_integers_and_is_not_written_where_that_shows(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, out = load_snapshot(models["dcgan"][0]), tmp_path / "int8.onnx"
+    monkeypatch.setattr(export, "_traced", lambda _: onnx.load(models["dcgan"][1]))  # it takes seconds
+    parity = export_onnx(snapshot, out, precision="int8")
+    assert export.LEAST <= parity.psnr < 60
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+    assert stored(out) < 0.5 * stored(models["dcgan"][1])
+    before = out.read_bytes()
+    monkeypatch.setattr(export, "LEAST", 1 + parity.psnr)
+    with pytest.raises(UserError, match="8 bits change the faces"):
+        export_onnx(snapshot, out, precision="int8")
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# --- vultus generate --------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+from vultus.cli import main
+for arguments in json.loads(sys.argv[1]):
+    assert main(arguments) == 0, arguments
+print("torch" in sys.modules)
+"""
+
+
+def test_generate_without_torch(models: Models, tmp_path: Path) -> None:
+    path, out, _ = models["conditional-norm"]
+    np.save(tmp_path / "c.npy", unit(4))
+    asked = {
+        "files": ["--embeddings", str(tmp_path / "c.npy"), "--num", "2", "--seed", "3"],
+        "grid": ["--random", "18", "--grid", "--noise_strength", "0.7"],
+        "between": ["--between", "random:70", f"{tmp_path}/c.npy#2", "--steps", "4", "--seed", "5"],
+    }
+    asked = {name: [*words, "--no-mark"] for name, words in asked.items()}  # a watermark is chosen by the pixels
+    commands = [["generate", str(out), *words, "--out", str(tmp_path / "onnx" / name)] for name, words in asked.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    for name, words in asked.items():
+        assert main(["generate", str(path), *words, "--device", "cpu", "--out", str(tmp_path / "torch" / name)]) == 0
+    pictures = {one.relative_to(tmp_path / "torch") for one in (tmp_path / "torch").rglob("*.png")}
+    assert len(pictures) == 8 + 1 + 1
+    assert pictures == {one.relative_to(tmp_path / "onnx") for one in (tmp_path / "onnx").rglob("*.png")}
+    for name in pictures:
+        with Image.open(tmp_path / "torch" / name) as expected, Image.open(tmp_path / "onnx" / name) as found:
+            difference = np.abs(np.asarray(expected).astype(int) - np.asarray(found))
+            assert difference.max() <= 1, name
+            assert (difference > 0).mean() < 0.001, name
+            assert found.info["Comment"] == expected.info["Comment"]  # the snapshot's id, not the file's
+
+
+def test_photos_need_torch_for_the_encoder_alone(
+    models: Models, facenet: FaceNet, shared: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    row = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet").slice(0, 1).to_pylist()[0]
+    (tmp_path / "a.webp").write_bytes(row["image"]["bytes"])
+    path, out, _ = models["conditional-norm"]
+    for name, model in {"torch": path, "onnx": out}.items():
+        words = ["--photos", str(tmp_path / "a.webp"), "--device", "cpu", "--align", "false", "--no-mark"]
+        assert main(["generate", str(model), *words, "--out", str(tmp_path / name)]) == 0
+    found = [np.asarray(Image.open(tmp_path / name / "a_0.png")).astype(int) for name in ("torch", "onnx")]
+    assert np.abs(found[0] - found[1]).max() <= 1
+
+
+# --- among the generators ---------------------------------------------------------------------------------------------
+
+
+def test_evaluation_of_an_exported_model(models: Models, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = PreparedDataset(tiny_dataset(dim=DIM), "test")
+    path, out, _ = models["residual"]
+    snapshot, exported = load_snapshot(path), load_snapshot(out)
+    assert isinstance(exported, Snapshot)
+    z, c = noise(0, 0, 3, 20), sample_people(exported.people, 3, seed=0)
+    assert (render(exported.generator, z, c).int() - render(snapshot.generator, z, c)).abs().max() <= 1
+    tools = Instruments(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),))
+    settings = Settings(cache=tmp_path / "cache", best_of=0)
+    results = [evaluate(one, data, instruments=tools, settings=settings) for one in (snapshot, exported)]
+    rows = [{name: row["value"] for name, row in result["metrics"].items()} for result in results]
+    assert len(rows[0]) > 10
+    assert rows[1] == pytest.approx(rows[0], rel=0.02, abs=0.02, nan_ok=True)
+    assert results[1]["context"]["cur_nimg"] == 7
+    assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) > 1  # not taken for the same generator's faces
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "model.onnx"
+    assert main(["export", str(models["dcgan"][0]), "--onnx", "--out", str(out), "--precision", "float16"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split() == [str(out)]
+    assert "largest difference to PyTorch" in shown.err
+    assert open_exported(out).metadata["precision"] == "float16"
+    assert stored(out) < 0.6 * stored(models["dcgan"][1])
+    faces = [open_exported(path).generator(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
+    assert 0 < np.abs(faces[0] - faces[1]).max() < 0.02
+
+
+def stored(path: Path) -> int:
+    """Bytes of the weights."""
+    return sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer)
+
+
+def unit(count: int) -> Floats:
+    return F.normalize(torch.randn(count, 512, generator=torch.Generator().manual_seed(1))).numpy()
+
+
+def test_mistakes_are_one_line(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, _ = models["dcgan"]
+    (tmp_path / "cut.onnx").write_bytes(out.read_bytes()[:5000])
+    model = onnx.load(out)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    onnx.helper.set_model_props(model, {"vultus": json.dumps({"format": "0", "generator": {}})})
+    onnx.save(model, tmp_path / "future.onnx")
+    model = onnx.load(out)
+    del model.metadata_props[1]
+    onnx.save(model, tmp_path / "nobody.onnx")
+    wrong = {
+        ("generate", str(tmp_path / "none.onnx"), "--random", "1"): "none.onnx: no such file; write it by vultus",
+        ("generate", str(tmp_path / "cut.onnx"), "--random", "1"): "cut.onnx: not an ONNX model",
+        ("generate", str(tmp_path / "other.onnx"), "--random", "1"): "other.onnx: not a generator that vultus",
+        ("generate", str(tmp_path / "future.onnx"), "--random", "1"): "future.onnx: not a generator that vultus",
+        ("generate", str(tmp_path / "nobody.onnx"), "--random", "1"): "holds no description of people",
+        ("generate", str(out), "--random", "1", "--device", "cuda"): "runs on the processor",
+        ("export", str(path)): "name the format",
+        ("export", str(path), "--onnx"): "give a file name that ends in .onnx",
+        ("export", str(out), "--onnx"): "take the snapshot that it was made of",
+        ("publish", str(out), "--repo", "a/b", "--dry-run"): "take the snapshot that it was made of",
+    }  # fmt: skip
+    for words, message in wrong.items():
+        place = "a.bin" if "ends in" in message else "x.onnx"
+        assert main([*words, "--out", str(tmp_path / "out" / place)]) == 2, words
+        shown = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in shown
+    assert not [one for one in (tmp_path / "out").rglob("*.onnx") if one.is_file()]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for words in (["generate", str(out), "--random", "1"], ["export", str(path), "--onnx"]):
+        assert main([*words, "--out", str(tmp_path / "x.onnx")]) == 2
+        assert "pip install 'vultus[export]'" in capsys.readouterr().err

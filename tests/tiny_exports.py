@@ -1,0 +1,51 @@
+"""Tiny generators of every kind, as snapshots and as exported models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tiny_parts import DIM, TinyEncoder
+from vultus.checkpoint import load_snapshot, save_snapshot
+from vultus.encoders import FaceNet
+from vultus.export import Parity, export_onnx
+from vultus.networks import build_generator
+from vultus.people import fit_people
+
+Models = dict[str, tuple[Path, Path, Parity]]  # by kind: snapshot, its export in float32, what the export said
+
+KINDS = {"dcgan": 512, "residual": DIM, "conditional-norm": 512}  # and the length of their embeddings
+TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_sha256}
+
+
+def write_snapshot(path: Path, kind: str) -> Path:
+    """A generator with weights and statistics that are nowhere at their start."""
+    c_dim = KINDS[kind]
+    config = {"kind": kind, "resolution": 32, "z_dim": 20, "c_dim": c_dim, "base_width": 8, "max_width": 16}
+    config["projection"] = 32
+    torch.manual_seed(0)
+    generator = build_generator(**config)
+    for parameter in generator.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    for module in generator.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn_like(module.running_mean)
+            module.running_var = torch.rand_like(module.running_var) + 0.5
+    people = fit_people(F.normalize(torch.randn(40, c_dim)))
+    encoder = TINY if c_dim == DIM else {"id": FaceNet.id, "dim": c_dim}
+    crop = {"kind": "centre", "encoder_fraction": 0.8}
+    about = {"generator": config, "encoder": encoder, "crop": crop, "cur_nimg": 7, "licence": "for tests alone"}
+    save_snapshot(path, generator=generator, people=people, metadata=about)
+    return path
+
+
+def export_all(folder: Path) -> Models:
+    """Every kind in one folder."""
+    made = {}
+    for kind in KINDS:
+        path, out = write_snapshot(folder / f"{kind}.safetensors", kind), folder / f"{kind}.onnx"
+        made[kind] = path, out, export_onnx(load_snapshot(path), out)
+    return made
