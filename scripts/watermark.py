@@ -4,8 +4,9 @@
 
 Faces are made of the embeddings of the data set's test split, a noise each (seed 0), marked, changed in many ways and
 looked at by the detector. False alarms are counted on the real photos of both splits, but for those that the detector's
-distribution is fitted to. The Fréchet distance is that of `vultus evaluate`, with and without the mark. `photos` are as many photos of the
-training split instead of made faces: what a perfect generator would give. Writes OUT/watermark.md and OUT/results.json.
+distribution is fitted to. The Fréchet distance is that of `vultus evaluate`, with and without the mark. `photos` are as
+many photos of the training split in the place of made faces: what a perfect generator would give. Writes
+OUT/watermark.md and OUT/results.json.
 """
 
 import argparse

@@ -7,7 +7,6 @@ import random
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from vultus.images import (
     encode_jpeg,
     from_pil,
     grid,
-    save_image,
     to_images,
     to_pil,
     to_x,
@@ -366,13 +364,6 @@ def test_jpeg_is_close_and_repeatable() -> None:
     assert data == encode_jpeg(smooth)
     error = np.asarray(decode_image(data)).astype(float) - np.asarray(smooth)
     assert 10 * np.log10(255**2 / (error**2).mean()) > 42
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-def test_save_image_by_suffix(tmp_path: Path, name: str) -> None:
-    save_image(quarters(), tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert_quarters(decode_image((tmp_path / name).read_bytes()), tolerance=60)
 
 
 def test_grid_lays_out_row_by_row() -> None:

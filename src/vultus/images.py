@@ -10,14 +10,11 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-
-from vultus.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -151,13 +148,6 @@ def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write PNG, JPEG or WebP by the suffix, atomically."""
-    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        image.save(file, kind)
 
 
 def grid(
