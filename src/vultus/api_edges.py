@@ -36,11 +36,12 @@ DESCRIPTIONS = {
     429: "Too much work is waiting; Retry-After says when to come back",
     503: "Not possible here (the detail says what is missing), or not in time",
 }
-# No page of this server loads anything from elsewhere. (The description of the API has its script inside: see below.)
+# No page of this server loads anything from elsewhere. Only the description of the API has scripts and styles inside.
 POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 UNKNOWN = "other"  # paths without a route, in the figures
@@ -172,6 +173,6 @@ class Edge:
 
 
 def _headers(path: str) -> dict[str, str]:
-    policy = POLICY + ("; script-src 'self' 'unsafe-inline'" if path == "/docs" else "")
+    policy = POLICY + (INLINE if path == "/docs" else "")
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Content-Security-Policy": policy}
     return headers | ({"Cache-Control": "no-store"} if path.startswith("/v1/") else {})

@@ -23,6 +23,8 @@ class App {
     try {
       this.model = await this.api.model();
     } catch (error) {
+      for (const part of document.querySelectorAll(".source, .settings")) part.hidden = true;
+      byId("panel").hidden = false;
       return this.tell({ reading: error });
     }
     for (const view of Object.values(this.views)) view.begin?.(this.model);
@@ -52,6 +54,7 @@ class App {
       tab.tabIndex = chosen ? 0 : -1;
     }
     byId("panel").setAttribute("aria-labelledby", `tab-${name}`);
+    byId("panel").dataset.view = name;
     for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== name;
     byId("count-control").hidden = name === "blend";
     byId("controls-hint").textContent = this.current.hint;
@@ -90,7 +93,9 @@ class App {
     // Comparing comes second; the time told is that until the faces were there.
     const said = before?.begun === this.begun ? before.said : count ? `${count} ${count === 1 ? "face" : "faces"} in ${seconds} s` : "";
     this.shown.set(view, { ...told, key: this.key, begun: this.begun, said });
-    if (view === this.current) this.render(this.shown.get(view));
+    if (view !== this.current) return;
+    this.busy(false); // what may follow, as comparing, changes no face
+    this.render(this.shown.get(view));
   }
 
   render({ title = "", said = "", faces = [], blend, empty, photo, compared }) {
@@ -104,6 +109,7 @@ class App {
       showStrip(blend);
     }
     byId("empty").hidden = !empty;
+    byId("controls").hidden = Boolean(empty);
     if (empty) this.showExamples(empty);
     showFaces(byId("faces"), faces, this.model.similarity, compared ? measures(this.model.similarity, photo) : []);
   }

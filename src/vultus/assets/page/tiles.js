@@ -76,7 +76,8 @@ export function legend(place, similarity, photo) {
   }
   for (const [name, about] of Object.entries(similarity)) {
     if (!about.available && (name !== "dlib" || photo)) {
-      place.append(element("p", { className: "hint", textContent: `No ${MEASURES[name].name} similarity: ${about.missing}.` }));
+      const why = name === "facenet" ? "the tab Photo says what is missing" : about.missing;
+      place.append(element("p", { className: "hint", textContent: `${MEASURES[name].name} cannot compare here: ${why}.` }));
     }
   }
   place.hidden = !place.childElementCount;

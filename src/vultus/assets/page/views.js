@@ -15,6 +15,12 @@ const EXAMPLES = { seed: 7, count: 6, strength: 1 };
 const byId = (id) => document.getElementById(id);
 const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const exact = (value) => Number(value.toPrecision(9)); // float32, no digit lost
+/** A picture of the server as a file. (Fetching a data: address is not among what this page may do.) */
+function asFile(address) {
+  const bytes = Uint8Array.from(atob(address.split(",")[1]), (one) => one.charCodeAt(0));
+  return new File([bytes], "example.png", { type: "image/png" });
+}
+
 export const newSeed = () => Math.floor(Math.random() * 1000);
 
 /** People who do not exist. */
@@ -113,7 +119,7 @@ export class PhotoView extends PersonView {
   begin({ photos }) {
     byId("photo-missing").hidden = photos.available;
     byId("photo-in").hidden = !photos.available;
-    byId("photo-missing-why").textContent = photos.missing ?? "";
+    byId("photo-missing-why").textContent = photos.missing ? `${photos.missing[0].toUpperCase()}${photos.missing.slice(1)}.` : "";
     this.emptyWords = photos.available
       ? "No photo at hand? These people do not exist; take the picture of one of them."
       : "Meanwhile: these people do not exist; see more of one of them.";
@@ -121,7 +127,7 @@ export class PhotoView extends PersonView {
 
   async example({ image, embedding }) {
     if (!this.app.model.photos.available) return this.app.views.embedding.take({ c: embedding });
-    await this.read(await (await fetch(image)).blob(), "Part of an example: a drawn face, taken as a photo.");
+    await this.read(asFile(image), "Part of an example: a drawn face, taken as a photo.");
   }
 
   async read(file, caption = "Part of your photo, and the only picture here that is not drawn.") {
@@ -229,7 +235,7 @@ export class BlendView {
     this.slots.forEach((slot, place) => {
       const one = (name) => slot.querySelector(name);
       const who = place ? "second person" : "first person";
-      for (const [name, what] of Object.entries({ random: "New random", file: "Photo of the", camera: "Camera for the" })) {
+      for (const [name, what] of Object.entries({ random: "Random person as the", file: "Photo of the", camera: "Camera for the" })) {
         one(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
       }
       one(".slot-random").addEventListener("click", () => this.random(place));
@@ -285,9 +291,8 @@ export class BlendView {
 
   async draw(controls, signal) {
     const { app } = this;
-    for (const place of [0, 1]) {
-      if (!this.people[place]) this.people[place] = await this.someone(signal);
-    }
+    const found = await Promise.all(this.people.map((person) => person ?? this.someone(signal)));
+    this.people = this.people.map((person, place) => person ?? found[place]);
     const [a, b] = this.people;
     const strip = Math.min(STRIP, app.model.limits.faces);
     const fine = (strip - 1) * FINE + 1;
