@@ -106,7 +106,7 @@ class Engine:
         The noise depends on (seed, variant) alone, not on the place in the request: an embedding asked for alone or
         among others gets the same faces, those of the first embedding in `vultus generate`.
         """
-        z = torch.cat([noise(seed, 0, 1, self.snapshot.generator.z_dim, variant=variant) for variant in range(num)])
+        z = torch.cat([_noise(seed, variant, self.snapshot.generator.z_dim) for variant in range(num)])
         places = [(index, variant) for index in range(len(c)) for variant in range(num)]
         return (z * strength).repeat(len(c), 1), c.repeat_interleave(num, 0), places
 
@@ -152,6 +152,12 @@ class Engine:
             encode_marked(to_pil(image), KINDS[form], origin, watermark=False)
             for image, origin in zip(images, origins, strict=True)
         ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _noise(seed: int, variant: int, z_dim: int) -> Tensor:
+    """Kept, because most requests leave the seed as it is."""
+    return noise(seed, 0, 1, z_dim, variant=variant)
 
 
 def data_uri(data: bytes, kind: str) -> str:
