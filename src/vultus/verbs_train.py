@@ -50,9 +50,10 @@ def _start(arguments: Sequence[str]) -> TrainConfig:
         config = from_dict(TrainConfig, read_json(begun)["config"], str(begun))
         if asked.preset in (None, config.preset):
             return config
-    if asked.data is None:
-        return preset  # --help, or an error that the whole parser names
-    return fitted(preset, PreparedDataset(asked.data).resolution, asked.images)
+    try:
+        return fitted(preset, PreparedDataset(asked.data or "").resolution, asked.images)
+    except UserError:
+        return preset  # --help, or an error that is named later, after those of the options
 
 
 def train_verb(arguments: Sequence[str]) -> int:
@@ -62,12 +63,14 @@ def train_verb(arguments: Sequence[str]) -> int:
     budgets = [name for name in ("--hours", "--images", "--epochs") if any(_names(a, name) for a in arguments)]
     if len(budgets) > 1:
         raise UserError(f"{' and '.join(budgets)} are both budgets; give one")
+    from vultus.dataset import PreparedDataset
     from vultus.probe import unseen_probe
     from vultus.train import Budget, train
 
     values = {key: value for key, value in options.as_dict().items() if key in to_dict(TrainConfig())}
     config = from_dict(TrainConfig, values | {"preset": preset.preset}, "settings")
     check_method(config)
+    PreparedDataset(options.data)  # a wrong folder is named before FaceNet is fetched
     device = device_named(options.device)
     encoder = open_facenet(device, needed=config.loss.needs_encoder())
     probe = unseen_probe(options.data, encoder) if encoder is not None else None
