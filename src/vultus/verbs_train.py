@@ -14,7 +14,7 @@ from vultus.files import read_json
 from vultus.options import device_named, open_facenet
 from vultus.presets import PRESETS, fitted, get_preset
 
-DEFAULT_PRESET = "dcgan-identity"
+DEFAULT_PRESET = "vultus-cpu"
 
 
 def _train_parser(preset: TrainConfig) -> ArgumentParser:
