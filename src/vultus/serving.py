@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -78,7 +77,7 @@ class Engine:
             self.missing["random"] = "the snapshot holds no description of people to draw from"
         self.batcher = Batcher(snapshot.generator, sizes=SIZES[-1:] if exact else SIZES)
         self.reader = ThreadPoolExecutor(1, "reader")
-        self.encoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "encoder")
+        self.encoders = ThreadPoolExecutor(min(4, torch.get_num_threads()), "encoder")
 
     def warm_up(self) -> None:
         """Run every network once, so that the first request finds everything loaded."""
