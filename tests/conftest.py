@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two processes with a thread for each core, on the same cores, wait for each other: slower than a thread each.
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the commands that tests start have it too
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
