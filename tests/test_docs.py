@@ -56,6 +56,8 @@ NOT_RUN = {
     "vultus demo": "takes a minute; run by test_demo.py",
     "vultus prepare flwrlabs/celeba": "streams from the hub; run by test_sources.py on a stand-in",
     "python scripts/calibrate.py": "takes an hour",
+    "python scripts/watermark.py": "takes half an hour",
+    "vultus generate default --random 2 --out signed/": "needs a certificate; run by test_marks.py with one of its own",
     "vultus publish runs/mine --repo user/name$": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus publish runs/mine/publish": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus report runs/mine --wandb": "W&B's library warns when it is imported; run by test_report.py",
