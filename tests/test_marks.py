@@ -14,6 +14,7 @@ import c2pa
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -40,6 +41,8 @@ from vultus.marks import (
     read_packet,
     xmp_packet,
 )
+from vultus.people import noise
+from vultus.samples import Samples
 from vultus.watermark import ALARM, add_watermark, detect_watermark, mark_pixels
 
 ORIGIN = Origin("0123456789abcdef", 9, "embedding 3, noise 0, <é & \x00>")
@@ -163,6 +166,21 @@ def test_every_writer_marks(tmp_path: Path) -> None:
     # The very face stands on the sheet.
     with Image.open(sheets[0]) as sheet, Image.open(tmp_path / "one" / "000001_0.png") as face:
         assert np.array_equal(np.asarray(sheet)[130:258, :128], np.asarray(face))
+
+
+def test_sheets_with_photos_are_composites(tmp_path: Path) -> None:
+    """And keep their pixels: they show how a training goes."""
+    snapshot = load_snapshot(default_snapshot())
+    people = next(iter(random_people(snapshot, 2, seed=1).chunks))[1]
+    photos, z = torch.full((2, 3, 128, 128), 99, dtype=torch.uint8), noise(1, 0, 2, snapshot.generator.z_dim)
+    samples = Samples(tmp_path, photos, people, z)
+    sheet = samples.draw(snapshot.generator, 700, "cpu", torch.float32)
+    for path in (sheet, samples.strip(700)):
+        with Image.open(path) as image:
+            said = read_marks(image)
+            assert (said.source, said.model) == (COMPOSITE, None)
+            assert said.description == "AI-generated faces beside real photos, in training, after 700 images"
+            assert not detect_watermark(image).found
 
 
 # --- the watermark ----------------------------------------------------------------------------------------------------
