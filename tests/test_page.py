@@ -80,7 +80,7 @@ class Visit:
     def __init__(self, browser: Any, url: str, view: str = "", **how: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}} | how)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.url = url
         self.said: list[str] = []
         self.requests: list[Any] = []
