@@ -18,8 +18,9 @@ import torch
 from vultus.dataset import PreparedDataset
 from vultus.encoders import load_facenet
 from vultus.generate import render
-from vultus.images import grid, save_image, to_x
+from vultus.images import grid, to_x
 from vultus.judges import load_judge
+from vultus.marks import Origin, model_id, save_marked
 from vultus.options import open_snapshot
 from vultus.people import noise
 from vultus.verification import pair_scores, row_scores, threshold_at_far
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     groups = json.loads(options.groups.read_text(encoding="utf-8"))
-    generator = open_snapshot(options.snapshot, "cpu").generator
+    snapshot = open_snapshot(options.snapshot, "cpu")
+    generator = snapshot.generator
     dataset = PreparedDataset(options.data, "test")
     judge, facenet = load_judge("dlib"), load_facenet()
     batch = dataset.batch(range(len(dataset)))
@@ -67,7 +69,8 @@ def main() -> None:
         print(f"| {name} | {len(indices)} | {cosine[indices].mean():.3f} | {accepted:.2f} |")
     if options.out:
         worst = [sorted(indices, key=lambda index: float(score[index]))[:SHOWN] for indices in named.values()]
-        save_image(grid(images[[index for row in worst for index in row]], SHOWN), options.out)
+        sheet = grid(images[[index for row in worst for index in row]], SHOWN)
+        save_marked(sheet, options.out, Origin(model_id(snapshot.path), options.seed), watermark=False)
 
 
 if __name__ == "__main__":

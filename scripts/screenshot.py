@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vultus.images import save_image
+from vultus.files import atomic_path
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SCREEN, PHONE, GAP = (1280, 800), (390, 800), 24
@@ -44,7 +44,8 @@ def main() -> None:
         page.wait_for_timeout(500)
         sheet.paste(Image.open(io.BytesIO(page.screenshot())), (SCREEN[0] + GAP, 0))
         browser.close()
-    save_image(sheet.quantize(255, dither=Image.Dither.FLOYDSTEINBERG), Path(options.out))
+    with atomic_path(Path(options.out)) as temporary:
+        sheet.quantize(255, dither=Image.Dither.FLOYDSTEINBERG).save(temporary, "PNG")
 
 
 if __name__ == "__main__":
