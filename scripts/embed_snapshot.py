@@ -36,7 +36,8 @@ def main() -> None:
         result = next(iter(figures.values()))
         keys = ("data_sha256", "split", "n_images", "n_people", "noises", "seed", "device", "networks")
         rows = {name: {key: round(value, 5) for key, value in row.items()} for name, row in result["metrics"].items()}
-        snapshot.metadata["metrics"] = {key: result["context"][key] for key in keys} | {"rows": rows}
+        context = {key: result["context"][key] for key in keys}
+        snapshot.metadata["metrics"] = {"context": context, "metrics": rows, "alarms": result["alarms"]}
     ASSETS.mkdir(exist_ok=True)
     path = ASSETS / "default.safetensors"
     save_snapshot(

@@ -43,8 +43,8 @@ def test_embedded_default_is_small_honest_and_no_pickle() -> None:
     assert metadata["encoder"]["id"] == "facenet-vggface2"
     assert "non-commercial" in metadata["licence"]
     assert metadata["hours"] >= 1
-    assert metadata["metrics"]["split"] == "test"
-    assert metadata["metrics"]["n_images"] == 2527
+    assert metadata["metrics"]["context"]["split"] == "test"
+    assert metadata["metrics"]["context"]["n_images"] == 2527
 
 
 def test_gallery_is_drawn_from_the_embedded_distribution() -> None:
