@@ -26,3 +26,8 @@ def told() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"left out: {error}")
+
+
+def in_one_line(error: Exception) -> str:
+    """An exception in one line of bounded length."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vultus.draws import Floats
-from vultus.errors import UserError
+from vultus.errors import UserError, in_one_line
 
 FORMAT = "1"
 SUFFIX = ".onnx"
@@ -39,7 +39,7 @@ class Network:
         try:
             (x,) = self._session.run(["x"], {"z": z, "c": c})
         except Exception as error:  # onnxruntime has a dozen kinds
-            raise UserError(f"{self.path}: failed on {len(z)} faces ({_line(error)}); export it again") from None
+            raise UserError(f"{self.path}: failed on {len(z)} faces ({in_one_line(error)}); export it again") from None
         faces: Floats = x
         return faces
 
@@ -105,7 +105,7 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds
         raise UserError(
-            f"{path}: not an ONNX model that onnxruntime can read ({_line(error)}); export it again"
+            f"{path}: not an ONNX model that onnxruntime can read ({in_one_line(error)}); export it again"
         ) from None
 
 
@@ -132,8 +132,3 @@ def decode_people(text: str) -> dict[str, npt.NDArray[np.float32]]:
         key: np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"]).astype(np.float32)
         for key, value in json.loads(text).items()
     }
-
-
-def _line(error: Exception) -> str:
-    """An exception in one line of bounded length."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

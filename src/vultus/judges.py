@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from vultus.dlib_resnet import read_weights
-from vultus.errors import UserError
+from vultus.errors import UserError, in_one_line
 from vultus.faces import FIVE_POINTS, model_path
 from vultus.files import sha256_file
 from vultus.images import to_images
@@ -219,7 +219,9 @@ class OnnxJudge:
         try:
             return onnxruntime.InferenceSession(str(self.path), options, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a dozen kinds
-            raise UserError(f"{self.path}: not an ONNX model that onnxruntime can read ({_line(error)})") from None
+            raise UserError(
+                f"{self.path}: not an ONNX model that onnxruntime can read ({in_one_line(error)})"
+            ) from None
 
     def _sha256(self) -> str:
         beside = self.path.with_name(self.path.name + ".data")
@@ -245,7 +247,7 @@ class OnnxJudge:
             try:
                 vectors = self._run(inputs[0].name, np.zeros((min(step, 3), 3, side, side), dtype=np.float32))
             except Exception as error:
-                reason = _line(error)
+                reason = in_one_line(error)
             else:
                 return inputs[0].name, side, step, vectors.shape[1]
         raise UserError(f"{self.path}: does not give one vector for a face of {side}x{side} pixels ({reason})")
@@ -267,7 +269,7 @@ class OnnxJudge:
             try:
                 vectors = self._run(self._input, values if self.raw else (values - 127.5) / 127.5)
             except Exception as error:
-                raise UserError(f"{self.path}: failed on {len(part)} faces ({_line(error)})") from None
+                raise UserError(f"{self.path}: failed on {len(part)} faces ({in_one_line(error)})") from None
             if not vectors.isfinite().all():
                 raise UserError(
                     f"{self.path}: gives values that are not finite; check the file, and whether it is :raw"
@@ -281,11 +283,6 @@ def _five_of_68(frame: Pixels) -> Points:
     parts = _landmarks(frame, POINTS_68).parts()
     points = np.array([(part.x, part.y) for part in parts], dtype=np.float64)
     return np.stack([points[which].mean(0) for which in _OF_68])
-
-
-def _line(error: Exception) -> str:
-    """An exception in one line of bounded length."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def load_judge(spec: str = "dlib", *, device: torch.device | str = "cpu") -> Judge:
