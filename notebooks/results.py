@@ -73,6 +73,7 @@ from vultus.demo import default_snapshot
 from vultus.encoders import load_facenet
 from vultus.errors import told
 from vultus.figures import curves, distributions, intervals
+from vultus.tracking import read_stats
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 snapshots = {name: load_snapshot(default_snapshot() if name == "default" else name, DEVICE) for name in SNAPSHOTS}
@@ -90,7 +91,7 @@ for name in SNAPSHOTS:
     stats = Path(name) / "stats.jsonl"
     if stats.is_file():
         print(name)
-        display(curves([json.loads(line) for line in stats.read_text(encoding="utf-8").splitlines()]))
+        display(curves(read_stats(stats)))
     else:
         print(f"left out, {name}: not a run folder, it holds no statistics of its training")
 

@@ -293,17 +293,27 @@ def test_penalty_keeps_the_step_rate_of_its_weight() -> None:
         assert [n for n in (0, 4, 8, 12) if "D_r1" in gan.step(images, c, n)] == expected
 
 
-@pytest.mark.parametrize("alike", [0.95, 0.5])
-def test_a_collapse_is_named(
-    alike: float, tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"alike": 0.95, "identity_facenet": 0.1}, "faces of different people are alike (cosine 0.95): collapsed"),
+        ({"alike": 0.7, "identity_facenet": 0.04}, "faces have nothing of their embeddings (cosine 0.04)"),
+        ({"alike": 0.5, "identity_facenet": 0.1}, ""),
+        ({"mse": 0.5}, ""),
+    ],
+)
+def test_a_failed_run_is_named(
+    found: dict[str, float],
+    said: str,
+    tiny_dataset: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
-    evaluators = [("unseen", lambda generator: {"alike": alike}, 8)]
-    train(TINY, data=tiny_dataset(), out=out, budget=Budget(total_nimg=32), evaluators=evaluators)
-    said = capsys.readouterr().err.count(
-        "faces of different people are alike (cosine 0.95): collapsed; lower --optim.lr"
-    )
-    assert said == (2 if alike > 0.9 else 0)  # at 24 and 32 images; before that every run draws one face
+    train(TINY, data=tiny_dataset(), out=out, budget=Budget(total_nimg=32), evaluators=[("unseen", lambda g: found, 8)])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == (2 if said else 0)  # at 24 and 32 images; before that every network draws one face
+    assert all(said in line and "lower --optim.lr" in line for line in warnings)
 
 
 def test_the_probe_tells_one_face_from_many(tiny_dataset: Callable[..., Path]) -> None:

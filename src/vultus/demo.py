@@ -6,7 +6,6 @@ It needs no network, no data and no FaceNet.
 from __future__ import annotations
 
 import importlib.resources
-import json
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from vultus.people import noise, sample_people, slerp
 from vultus.presets import get_preset
 from vultus.probe import unseen_probe
 from vultus.shards import PreparedFolder
+from vultus.tracking import read_stats
 from vultus.train import Budget, train
 
 PEOPLE, NOISES, STEPS = 5, 6, 7
@@ -76,7 +76,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
         sheet = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
         larger = sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
         save_marked(larger, pictures[1], Origin(model_id(run / "snapshot.safetensors"), seed), watermark=False)
-        lines = [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = read_stats(run / "stats.jsonl")
         errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]
         print(
             f"{pictures[1]}: {lines[-1]['cur_nimg']} images in {time.monotonic() - begun:.0f} s; error on made people "

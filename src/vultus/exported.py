@@ -88,24 +88,34 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
     return Exported(network, people, about, path)
 
 
-def open_session(path: Path, *, threads: int | None = None) -> Any:
-    """An onnxruntime.InferenceSession on the processor.
+def open_session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    cuda: bool = False,
+    missing: str = MISSING,
+    remedy: str = "export it again",
+) -> Any:
+    """An onnxruntime.InferenceSession on the processor, or with `cuda` on a GPU where this ONNX Runtime can.
 
     `threads` None: as many as OMP_NUM_THREADS says, or as there are processors for this process (ONNX Runtime itself
-    knows neither). Raises UserError as open_exported does.
+    knows neither). Raises UserError if the file is missing or damaged (with `remedy`) or ONNX Runtime is not installed
+    (`missing`).
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError:
-        raise UserError(MISSING) from None
+        raise UserError(missing) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception, too
     options.intra_op_num_threads = threads or _threads()
+    wanted = ["CUDAExecutionProvider"] if cuda else []
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds
         raise UserError(
-            f"{path}: not an ONNX model that onnxruntime can read ({in_one_line(error)}); export it again"
+            f"{path}: not an ONNX model that onnxruntime can read ({in_one_line(error)}); {remedy}"
         ) from None
 
 

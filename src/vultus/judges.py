@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vultus.dlib_resnet import read_weights
 from vultus.errors import UserError, in_one_line
+from vultus.exported import open_session
 from vultus.faces import FIVE_POINTS, model_path
 from vultus.files import sha256_file
 from vultus.images import to_images
@@ -200,28 +201,17 @@ class OnnxJudge:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such file; a judge is `dlib` or an encoder FILE.onnx (or FILE.onnx:raw)")
         _predictor(POINTS_68)
-        self._session = self._open()
+        self._session = open_session(
+            self.path,
+            threads=torch.get_num_threads(),
+            cuda=self.device.type == "cuda",
+            missing=MISSING_ONNX,
+            remedy="a judge is a face encoder in one file",
+        )
         self.weights_sha256 = self._sha256()
         self.short = re.sub("[^a-z0-9_]+", "_", self.path.stem.lower()).strip("_") or "onnx"
         self.id = f"onnx-{self.path.stem}-{self.weights_sha256[:8]}" + ("-raw" if raw else "")
         self._input, self.size, self._step, self.dim = self._inspect()
-
-    def _open(self) -> Any:
-        try:
-            onnxruntime = importlib.import_module("onnxruntime")
-        except ImportError:
-            raise UserError(MISSING_ONNX) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong comes as an exception, too
-        options.intra_op_num_threads = torch.get_num_threads()
-        wanted = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        try:
-            return onnxruntime.InferenceSession(str(self.path), options, providers=[*providers, "CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a dozen kinds
-            raise UserError(
-                f"{self.path}: not an ONNX model that onnxruntime can read ({in_one_line(error)})"
-            ) from None
 
     def _sha256(self) -> str:
         beside = self.path.with_name(self.path.name + ".data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,18 @@ from vultus.networks import Generator
 from vultus.people import noise
 
 NOISE_SEED = 2
+ALIKE = 0.9  # mean cosine of faces of different people above which they are one face; of real photos it is 0.02
+UNRELATED = 0.05  # mean cosine to the embeddings asked for, below which faces are nobody's; untrained: 0.03
+
+
+def failure(found: Mapping[str, float]) -> str:
+    """What the figures of `unseen_probe` say is wrong with a generator that has been trained for a while, or ""."""
+    alike, cosine = found.get("alike", 0.0), found.get("identity_facenet", 1.0)
+    if alike > ALIKE:
+        return f"faces of different people are alike (cosine {alike:.2f}): collapsed"
+    if cosine < UNRELATED:
+        return f"faces have nothing of their embeddings (cosine {cosine:.2f}): it does not learn"
+    return ""
 
 
 def unseen_probe(

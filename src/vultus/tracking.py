@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import queue
 import subprocess
@@ -45,7 +46,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"--track {name}: {NEEDS[name]} is not installed; run pip install 'vultus[track]'")
 
 
-def read_stats(path: Path, cur_nimg: int) -> list[dict[str, Any]]:
+def read_stats(path: Path, cur_nimg: float = math.inf) -> list[dict[str, Any]]:
     """The lines of a stats.jsonl that belong to a run of `cur_nimg` images; a line cut short by a kill is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

@@ -41,6 +41,7 @@ from vultus.files import folder_lock, make_folder, read_json, write_json
 from vultus.gan import GAN
 from vultus.networks import Generator
 from vultus.people import fit_people, noise
+from vultus.probe import failure
 from vultus.provenance import Session, peak_memory
 from vultus.samples import Samples
 from vultus.tracking import Sink, check_trackers, cut_stats
@@ -53,8 +54,7 @@ MAY_CHANGE = frozenset(
 METHODS: dict[str, type[GAN]] = {"gan": GAN, "coded": CodedGAN}
 CALIBRATION = 64  # photos that a method may look at before the first step
 DIVERGED = 1e8  # no loss here is above 100 in a sound run
-ALIKE = 0.9  # mean cosine of faces of different people above which they are one face; of real photos it is 0.02
-YOUNG = 3  # measurements: until then all networks draw one face
+YOUNG = 3  # measurements: until then no network has learnt enough to be called failed
 SAMPLE_PEOPLE, SAMPLE_NOISES, SAMPLE_SEED = 8, 5, 1
 
 
@@ -330,8 +330,9 @@ class _Run:
             if not every or self._due(every_nimg):
                 found = function(self.gan.G_ema)
                 sink.log(found, self.cur_nimg, name)
-                if found.get("alike", 0.0) > ALIKE and self.cur_nimg >= YOUNG * every_nimg:
-                    self._warn(f"faces of different people are alike (cosine {found['alike']:.2f}): collapsed")
+                wrong = failure(found)
+                if wrong and self.cur_nimg >= YOUNG * every_nimg:
+                    self._warn(wrong)
 
     def _warn(self, what: str) -> None:
         tqdm.write(f"vultus: warning: {self.out}: {what}; lower --optim.lr in a new --out", file=sys.stderr)
