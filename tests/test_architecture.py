@@ -33,8 +33,8 @@ FLOORS = [
     }
     | {"describe", "perceptual", "sources"},
     {"checkpoint", "conditions", "dataset", "gan", "judges", "prepare", "samples", "story"},
-    {"batching", "coded", "detect"},
-    {"export", "generate", "instruments", "measure", "probe", "report", "serving", "train", "wandb_report"},
+    {"batching", "coded", "detect", "probe"},
+    {"export", "generate", "instruments", "measure", "report", "serving", "train", "wandb_report"},
     {"demo", "evaluate", "sheets"},
     {"exhibits", "publish"},
     {"compare", "options"},
