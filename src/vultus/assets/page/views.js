@@ -231,10 +231,10 @@ export class BlendView {
 
   constructor(app) {
     this.app = app;
-    this.slots = [...document.querySelectorAll(".slot")];
-    this.slots.forEach((slot, place) => {
+    this.slots = ["first person", "second person"].map((who, place) => {
+      const slot = byId("slot").content.firstElementChild.cloneNode(true);
       const one = (name) => slot.querySelector(name);
-      const who = place ? "second person" : "first person";
+      one("legend").textContent = `${who[0].toUpperCase()}${who.slice(1)}`;
       for (const [name, what] of Object.entries({ random: "Random person as the", file: "Photo of the", camera: "Camera for the" })) {
         one(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
       }
@@ -247,7 +247,9 @@ export class BlendView {
         const picture = await takePicture();
         if (picture) this.read(place, picture);
       });
+      return slot;
     });
+    byId("slots").append(...this.slots);
     byId("way").addEventListener("input", () => this.show());
   }
 
