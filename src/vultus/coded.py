@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vultus import losses
-from vultus.config import LossConfig, to_dict
+from vultus.config import to_dict
 from vultus.critics import FeatureDiscriminator, PhotoEncoder
 from vultus.encoders import FaceFeatures, FaceNet
 from vultus.gan import GAN, gradient_norm, identity_weight, mse_weight
@@ -73,7 +73,7 @@ class CodedGAN(GAN):
             named["G_kl"] = losses.kl_normal(mean, log_variance)
             total = total + loss.kl_weight * named["G_kl"]
         x = self.G(z.to(self.dtype), c)
-        read = max(1, round(batch * max(feature_fraction(loss, cur_nimg), loss.identity_fraction)))
+        read = max(1, round(batch * max(loss.feature_fraction, loss.identity_fraction)))
         made, real = self._features(x[:read], x_real[:read], cur_nimg)
         self._judges_step(x_real, x.detach(), c, made, real, named)
 
@@ -182,11 +182,6 @@ class CodedGAN(GAN):
         right, wrong, asked = self.F.match(real, c), self.F.match(real, c.roll(1, 0)), self.F.match(made, c)
         named["F_real_match"], named["F_wrong_match"], named["F_fake_match"] = right.mean(), wrong.mean(), asked.mean()
         return losses.hinge_real(right) + 0.5 * (losses.hinge_fake(asked) + losses.hinge_fake(wrong))
-
-
-def feature_fraction(loss: LossConfig, cur_nimg: int) -> float:
-    """Part of the batch on which FaceNet's features are computed after so many images."""
-    return 1.0 if 0 < loss.feature_nimg <= cur_nimg else loss.feature_fraction
 
 
 def spread_count(batch: int, fraction: float) -> int:

@@ -87,7 +87,6 @@ class LossConfig:
         feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
         feature_match: weight of its judgement of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
-        feature_nimg: images after which they are computed on the whole batch, which costs a third more; 0: never.
     """
 
     adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
@@ -114,7 +113,6 @@ class LossConfig:
     feature_weight: float = 0.0
     feature_match: float = 0.0
     feature_fraction: float = 0.5
-    feature_nimg: int = 0
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""

@@ -6,7 +6,6 @@ to give, and in how long.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from vultus.config import DiscriminatorConfig, GeneratorConfig, LoaderConfig, LossConfig, OptimConfig, TrainConfig
@@ -62,7 +61,6 @@ VULTUS_CPU = TrainConfig(
         feature_weight=1.0,
         feature_match=1.0,
         feature_fraction=0.375,
-        feature_nimg=105_000,
     ),
     optim=OptimConfig(lr=6e-4, lr_fall=0.25, beta2=0.99, batch=16, ema_nimg=5_000),
     loader=LoaderConfig(mirror=True),
@@ -75,7 +73,7 @@ VULTUS_BASE = replace(
     preset="vultus-base",
     generator=replace(VULTUS_CPU.generator, base_width=64, max_width=512, projection=512),
     discriminator=replace(VULTUS_CPU.discriminator, base_width=48, max_width=512, projection=512),
-    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5, feature_fraction=1.0, feature_nimg=0),
+    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5, feature_fraction=0.5),
     optim=replace(VULTUS_CPU.optim, lr=4e-4, batch=64, ema_nimg=20_000),
     epochs=200,
     log_every_nimg=6_400,
@@ -114,15 +112,12 @@ def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> T
       picture costs twice as much and not four times; below it widths stay.
     - Penalties on gradients grow with the number of pixels (Karras et al. 2020, arXiv:1912.04958, appendix B).
     - Errors against the photo are taken at the same share of the full size.
-    - A short run has its schedule of the identity loss in its first 40 %: what is not reached would not be learnt. The
-      whole batch goes through FaceNet in its last quarter.
+    - A short run has its schedules in its first 40 %: what is not reached would not be learnt.
     """
     scale = resolution / config.generator.resolution
     generator, discriminator, loss = config.generator, config.discriminator, config.loss
     narrower = max(1, round(scale))
-    longest = math.inf if images is None else images
-    identity_nimg = round(min(loss.identity_nimg, 0.4 * longest))
-    feature_nimg = round(min(loss.feature_nimg, 0.75 * longest))
+    schedule = loss.identity_nimg if images is None else min(loss.identity_nimg, round(0.4 * images))
     return replace(
         config,
         generator=replace(generator, resolution=resolution, base_width=max(8, generator.base_width // narrower)),
@@ -133,7 +128,6 @@ def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> T
             loss,
             gamma=loss.gamma * scale**2,
             mse_size=round(loss.mse_size * scale),
-            identity_nimg=identity_nimg,
-            feature_nimg=feature_nimg,
+            identity_nimg=schedule,
         ),
     )
