@@ -14,7 +14,7 @@ from test_train import assert_same, losses, state
 from vultus import losses as terms
 from vultus.checkpoint import load_snapshot
 from vultus.cli import main
-from vultus.coded import CodedGAN, spread, spread_count
+from vultus.coded import CodedGAN, free_first, spread, spread_count
 from vultus.config import OptimConfig, TrainConfig, check_method
 from vultus.critics import FeatureDiscriminator, PhotoEncoder
 from vultus.encoders import FaceFeatures, FaceNet, InceptionResnetV1
@@ -115,6 +115,14 @@ def test_spread_serves_every_first_part(fraction: float) -> None:
     assert len(set(places)) == len(places) == 16 * fraction
     for part in range(17):
         assert sum(place < part for place in places) == spread_count(part, fraction)
+
+
+def test_drawn_noise_comes_first() -> None:
+    coded = spread(8, 0.5)
+    assert coded.tolist() == [0, 2, 4, 6]
+    assert free_first(8, coded).tolist() == [1, 3, 5, 7, 0, 2, 4, 6]
+    assert free_first(5, coded).tolist() == [1, 3, 0, 2, 4]
+    assert free_first(3, spread(8, 0.0)).tolist() == free_first(3, spread(8, 1.0)).tolist() == [0, 1, 2]
 
 
 def test_terms_at_known_points() -> None:

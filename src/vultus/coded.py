@@ -101,9 +101,11 @@ class CodedGAN(GAN):
             total = total + loss.perceptual_weight * named["G_perceptual"]
         weight = identity_weight(loss, cur_nimg)
         if weight and made is not None and self.face is not None:
-            part = max(1, round(batch * loss.identity_fraction))
-            found = self.face.rest(made[1][:part] / self.F.scale[1].to(made[1].dtype))
-            named["G_identity"] = losses.identity(found, c[:part])
+            # A picture with its photo's noise has the photo to follow. FaceNet likes faces that look at the camera, so
+            # its wish would keep that noise from turning heads.
+            asked = free_first(read, coded)[: max(1, round(batch * loss.identity_fraction))]
+            found = self.face.rest(made[1][asked] / self.F.scale[1].to(made[1].dtype))
+            named["G_identity"] = losses.identity(found, c[asked])
             total = total + weight * named["G_identity"]
         self.G_optim.zero_grad(set_to_none=True)
         total.backward()
@@ -182,6 +184,12 @@ class CodedGAN(GAN):
         right, wrong, asked = self.F.match(real, c), self.F.match(real, c.roll(1, 0)), self.F.match(made, c)
         named["F_real_match"], named["F_wrong_match"], named["F_fake_match"] = right.mean(), wrong.mean(), asked.mean()
         return losses.hinge_real(right) + 0.5 * (losses.hinge_fake(asked) + losses.hinge_fake(wrong))
+
+
+def free_first(count: int, coded: Tensor) -> Tensor:
+    """The first `count` places of a batch, those that are not in `coded` before those that are."""
+    places = torch.arange(count, device=coded.device)
+    return places[torch.isin(places, coded).long().argsort(stable=True)]
 
 
 def spread_count(batch: int, fraction: float) -> int:

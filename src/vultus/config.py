@@ -78,7 +78,7 @@ class LossConfig:
         identity_size: side at which FaceNet reads the picture for this loss; every step draws one near it and flips a
             coin for the mirror image, so that no pattern tuned to one sampling pays.
         identity_sizes: how many sides there are to draw from, 8 pixels apart, with identity_size in their middle.
-        identity_fraction: part of the batch it is computed on.
+        identity_fraction: part of the batch it is computed on; pictures whose noise was read from a photo come last.
         coded_fraction: part of the batch whose noise is read from the photo itself, and which is compared with it.
         kl_weight: weight of what that noise says beyond plain noise, in nats.
         perceptual_weight: weight of the difference between FaceNet's features of such a picture and of its photo.

@@ -37,7 +37,7 @@ DCGAN_IDENTITY = TrainConfig(
 )
 
 # The recipe: hinge loss on pixels, patches and FaceNet's features; half of each batch is a conditional variational
-# autoencoder. For a CPU: nothing is computed above 64x64, 6 pictures of 16 go through FaceNet.
+# autoencoder. For a CPU: nothing is computed above 64x64, and 6 pictures of 16 go through FaceNet to the end.
 VULTUS_CPU = TrainConfig(
     preset="vultus-cpu",
     method="coded",
@@ -45,7 +45,7 @@ VULTUS_CPU = TrainConfig(
     discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
     loss=LossConfig(
         adversarial="hinge",
-        mse_weight=5.0,
+        mse_weight=10.0,
         mse_size=64,
         identity_weight=8.0,
         identity_start=1.0,
@@ -60,7 +60,7 @@ VULTUS_CPU = TrainConfig(
         patch_weight=0.5,
         feature_weight=1.0,
         feature_match=1.0,
-        feature_fraction=0.375,
+        feature_fraction=1.0,
     ),
     optim=OptimConfig(lr=6e-4, lr_fall=0.25, beta2=0.99, batch=16, ema_nimg=5_000),
     loader=LoaderConfig(mirror=True),
@@ -73,7 +73,7 @@ VULTUS_BASE = replace(
     preset="vultus-base",
     generator=replace(VULTUS_CPU.generator, base_width=64, max_width=512, projection=512),
     discriminator=replace(VULTUS_CPU.discriminator, base_width=48, max_width=512, projection=512),
-    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5, feature_fraction=0.5),
+    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5),
     optim=replace(VULTUS_CPU.optim, lr=4e-4, batch=64, ema_nimg=20_000),
     epochs=200,
     log_every_nimg=6_400,
