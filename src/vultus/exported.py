@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from vultus.draws import Floats
 from vultus.errors import UserError, in_one_line
+from vultus.files import processors
 
 FORMAT = "1"
 SUFFIX = ".onnx"
@@ -121,9 +122,7 @@ def open_session(
 
 def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(asked) if asked.isdecimal() and int(asked) else processors()
 
 
 def encode_people(people: Mapping[str, npt.NDArray[np.float32]]) -> str:

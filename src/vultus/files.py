@@ -79,6 +79,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path, verb: str) -> Iterator[None]:
     """Hold `folder` for one process. Raises UserError if another process holds it.
