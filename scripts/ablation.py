@@ -9,7 +9,6 @@ minutes of one core for each run of 9,600 images.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from vultus.compare import compare
 from vultus.errors import UserError
-from vultus.files import write_text
+from vultus.files import write_json
 from vultus.options import open_facenet, open_snapshot
 
 ARMS: dict[str, tuple[str, ...]] = {
@@ -88,7 +87,7 @@ def main() -> None:
         limit=options.limit,
         device="cpu",
     )
-    write_text(options.out / "results.json", json.dumps(results, indent=2))
+    write_json(options.out / "results.json", results)
     lines = [f"| | {' | '.join(title for _, title, _, _ in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for arm in options.arms:
         found = [results[run.name]["metrics"] for name, _, run in runs if name == arm]
