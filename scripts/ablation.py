@@ -74,10 +74,9 @@ def main() -> None:
     runs = [(arm, seed, options.out / name_of(arm, seed)) for seed in options.seeds for arm in options.arms]
     for arm, seed, run in runs:
         settings = [f"--{setting}" for setting in ARMS[arm]]
-        begun = (run / "config.json").is_file()
         command = ["train", "--preset", "vultus-cpu", "--data", options.data, "--out", str(run), "--dtype", "float32"]
         command += ["--images", str(options.images), "--sample_every_nimg", str(options.images)]
-        command += [] if begun else [f"--seed={seed}", *settings]
+        command += [f"--seed={seed}", *settings]
         print(f"{arm}, seed {seed}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "vultus", *command], check=True)
     _, results = compare(

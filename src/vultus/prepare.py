@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from vultus.ahead import Ahead
 from vultus.encoders import DTYPES, Encoder, fastest_dtype, load_facenet
 from vultus.errors import UserError
-from vultus.files import folder_lock, make_folder, read_json
+from vultus.files import folder_lock, make_folder, processors, read_json
 from vultus.images import BadImage, centre_crop, decode_image, encode_jpeg, from_pil, to_x
 from vultus.shards import PreparedFolder
 from vultus.sources import Item, Part, Position, Source, open_source
@@ -243,7 +242,7 @@ class _Preparation:
         before = sum(entry["items"] for entry in done)
         if done:
             print(f"{self.folder.folder}: going on after {before} photos", file=sys.stderr)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = processors()
         pool = ThreadPoolExecutor(max(2, cores), "vultus-decode")
         try:
             with (
