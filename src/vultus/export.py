@@ -16,6 +16,7 @@ Precisions:
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -102,15 +103,13 @@ def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = 
 def _models(snapshot: Snapshot, precision: Precision) -> Iterator[Any]:
     """ModelProtos of that precision, for int8 with more and more of the last convolutions left as they are."""
     traced = _traced(snapshot)
-    layers = [node.name for node in traced.graph.node if node.op_type in CONVOLUTIONS]
-    for left in range(2, max(2, len(layers) // 2) + 1) if precision == "int8" else (0,):
-        model = type(traced)()
-        model.CopyFrom(traced)
-        if precision == "int8":
-            model = _quantised(model, snapshot, layers[-left:])
-        if precision != "float32":
-            _store_half(model)
-        yield model
+    if precision == "int8":
+        layers = [node.name for node in traced.graph.node if node.op_type in CONVOLUTIONS]
+        for left in range(2, max(2, len(layers) // 2) + 1):
+            # A copy, because the library may change what it is given.
+            yield _store_half(_quantised(copy.deepcopy(traced), snapshot, layers[-left:]))
+    else:
+        yield _store_half(traced) if precision == "float16" else traced
 
 
 def compare(snapshot: Snapshot, path: Path) -> Parity:
@@ -189,8 +188,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _store_half(model: Any) -> None:
-    """Store large float32 weights as float16, with a Cast to float32 behind each, which is folded on opening."""
+def _store_half(model: Any) -> Any:
+    """The model with its large float32 weights stored as float16, in place: a Cast to float32 behind each is folded on
+    opening."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -202,6 +202,7 @@ def _store_half(model: Any) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    return model
 
 
 def _quantised(model: Any, snapshot: Snapshot, left: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """Runs worth repeating, by name, and how they follow from the resolution and the budget.
 
-`vultus train --preset NAME --data DATA --out RUN [--hours N | --images N]`; docs/recipe.md has what each was measured
-to give, and in how long.
+Figures below each: 2,527 photos of 118 people never seen (CelebA), two noises, by `vultus evaluate`; times of one core
+of an Intel Xeon (AVX512), data 14,035 photos at 128x128, seed 0. docs/results.md has them all, with intervals.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ REFERENCE_MSE = TrainConfig(
     loader=LoaderConfig(max_images=5_000),
     epochs=10,
 )
+"""The first reference system: strong MSE and BCE, 5,000 photos, 10 epochs.
+
+    vultus train --preset reference-mse --data data/celeba --out runs/reference-mse
+
+54 minutes. FaceNet cosine 0.318; dlib at FAR 1e-3, type I / II 5.1 / 3.1 %; Frechet distance (EfficientNet-lite0) 285;
+ST-LPIPS over noise 0.063.
+"""
 
 REFERENCE_DCGAN = TrainConfig(
     preset="reference-dcgan",
@@ -26,6 +33,12 @@ REFERENCE_DCGAN = TrainConfig(
     optim=OptimConfig(batch=64),
     epochs=2,
 )
+"""The second reference system: DCGAN on embedding and noise side by side, all photos, 2 epochs.
+
+    vultus train --preset reference-dcgan --data data/celeba --out runs/reference-dcgan
+
+26 minutes. FaceNet cosine 0.258; dlib, type I / II 1.5 / 0.7 %; Frechet distance 370; ST-LPIPS over noise 0.028.
+"""
 
 DCGAN_IDENTITY = TrainConfig(
     preset="dcgan-identity",
@@ -35,9 +48,13 @@ DCGAN_IDENTITY = TrainConfig(
     loader=LoaderConfig(mirror=True),
     epochs=7,
 )
+"""DCGAN networks with an identity loss: the way from the references to the recipe.
 
-# The recipe: hinge loss on pixels, patches and FaceNet's features; half of each batch is a conditional variational
-# autoencoder. For a CPU: nothing is computed above 64x64, and 6 pictures of 16 go through FaceNet to the end.
+    vultus train --preset dcgan-identity --data data/celeba --out runs/dcgan-identity --images 51200
+
+62 minutes. FaceNet cosine 0.537; dlib, type I / II 32 / 15 %; Frechet distance 289; ST-LPIPS over noise 0.075.
+"""
+
 VULTUS_CPU = TrainConfig(
     preset="vultus-cpu",
     method="coded",
@@ -66,8 +83,15 @@ VULTUS_CPU = TrainConfig(
     loader=LoaderConfig(mirror=True),
     epochs=20,
 )
+"""The recipe, for a processor: hinge loss on pixels, patches and FaceNet's features; half of each batch is a
+conditional variational autoencoder. Nothing is computed above 64x64; 6 pictures of 16 go through FaceNet to the end.
 
-# The same for one GPU: wider networks, larger batches, schedules in proportion.
+    vultus train --preset vultus-cpu --data data/celeba --out runs/vultus-cpu --images 150000
+
+142 minutes, most of them on two cores. FaceNet cosine on 128 unseen photos: 0.52 after 15 minutes, 0.63 after 30, 0.78
+at the end. Then: FaceNet cosine 0.776; dlib, type I / II 78 / 37 %; Frechet distance 58; ST-LPIPS over noise 0.236.
+"""
+
 VULTUS_BASE = replace(
     VULTUS_CPU,
     preset="vultus-base",
@@ -80,6 +104,12 @@ VULTUS_BASE = replace(
     sample_every_nimg=64_000,
     checkpoint_every_nimg=64_000,
 )
+"""The same for one GPU: wider networks, larger batches, schedules in proportion.
+
+    vultus train --preset vultus-base --data data/celeba --out runs/vultus-base --hours 0.5
+
+Not measured yet: it has been run for a few steps on a processor only.
+"""
 
 TINY = TrainConfig(
     preset="tiny",
@@ -92,6 +122,7 @@ TINY = TrainConfig(
     sample_every_nimg=800,
     checkpoint_every_nimg=800,
 )
+"""32x32, for `vultus demo`: a minute on faces that it draws itself, to see a training from end to end."""
 
 PRESETS = {
     preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, VULTUS_CPU, VULTUS_BASE, TINY)
