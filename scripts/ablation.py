@@ -4,8 +4,8 @@
 
 Every run is `vultus train --preset vultus-cpu`; the rest of its settings follow from the budget as always. Then all are
 measured on the same photos of unseen people and printed as one table (Markdown): a line a part, with the mean over
-seeds and, for several, the smallest and the largest. Run it again after an interruption: it goes on where it was. Ten
-minutes of one core for each run of 9,600 images.
+seeds and, for several, the smallest and the largest. Run it again after an interruption: it goes on where it was.
+Twelve minutes of one core for each run of 9,600 images.
 """
 
 import argparse

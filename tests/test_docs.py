@@ -64,7 +64,7 @@ NOT_RUN = {
     "python benchmarks/serve.py": "takes ten minutes",
     "python benchmarks/page.py": "needs a server and takes a minute; test_page.py drives the page",
     "python scripts/groups.py": "needs the photos that its groups name",
-    "bash runs/vultus-cpu.sh": "trains for three hours",
+    "bash runs/vultus-cpu.sh": "trains for two hours",
     "vultus serve": "stays; run by test_serve.py, and served here to what follows it on the page",
     "vultus generate hf://": "reads from the hub; run by test_publish.py on a stand-in",
     "vultus export default --onnx --precision": "takes half a minute; run by test_export.py on tiny networks",
