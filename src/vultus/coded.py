@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from vultus import losses
+from vultus.augment import augment
 from vultus.config import to_dict
 from vultus.critics import FeatureDiscriminator, PhotoEncoder
 from vultus.encoders import FaceFeatures, FaceNet
-from vultus.gan import GAN, gradient_norm, identity_weight, mse_weight
+from vultus.gan import GAN, gradient_norm, identity_weight, mse_weight, step_generator
 from vultus.images import to_x
 from vultus.networks import ProjectionDiscriminator, build_discriminator, build_generator
 
@@ -75,12 +76,13 @@ class CodedGAN(GAN):
         x = self.G(z.to(self.dtype), c)
         read = max(1, round(batch * max(loss.feature_fraction, loss.identity_fraction)))
         made, real = self._features(x[:read], x_real[:read], cur_nimg)
-        self._judges_step(x_real, x.detach(), c, made, real, named)
+        shown = self._changed(torch.cat([x_real, x.detach()]), cur_nimg, 0)
+        self._judges_step(shown, c, made, real, named)
 
         for judge in (self.D, self.F):
             judge.requires_grad_(False)
         if loss.adversarial_weight:
-            logits, features, patches = self.D.read(x.to(self.dtype))
+            logits, features, patches = self.D.read(self._changed(x, cur_nimg, 1).to(self.dtype))
             named["G_adversarial"] = losses.hinge_generator(logits + self.D.match(features, c))
             total = total + loss.adversarial_weight * named["G_adversarial"]
             if loss.patch_weight:
@@ -132,20 +134,21 @@ class CodedGAN(GAN):
         with torch.no_grad():
             return made, self.F.scaled(self.face.shallow(x_real, size))
 
+    def _changed(self, x: Tensor, cur_nimg: int, use: int) -> Tensor:
+        """Pictures as D sees them; each `use` within a step has changes of its own."""
+        share = self.config.loss.augment
+        if not share:
+            return x
+        return augment(x, share, step_generator(self.config.seed + 2 + use, cur_nimg, self.device))
+
     def _judges_step(
-        self,
-        x_real: Tensor,
-        x: Tensor,
-        c: Tensor,
-        made: Features | None,
-        real: Features | None,
-        named: dict[str, Tensor],
+        self, shown: Tensor, c: Tensor, made: Features | None, real: Features | None, named: dict[str, Tensor]
     ) -> None:
-        """Update D and F and enter their losses into `named`."""
+        """Update D, that is shown photos and then as many made pictures, and F; enter their losses into `named`."""
         loss = self.config.loss
         total = torch.zeros((), device=self.device)
         if loss.adversarial_weight:
-            named["D_adversarial"] = self._pixel_loss(x_real, x, c, named)
+            named["D_adversarial"] = self._pixel_loss(shown, c, named)
             total = total + named["D_adversarial"]
         if loss.feature_weight and made is not None and real is not None:
             judged = zip(self.F(real), self.F((made[0].detach(), made[1].detach())), strict=True)
@@ -162,10 +165,10 @@ class CodedGAN(GAN):
             named["D_grad_norm"] = gradient_norm(self.D, self.F)
             self.D_optim.step()
 
-    def _pixel_loss(self, x_real: Tensor, x: Tensor, c: Tensor, named: dict[str, Tensor]) -> Tensor:
+    def _pixel_loss(self, shown: Tensor, c: Tensor, named: dict[str, Tensor]) -> Tensor:
         """D's loss: photos with their embeddings against made pictures, and against photos with wrong embeddings."""
-        loss, batch = self.config.loss, len(x_real)
-        logits, features, patches = self.D.read(torch.cat([x_real, x]).to(self.dtype))
+        loss, batch = self.config.loss, len(c)
+        logits, features, patches = self.D.read(shown.to(self.dtype))
         joint = logits + self.D.match(features, torch.cat([c, c]))
         total = losses.hinge_real(joint[:batch]) + (1 - loss.mismatch) * losses.hinge_fake(joint[batch:])
         named["D_real_logits"], named["D_fake_logits"] = joint[:batch].mean(), joint[batch:].mean()

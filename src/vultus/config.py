@@ -87,6 +87,7 @@ class LossConfig:
         feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
         feature_match: weight of its judgement of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
+        augment: probability of each change (colours, place, a square cut out) of the pictures that D sees.
     """
 
     adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
@@ -113,6 +114,7 @@ class LossConfig:
     feature_weight: float = 0.0
     feature_match: float = 0.0
     feature_fraction: float = 0.5
+    augment: float = 0.0
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
