@@ -17,8 +17,8 @@ HOLE = 1 / 2  # side of the square that is cut out, in sides
 
 
 def augment(x: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Pictures x [N, 3, R, R] in [-1, 1], each with probability `share` in other colours, with the same one shifted, and
-    with the same one with a square of grey in it: three draws for each picture.
+    """Pictures x [N, 3, R, R] in [-1, 1], each with probability `share` in other colours, with the same one shifted,
+    and with the same one with a square of grey in it: three draws for each picture.
 
     Brightness moves by up to 0.5, saturation is multiplied by 0 to 2, contrast by 0.5 to 1.5; pictures are shifted by
     whole pixels, up to an eighth of the side, with grey beyond the edge; the square has half of the side and may hang

@@ -198,6 +198,7 @@ UNUSED = {
         "kl_weight",
         "perceptual_weight",
         "mismatch",
+        "augment",
         "patch_weight",
         "feature_weight",
         "feature_match",
@@ -218,7 +219,7 @@ def check_method(config: TrainConfig) -> None:
         raise UserError(f"method coded takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
-    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction"):
+    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction", "augment"):
         if not 0 <= getattr(loss, name) <= 1:
             raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
     if loss.identity_sizes < 1:

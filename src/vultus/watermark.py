@@ -2,8 +2,9 @@
 
 A pattern that repeats every TILE pixels is added to the brightness (spread spectrum, Cox et al. 1997): waves of fixed
 random phases between 0.1 and 0.25 cycles a pixel, where JPEG and shrinking to half the size leave something, as strong
-as the texture around a pixel is. How strong each wave must be depends on what the picture itself has of it: they grow
-until the detector's score is TARGET (informed embedding, Malvar and Florêncio 2003).
+as the texture around a pixel is. The pattern is shifted to where the picture is most like it already. How strong each
+wave must be depends on what the picture itself has of it: they grow until the detector's score is TARGET (informed
+embedding, Malvar and Florêncio 2003).
 
 The detector whitens the brightness (a power of the frequency in the cosine transform, then division by the local
 deviation), takes the pattern's frequencies out of it, for stretched pictures at several scales, and correlates them
@@ -69,6 +70,7 @@ def _make_waves() -> Complex:
 
 _WAVES = _make_waves()
 _USED = np.abs(_WAVES) > 0
+_UPPER = _USED & ((_NUMBERS[:, None] > 0) | ((_NUMBERS[:, None] == 0) & (_NUMBERS > 0)))  # the others are conjugate
 _RESPONSE = (np.hypot(_NUMBERS[:, None], _NUMBERS) / TILE / MIDDLE) ** WHITE  # of the whitened picture to a wave
 
 
@@ -92,8 +94,8 @@ def _whitening(height: int, width: int) -> Array:
 
 
 def _whiten(y: Array) -> Array:
-    down, right = _cosines(y.shape[0]), _cosines(y.shape[1])
-    return down.T @ (((down @ y) @ right.T) * _whitening(*y.shape)) @ right
+    down, right = _cosines(y.shape[-2]), _cosines(y.shape[-1])
+    return down.T @ (((down @ y) @ right.T) * _whitening(*y.shape[-2:])) @ right
 
 
 @functools.lru_cache(maxsize=256)
@@ -105,7 +107,7 @@ def _averaging(size: int) -> Array:
 
 
 def _deviation(white: Array) -> Array:
-    height, width = white.shape
+    height, width = white.shape[-2:]
     deviation: Array = np.sqrt(_averaging(height) @ (white * white) @ _averaging(width).T + FLOOR**2)
     return deviation
 
@@ -118,11 +120,11 @@ def _turns(size: int, scales: tuple[float, ...]) -> Complex:
 
 
 def _waves_in(block: Array, scales: tuple[float, ...] = (1.0,)) -> Complex:
-    """How much of each wave of the pattern is in a whitened block: [scales, scales, 2K+1, 2K+1]."""
-    height, width = block.shape
+    """How much of each wave of the pattern is in whitened blocks [..., h, w]: [..., scales, scales, 2K+1, 2K+1]."""
+    height, width = block.shape[-2:]
     found = _turns(height, scales) @ block.astype(np.complex64) @ _turns(width, scales).T
     count, size = len(scales), 2 * _K + 1
-    return found.reshape(count, size, count, size).transpose(0, 2, 1, 3) * _USED
+    return found.reshape(*block.shape[:-2], count, size, count, size).swapaxes(-3, -2) * _USED
 
 
 def _products(waves: Complex) -> tuple[Complex, Array]:
@@ -138,32 +140,39 @@ def _products(waves: Complex) -> tuple[Complex, Array]:
 def add_watermark(image: Image.Image) -> Image.Image:
     """An RGB picture with the mark; a picture with a side below LEAST as it is.
 
-    The same picture gives the same result. At the usual strength the difference is 1 to 2 of 255 grey levels.
+    The same picture gives the same result. At the usual strength the difference is about 1 of 255 grey levels.
     """
     if min(image.size) < LEAST:
         return image
-    return Image.fromarray(_marked(np.asarray(image.convert("RGB"))))
+    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    return Image.fromarray(mark_pixels(pixels[None])[0].transpose(1, 2, 0))
 
 
 def mark_pixels(images: Pixels) -> Pixels:
-    """As add_watermark, of uint8 images [N, 3, H, W]."""
+    """As add_watermark, of uint8 images [N, 3, H, W]; each as if it were alone."""
     if min(images.shape[2:]) < LEAST:
         return images
-    return np.stack([_marked(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in images])
-
-
-def _marked(image: Pixels) -> Pixels:
-    """One image [H, W, 3]."""
-    pixels = np.ascontiguousarray(image, np.float32)
-    y = pixels @ _LUMA
-    height, width = y.shape
-    room = (np.minimum(pixels, 255 - pixels).clip(0, ROOM) / ROOM) @ _LUMA  # what is black or white cannot be changed
-    change, weight = np.zeros_like(y), np.zeros_like(y)
-    for top, left in itertools.product(_starts(height, SIDE), _starts(width, SIDE)):
-        part = np.s_[top : top + SIDE, left : left + SIDE]
-        change[part] += _change(y[part], room[part], top, left)
+    pixels = images.astype(np.float32)
+    y = _brightness(pixels)
+    room = _brightness(np.minimum(pixels, 255 - pixels).clip(0, ROOM) / ROOM)  # black and white cannot be changed
+    height, width = images.shape[2:]
+    places = list(itertools.product(_starts(height, SIDE), _starts(width, SIDE)))
+    blocks = [_Blocks(y[:, top : top + SIDE, left : left + SIDE], top, left) for top, left in places]
+    pattern = _nearest([block.waves for block in blocks])
+    change, weight = np.zeros_like(y), np.zeros_like(y[0])
+    for block, (top, left) in zip(blocks, places, strict=True):
+        part = np.s_[..., top : top + SIDE, left : left + SIDE]
+        change[part] += block.change(pattern, room[part])
         weight[part] += 1
-    return np.rint(pixels + (change / weight)[..., None]).clip(0, 255).astype(np.uint8)
+    pixels += (change / weight)[:, None]
+    marked: Pixels = np.rint(pixels, out=pixels).clip(0, 255).astype(np.uint8)
+    return marked
+
+
+def _brightness(pixels: Array) -> Array:
+    """Pixels [N, 3, H, W] -> [N, H, W]."""
+    y: Array = np.tensordot(_LUMA, pixels, (0, 1))
+    return y
 
 
 def _starts(length: int, step: int) -> list[int]:
@@ -172,36 +181,77 @@ def _starts(length: int, step: int) -> list[int]:
     return [round(number * max(0, length - SIDE) / max(1, count - 1)) for number in range(count)]
 
 
-def _change(y: Array, room: Array, top: int, left: int) -> Array:
-    """What to add to the brightness of the block that begins at (top, left); `room`, 0 to 1, weakens it at each pixel.
+def _nearest(waves: list[Complex]) -> Complex:
+    """The shift of the pattern that each picture has most of already: amplitudes [N, 2K+1, 2K+1].
 
-    Steps of steepest ascent of the score in the waves' amplitudes, each measured by its strength in the picture and in
-    the whitened picture alike (the geometric mean of the two), until the score is TARGET. Waves that a picture has the
-    wrong way round are turned before those that happen to lie right are strengthened. Waves that are nearly absent
-    would turn for nothing, and turn back as easily; `least` keeps the ascent from living on those.
+    `waves` are those of its blocks, seen from the picture's corner. The detector looks at all shifts anyway, and faces
+    that nobody marked have a score of 3.3 on average at the best of them, which need not be added. (Several patterns
+    that mean the same, of which the nearest is taken: the codebook of Costa's dirty paper coding, 1983.)
     """
-    height, width = y.shape
-    white = _whiten(y)
-    local = _deviation(white)
-    turned = np.exp(2j * np.pi * (_NUMBERS[:, None] * top + _NUMBERS * left) / TILE)  # the pattern is the picture's
-    waves = _waves_in(white / local)[0, 0] / turned
-    least = (LEAST_WAVE**2) * (np.abs(waves) ** 2).sum() / _USED.sum()
-    step = STEP * math.sqrt(least) / LEAST_WAVE
-    gains = float(room.sum()) * _RESPONSE
-    added = np.zeros_like(waves)
-    for _ in range(STEPS):
-        now = waves + gains * added
-        products, length = _products(now)
-        if products.real.sum() >= TARGET * length:
-            break
-        size = np.sqrt(np.abs(now) ** 2 + least)
-        along = (now * _WAVES.conj()).real
-        score = (along / np.sqrt(size)).sum() / size[_USED].sum()
-        slope = _WAVES / np.sqrt(size) - 0.5 * along * now / size**2.5 - 0.5 * score * now / size
-        slope = slope * _USED * np.sqrt(_RESPONSE)
-        added = added + step * slope / max(1e-12, math.sqrt((np.abs(slope * gains) ** 2).sum() / _USED.sum()))
-    drawn = _turns(height, (1.0,)).conj().T @ (added * turned) @ _turns(width, (1.0,)).conj()
-    return drawn.real * local * room
+    sums = np.zeros_like(waves[0])
+    for found in waves:
+        products, length = _products(found)
+        sums += products / np.maximum(length, 1e-6)[:, None, None]
+    best = _correlations(sums).transpose(1, 0, 2).reshape(len(sums), -1).argmax(1)
+    rows, columns = np.divmod(best, 2 * TILE)
+    moved = _NUMBERS[:, None] * rows[:, None, None] + _NUMBERS * columns[:, None, None]
+    return (_WAVES * np.exp(-2j * np.pi * moved / (2 * TILE))).astype(np.complex64)
+
+
+class _Blocks:
+    """The block [N, h, w] of N pictures' brightness that begins at (top, left).
+
+    Attributes:
+        local: deviation around each pixel, in the whitened picture [N, h, w].
+        waves: of the whitened block over it [N, 2K+1, 2K+1], as they look from the picture's corner.
+    """
+
+    def __init__(self, y: Array, top: int, left: int) -> None:
+        white = _whiten(y)
+        self.local = _deviation(white)
+        phase = 2j * np.pi * (_NUMBERS[:, None] * top + _NUMBERS * left) / TILE
+        self._turn: Complex = np.exp(phase).astype(np.complex64)
+        self.waves = _waves_in(white / self.local)[:, 0, 0] * self._turn.conj()
+
+    def change(self, pattern: Complex, room: Array) -> Array:
+        """What to add to the brightness [N, h, w]; `room` [N, h, w], 0 to 1, weakens it at each pixel.
+
+        Steps of steepest ascent of the score in the waves' amplitudes, each measured by its strength in the picture and
+        in the whitened picture alike (the geometric mean of the two), until the score is TARGET. Waves that a picture
+        has the wrong way round are turned before those that happen to lie right are strengthened. Waves that are nearly
+        absent would turn for nothing, and turn back as easily; `least` keeps the ascent from living on those.
+        """
+        waves, aim, response = self.waves[:, _UPPER], pattern[:, _UPPER], _RESPONSE[_UPPER]
+        least = LEAST_WAVE**2 * _square(waves).mean(1, keepdims=True)
+        step = STEP * np.sqrt(least) / LEAST_WAVE
+        gains = room.sum((1, 2))[:, None] * response
+        added = np.zeros_like(waves)
+        for _ in range(STEPS):
+            now = waves + gains * added
+            square = _square(now)
+            strong = np.sqrt(np.sqrt(np.maximum(square, 1e-12)))  # square roots of the amplitudes
+            along = (now * aim.conj()).real
+            # Half of the waves stand for all, hence the 2.
+            low = (along / strong).sum(1) * math.sqrt(2) < TARGET * np.sqrt((strong * strong).sum(1))
+            if not low.any():
+                break
+            size = np.sqrt(square + least)
+            root = np.sqrt(size)
+            score = (along / root).sum(1, keepdims=True) / size.sum(1, keepdims=True)
+            slope = (aim / root - now * (0.5 * along / (size * size * root) + 0.5 * score / size)) * np.sqrt(response)
+            length = np.sqrt(_square(slope * gains).mean(1, keepdims=True))
+            added += low[:, None] * step * slope / np.maximum(length, 1e-12)
+        whole = np.zeros_like(self.waves)
+        whole[:, _UPPER] = 2 * added * self._turn[_UPPER]
+        height, width = self.local.shape[1:]
+        left, right = _turns(height, (1.0,)).conj().T @ whole, _turns(width, (1.0,)).conj()
+        drawn: Array = left.real @ right.real - left.imag @ right.imag
+        return drawn * self.local * room
+
+
+def _square(values: Complex) -> Array:
+    square: Array = values.real**2 + values.imag**2
+    return square
 
 
 # --- detecting --------------------------------------------------------------------------------------------------------
@@ -248,13 +298,13 @@ def block_score(y: Array) -> float:
     white = _whiten(y)
     waves = _waves_in(white / _deviation(white), SCALES).reshape(-1, *_WAVES.shape)
     products, length = _products(np.concatenate([waves, waves[..., ::-1]]))
-    return float((_peaks(products) / np.maximum(length, 1e-6)).max())
+    return float((_correlations(products).max((0, 2)) / np.maximum(length, 1e-6)).max())
 
 
-def _peaks(products: Complex) -> Array:
-    """The largest correlation of each set of products [N, 2K+1, 2K+1] over all shifts, half a pixel apart: [N].
+def _correlations(products: Complex) -> Array:
+    """The correlation of each set of products [N, 2K+1, 2K+1] at all shifts (a, b), half a pixel apart: [a, N, b].
 
-    That is the largest value of the inverse Fourier transform. So few frequencies are quicker as matrix products, and
+    That is the inverse Fourier transform. So few frequencies are quicker as matrix products, and
     as those at -k are conjugate, half of them with the real part of the sum will do.
     """
     size = 2 * TILE
@@ -264,7 +314,7 @@ def _peaks(products: Complex) -> Array:
     half = products[..., _K:].transpose(1, 0, 2).reshape(len(_NUMBERS), -1)
     sums = (down @ half).reshape(-1, _K + 1)
     found = sums.real @ right.real - sums.imag @ right.imag
-    return found.reshape(size, -1, size).max((0, 2))
+    return found.reshape(size, -1, size)
 
 
 def _tail(score: float) -> float:

@@ -1,0 +1,87 @@
+"""Augmentation of what D sees: each change alone, how often it comes, its way back, and who sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from test_coded import WITHOUT_FACENET, model, photos
+from vultus import augment as augmentation
+from vultus.augment import augment
+from vultus.config import check_method
+from vultus.errors import UserError
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(64, 3, 16, 16, generator=rng()) * 2 - 1
+
+
+def test_share_and_repetition(x: Tensor) -> None:
+    torch.testing.assert_close(augment(x, 0.0, rng()), x, atol=1e-5, rtol=0)
+    assert torch.equal(augment(x, 0.6, rng(1)), augment(x, 0.6, rng(1)))
+    assert not torch.equal(augment(x, 0.6, rng(1)), augment(x, 0.6, rng(2)))
+    errors = [(augment(x, share, rng(3)) - x).abs().amax((1, 2, 3)) for share in (0.1, 0.5, 0.9)]
+    kept = [float((error < 1e-5).float().mean()) for error in errors]
+    assert kept[0] > 0.5 > 0.3 > kept[1] > kept[2]  # (1 - share)^3 of them
+    assert kept[2] < 0.05
+
+
+def test_shifts_are_whole_pixels_with_grey_beyond(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "HOLE", 0.0)
+    grey = torch.full_like(x, 0.25)  # of one colour, saturation and contrast do nothing to it
+    shown = augment(grey, 1.0, rng())
+    assert ((shown.amax((2, 3)) - shown.amin((2, 3))) > 0.05).any(1).float().mean() > 0.5  # an edge beyond most of them
+    places = torch.arange(256.0).reshape(1, 1, 16, 16).expand(64, 3, -1, -1)
+    monkeypatch.setattr(augmentation.torch, "rand", lambda *shape, **options: torch.full(shape, 0.9999))
+    moved = augment(places, 1.0, rng())
+    monkeypatch.undo()
+    # The greatest shift is an eighth, two pixels; brightness and contrast are an affine map of values.
+    assert torch.equal(moved[..., -2:, :], torch.zeros_like(moved[..., -2:, :]))
+    inside, expected = moved[0, 0, :14, :14].flatten(), places[0, 0, 2:, 2:].flatten()
+    assert torch.corrcoef(torch.stack([inside, expected]))[0, 1] > 0.9999
+
+
+def test_the_square(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "SHIFT", 0.0)
+    shown = augment(torch.full_like(x, 0.75), 1.0, rng())
+    holes = (shown == 0).all(1).flatten(1).float().mean(1)
+    assert holes.max() <= 0.25
+    assert 0.1 < holes.mean() < 0.2  # half of the side, and part of it over the edge
+
+
+def test_gradient_goes_back_through_it() -> None:
+    x = (torch.rand(3, 3, 8, 8, generator=rng(), dtype=torch.float64) * 2 - 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment(x, 0.8, rng(1)), x)
+
+
+def test_only_the_discriminator_sees_it_and_each_time_another() -> None:
+    gan = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0)))
+    plain = model(WITHOUT_FACENET)
+    images, c = photos(8)
+    shown: list[Tensor] = []
+    read = gan.D.read
+    gan.D.read = lambda x: shown.append(x.detach().clone()) or read(x)  # type: ignore[method-assign,func-returns-value]
+    named, other = gan.step(images, c, 0), plain.step(images, c, 0)
+    assert named["G_mse"] == other["G_mse"]
+    assert named["D_adversarial"] != other["D_adversarial"]
+    both, again = shown
+    assert (len(both), len(again)) == (16, 8)
+    assert F.mse_loss(both[8:], again) > 0.05
+    twin = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0)))
+    assert all(torch.equal(value, named[key]) for key, value in twin.step(images, c, 0).items())
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(UserError, match=r"loss\.augment is 1\.2"):
+        check_method(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.2)))
+    with pytest.raises(UserError, match=r"loss\.augment is not a part of method gan"):
+        check_method(replace(WITHOUT_FACENET, method="gan", loss=replace(type(WITHOUT_FACENET.loss)(), augment=0.5)))
