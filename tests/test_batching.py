@@ -78,6 +78,26 @@ def test_what_waits_is_drawn_in_one_call(watched: Batcher) -> None:
     assert generator.calls == [1, 16], "the first alone, then 11 in one call, filled up to 16"
 
 
+def test_a_second_call_begins_once_it_is_full() -> None:
+    generator = Watched()
+    batcher = Batcher(generator, window=0.02, calls=2, after=lambda images: 255 - images)
+    generator.open.clear()
+    first = batcher.submit(*faces(0, 1))
+    assert generator.begun.wait(10)
+    generator.begun.clear()
+    others = [batcher.submit(*faces(number, 5)) for number in range(1, 4)]
+    assert not generator.begun.wait(0.2), "15 faces wait for the call under way"
+    others.append(batcher.submit(*faces(4, 3)))
+    assert generator.begun.wait(10), "16 do not"
+    generator.open.set()
+    for number, future in enumerate((first, *others)):
+        z, c = faces(number, len(future.result(10)))
+        expected = 255 - to_images(TinyGenerator()(z, c))
+        assert int((future.result().int() - expected.int()).abs().max()) <= 1
+    batcher.close()
+    assert sorted(generator.calls) == [1, 2, 16]
+
+
 def test_what_is_cancelled_is_not_drawn(watched: Batcher) -> None:
     generator: Any = watched.generator
     generator.open.clear()

@@ -153,19 +153,13 @@ class Api:
     ) -> Response:
         """Draw, and answer as the options and the Accept header say."""
         engine, note = self.engine, self._note(seen)
-        drawn = await asyncio.wrap_future(engine.draw(z, c))
+        images = await asyncio.wrap_future(engine.draw(z, c))
         about = {"Vultus-Model": engine.name, "Vultus-Seed": str(options.seed)}
         about |= {"Vultus-Note": note} if note else {}
 
-        def finish() -> tuple[Tensor, list[bytes]]:
-            images = engine.mark(drawn)
-            if options.format == "npy":
-                return images, [npy(images)]
-            return images, engine.encode(images, places, options.format, options.seed)
-
-        images, files = await _run(engine.encoders, finish)
         if options.format == "npy":
-            return Response(files[0], media_type=NPY, headers=about)
+            return Response(await _run(engine.encoders, npy, images), media_type=NPY, headers=about)
+        files = await _run(engine.encoders, engine.encode, images, places, options.format, options.seed)
         if len(files) == 1 and not (similarity or as_json or JSON in request.headers.get("accept", "")):
             return Response(files[0], media_type=f"image/{options.format}", headers=about)
         faces: list[dict[str, Any]] = [

@@ -75,7 +75,18 @@ class _Job:
 
 
 class Batcher:
-    """A thread that owns the generator. It takes what has waited longest, as many faces as fit in one call."""
+    """Threads that share the generator. Each takes what has waited longest, as many faces as fit in one call.
+
+    With several `calls`, the next one begins beside those under way only once it is full; else what waits would be
+    drawn in many small calls, which costs more in all.
+
+    Args:
+        sizes: faces to a call.
+        window: seconds that a face waits for others while nothing is being drawn.
+        calls: how many may be under way at a time.
+        after: what to do with the faces of a call, uint8 [n, 3, R, R], before they are handed out.
+        observe: told the faces and the seconds of each call.
+    """
 
     def __init__(
         self,
@@ -83,16 +94,22 @@ class Batcher:
         *,
         sizes: Sequence[int] = SIZES,
         window: float = WINDOW,
+        calls: int = 1,
+        after: Callable[[Tensor], Tensor] = lambda images: images,
         observe: Callable[[int, float], None] = lambda faces, seconds: None,
     ) -> None:
         self.generator, self.sizes, self.window = generator, sorted(sizes), window
-        self.observe = observe  # told the faces and the seconds of each call
+        self.after, self.observe = after, observe
         self._device = next(generator.parameters()).device
         self._waiting: deque[tuple[_Job, int]] = deque()
         self._change = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
-        self._thread.start()
+        self._under_way = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"generator-{number}", daemon=True) for number in range(calls)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, z: Tensor, c: Tensor) -> Future[Tensor]:
         """z [n, z_dim], c [n, c_dim] -> a future of uint8 [n, 3, R, R]. Cancelling it takes back what waits."""
@@ -102,7 +119,7 @@ class Batcher:
             if self._closing:
                 raise RuntimeError("the generator is closed")
             self._waiting.extend((job, row) for row in range(len(z)))
-            self._change.notify()
+            self._change.notify_all()
         return job.done
 
     def warm_up(self) -> None:
@@ -111,41 +128,51 @@ class Batcher:
             self._draw(torch.zeros(size, self.generator.z_dim), torch.ones(size, self.generator.c_dim))
 
     def close(self) -> None:
-        """Draw what waits, then end the thread."""
+        """Draw what waits, then end the threads."""
         with self._change:
             self._closing = True
-            self._change.notify()
-        self._thread.join()
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while rows := self._next():
-            jobs = {id(job): job for job, _ in rows}.values()
+            error, images = None, None
             try:
                 begun = time.perf_counter()
                 z, c = (torch.stack([getattr(job, name)[row] for job, row in rows]) for name in ("z", "c"))
-                images = self._draw(z, c)
+                images = self.after(self._draw(z, c))
                 self.observe(len(rows), time.perf_counter() - begun)
-            except Exception as error:
-                for job in jobs:
-                    if not job.done.done():
-                        job.done.set_exception(error)
+            except Exception as raised:
+                error = raised
+            with self._change:
+                self._under_way -= 1
+                self._hand_out(rows, images, error)
+                self._change.notify_all()
+
+    def _hand_out(self, rows: list[tuple[_Job, int]], images: Tensor | None, error: Exception | None) -> None:
+        """Faces into the jobs that they belong to, or the error. The faces of a job may come from several calls."""
+        for number, (job, row) in enumerate(rows):
+            if images is not None:
+                job.images[row] = images[number]
+            job.left -= 1
+            if job.done.done():
                 continue
-            for (job, row), image in zip(rows, images, strict=True):
-                job.images[row] = image
-                job.left -= 1
-            for job in jobs:
-                if not job.left and not job.done.done():
-                    job.done.set_result(job.images)
+            if error is not None:
+                job.done.set_exception(error)
+            elif not job.left:
+                job.done.set_result(job.images)
 
     def _next(self) -> list[tuple[_Job, int]]:
         """The faces of the next call; none when all is done and the house closes."""
         most = self.sizes[-1]
         with self._change:
             while True:
-                while not self._waiting:
+                while not self._waiting or (self._under_way and len(self._waiting) < most and not self._closing):
                     if self._closing:
                         return []
                     self._change.wait()
+                self._under_way += 1
                 until = time.monotonic() + self.window
                 while len(self._waiting) < most and not self._closing and (left := until - time.monotonic()) > 0:
                     self._change.wait(left)
@@ -157,6 +184,7 @@ class Batcher:
                         rows.append((job, row))
                 if rows:
                     return rows
+                self._under_way -= 1
 
     @torch.inference_mode()
     def _draw(self, z: Tensor, c: Tensor) -> Tensor:

@@ -69,13 +69,21 @@ class Engine:
         exact: bool = False,
         mark: bool = True,
     ) -> None:
-        self.snapshot, self.encoder, self.judge, self.align, self.marks = snapshot, encoder, judge, align, mark
+        self.snapshot, self.encoder, self.judge, self.align = snapshot, encoder, judge, align
         self.missing = dict(missing or {})
         self.name = name or model_id(snapshot.path)
         self.people = {key: value.double() for key, value in snapshot.people.items()}  # as sample_people wants them
         if not {"mean", "factor"} <= self.people.keys():
             self.missing["random"] = "the snapshot holds no description of people to draw from"
-        self.batcher = Batcher(snapshot.generator, sizes=SIZES[-1:] if exact else SIZES)
+        on_cpu = next(snapshot.generator.parameters()).device.type == "cpu"
+        self.batcher = Batcher(
+            snapshot.generator,
+            sizes=SIZES[-1:] if exact else SIZES,
+            calls=2
+            if on_cpu
+            else 1,  # each takes as many threads as torch has: half of the processors (verbs_serve.py)
+            after=_marked if mark else lambda images: images,
+        )
         self.reader = ThreadPoolExecutor(1, "reader")
         self.encoders = ThreadPoolExecutor(min(4, torch.get_num_threads()), "encoder")
 
@@ -89,7 +97,7 @@ class Engine:
                 faces.find_eyes(Image.open(photo))
             seen = look_at(photo.getvalue(), self.encoder, align=False)
             z, c, _ = self.rows(seen.c[None], 1, 0, 1.0)
-            self.compare(self.mark(self.draw(z, c).result()), c, seen)
+            self.compare(self.draw(z, c).result(), c, seen)
 
     def close(self) -> None:
         """Finish what was begun, then end the threads."""
@@ -110,7 +118,7 @@ class Engine:
         return (z * strength).repeat(len(c), 1), c.repeat_interleave(num, 0), places
 
     def draw(self, z: Tensor, c: Tensor) -> Future[Tensor]:
-        """A future of uint8 [N, 3, R, R]."""
+        """A future of uint8 [N, 3, R, R], with the watermark in each face."""
         return self.batcher.submit(z, c)
 
     def look(self, data: bytes, max_pixels: int) -> Seen:
@@ -121,10 +129,6 @@ class Engine:
     def random(self, seed: int, num: int) -> Tensor:
         """Embeddings [num, c_dim] of people who do not exist."""
         return sample_people(self.people, num, seed=seed)
-
-    def mark(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, R, R] with the watermark in each face."""
-        return torch.from_numpy(mark_pixels(images.numpy())) if self.marks else images
 
     @torch.inference_mode()
     def compare(self, images: Tensor, c: Tensor, seen: Seen | None) -> list[dict[str, float | None]]:
@@ -151,6 +155,10 @@ class Engine:
             encode_marked(to_pil(image), KINDS[form], origin, watermark=False)
             for image, origin in zip(images, origins, strict=True)
         ]
+
+
+def _marked(images: Tensor) -> Tensor:
+    return torch.from_numpy(mark_pixels(images.numpy()))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -164,9 +164,23 @@ def mark_pixels(images: Pixels) -> Pixels:
         part = np.s_[..., top : top + SIDE, left : left + SIDE]
         change[part] += block.change(pattern, room[part])
         weight[part] += 1
-    pixels += (change / weight)[:, None]
-    marked: Pixels = np.rint(pixels, out=pixels).clip(0, 255).astype(np.uint8)
+    marked: Pixels = (pixels + _whole_levels(change / weight)[:, None]).clip(0, 255).astype(np.uint8)
     return marked
+
+
+def _whole_levels(change: Array) -> Array:
+    """Changes [N, H, W] in whole grey levels that say as much of the mark. Rounding alone would leave nothing of those
+    below half a level, as quiet pictures have."""
+    energy = np.maximum(np.square(change).sum((1, 2)), 1e-12)
+    rounded, stretched = np.rint(change), change
+    for _ in range(4):
+        share = (rounded * change).sum((1, 2)) / energy
+        if (share > 0.98).all():
+            break
+        factor = np.where(share > 0.98, 1, 1 / share.clip(0.5, 1)).astype(np.float32)
+        stretched = stretched * factor[:, None, None]
+        rounded = np.rint(stretched)
+    return rounded
 
 
 def _brightness(pixels: Array) -> Array:
