@@ -20,6 +20,7 @@ FLOORS = [
     {"credentials", "pretrained", "vectors"},
     {
         "assess",
+        "augment",
         "critics",
         "dlib_resnet",
         "encoders",

@@ -57,6 +57,7 @@ NOT_RUN = {
     "vultus prepare flwrlabs/celeba": "streams from the hub; run by test_sources.py on a stand-in",
     "python scripts/calibrate.py": "takes an hour",
     "python scripts/watermark.py": "takes half an hour",
+    "python scripts/ablation.py": "trains for hours",
     "vultus generate default --random 2 --out signed/": "needs a certificate; run by test_marks.py with one of its own",
     "vultus publish runs/mine --repo user/name$": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus publish runs/mine/publish": "uploads; run by test_publish.py to a stand-in for the hub",
