@@ -31,23 +31,23 @@ def test_share_and_repetition(x: Tensor) -> None:
     assert not torch.equal(augment(x, 0.6, rng(1)), augment(x, 0.6, rng(2)))
     errors = [(augment(x, share, rng(3)) - x).abs().amax((1, 2, 3)) for share in (0.1, 0.5, 0.9)]
     kept = [float((error < 1e-5).float().mean()) for error in errors]
-    assert kept[0] > 0.5 > 0.3 > kept[1] > kept[2]  # (1 - share)^3 of them
-    assert kept[2] < 0.05
+    assert kept[0] > 0.7 > 0.4 > kept[1] > 0.1 > kept[2]  # (1 - share)^2 of them
 
 
-def test_shifts_are_whole_pixels_with_grey_beyond(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shifts_are_whole_pixels_with_grey_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augmentation, "HOLE", 0.0)
-    grey = torch.full_like(x, 0.25)  # of one colour, saturation and contrast do nothing to it
-    shown = augment(grey, 1.0, rng())
-    assert ((shown.amax((2, 3)) - shown.amin((2, 3))) > 0.05).any(1).float().mean() > 0.5  # an edge beyond most of them
-    places = torch.arange(256.0).reshape(1, 1, 16, 16).expand(64, 3, -1, -1)
-    monkeypatch.setattr(augmentation.torch, "rand", lambda *shape, **options: torch.full(shape, 0.9999))
-    moved = augment(places, 1.0, rng())
-    monkeypatch.undo()
-    # The greatest shift is an eighth, two pixels; brightness and contrast are an affine map of values.
-    assert torch.equal(moved[..., -2:, :], torch.zeros_like(moved[..., -2:, :]))
-    inside, expected = moved[0, 0, :14, :14].flatten(), places[0, 0, 2:, 2:].flatten()
-    assert torch.corrcoef(torch.stack([inside, expected]))[0, 1] > 0.9999
+    places = torch.arange(1, 257.0).reshape(1, 1, 16, 16).expand(64, 3, -1, -1)
+    shown = augment(places, 1.0, rng())
+    found = set()
+    for one in shown[:, 0]:
+        down, right = (torch.arange(16)[(one > 0.5).any(axis)] for axis in (1, 0))
+        inside = one[down[0] : down[-1] + 1, right[0] : right[-1] + 1]
+        top, left = divmod(round(float(inside[0, 0])) - 1, 16)
+        torch.testing.assert_close(inside, places[0, 0, top : top + len(down), left : left + len(right)])
+        found.add((top - int(down[0]), left - int(right[0])))
+        assert len(down) == 16 - abs(top - int(down[0]))
+    # The greatest shift is an eighth, two pixels.
+    assert {row for row, _ in found} == {column for _, column in found} == {-2, -1, 0, 1, 2}
 
 
 def test_the_square(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_the_square(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = augment(torch.full_like(x, 0.75), 1.0, rng())
     holes = (shown == 0).all(1).flatten(1).float().mean(1)
     assert holes.max() <= 0.25
-    assert 0.1 < holes.mean() < 0.2  # half of the side, and part of it over the edge
+    assert 0.15 < holes.mean() < 0.23  # half of the side, and part of it over the edge: 0.19 expected
 
 
 def test_gradient_goes_back_through_it() -> None:
@@ -75,7 +75,7 @@ def test_only_the_discriminator_sees_it_and_each_time_another() -> None:
     assert named["D_adversarial"] != other["D_adversarial"]
     both, again = shown
     assert (len(both), len(again)) == (16, 8)
-    assert F.mse_loss(both[8:], again) > 0.05
+    assert F.mse_loss(both[8:], again) > 0.02
     twin = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0)))
     assert all(torch.equal(value, named[key]) for key, value in twin.step(images, c, 0).items())
 

@@ -17,38 +17,27 @@ HOLE = 1 / 2  # side of the square that is cut out, in sides
 
 
 def augment(x: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Pictures x [N, 3, R, R] in [-1, 1], each with probability `share` in other colours, with the same one shifted,
-    and with the same one with a square of grey in it: three draws for each picture.
+    """Pictures x [N, 3, R, R], each with probability `share` shifted, and with the same one with a square cut out.
 
-    Brightness moves by up to 0.5, saturation is multiplied by 0 to 2, contrast by 0.5 to 1.5; pictures are shifted by
-    whole pixels, up to an eighth of the side, with grey beyond the edge; the square has half of the side and may hang
-    over the edge. Values may leave [-1, 1]. `rng` is on x's device; the same state gives the same changes.
+    A shift is of whole pixels, up to an eighth of the side either way; the square has half of the side and may hang
+    over the edge. What is uncovered or cut out is 0, the middle grey. Colours stay as they are: DiffAugment changes
+    them too, and the pictures then come out in harsh colours, above all early in a run (docs/log.md). `rng` is on x's
+    device; the same state gives the same changes.
     """
     batch, _, height, width = x.shape
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(batch, *shape, generator=rng, device=x.device)
 
-    def chosen(*shape: int) -> Tensor:
-        return (draw(*shape) < share).float()
-
-    colour = chosen(1, 1, 1)
-    x = x + colour * (draw(1, 1, 1) - 0.5)
-    mean = x.mean(1, keepdim=True)
-    x = mean + (x - mean) * (1 + colour * (2 * draw(1, 1, 1) - 1))
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = mean + (x - mean) * (1 + colour * (draw(1, 1, 1) - 0.5))
-
     sides = torch.tensor([height, width], device=x.device)
     # In units of half a side, as affine_grid has them, and of whole pixels, so that nothing is blurred.
-    moves = (((2 * draw(2) - 1) * SHIFT * sides).round() * 2 / sides * chosen(1)).flip(1)
+    moves = (((2 * draw(2) - 1) * SHIFT * sides).round() * 2 / sides * (draw(1) < share)).flip(1)
     turn = torch.eye(2, device=x.device).expand(batch, 2, 2)
     grid = F.affine_grid(torch.cat([turn, moves[:, :, None]], 2), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid.to(x.dtype), padding_mode="zeros", align_corners=False)
 
-    cut = chosen(1, 1)
     centre = draw(2) * sides
     down = (torch.arange(height, device=x.device) + 0.5 - centre[:, :1]).abs()[:, :, None]
     right = (torch.arange(width, device=x.device) + 0.5 - centre[:, 1:]).abs()[:, None]
-    hole = cut * (down < HOLE * height / 2) * (right < HOLE * width / 2)
-    return x * (1 - hole[:, None]).to(x.dtype)
+    hole = (draw(1, 1) < share) & (down < HOLE * height / 2) & (right < HOLE * width / 2)
+    return x.masked_fill(hole[:, None], 0)

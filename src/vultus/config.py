@@ -87,7 +87,7 @@ class LossConfig:
         feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
         feature_match: weight of its judgement of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
-        augment: probability of each change (colours, place, a square cut out) of the pictures that D sees.
+        augment: probability that a picture is shifted before D sees it, and that a square of it is cut out.
     """
 
     adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
