@@ -1,7 +1,7 @@
 """What a server does with embeddings and photos, without HTTP: one generator, one reader of photos, encoders of files.
 
-Three kinds of threads: the generator's (batching.py), one that reads photos and compares faces (FaceNet, the detector
-and the judge), and a few that encode pictures. Nothing that comes in is written anywhere.
+Three kinds of threads: the generator's (batching.py), which mark the faces too, one that reads photos and compares
+faces (FaceNet, the detector and the judge), and a few that encode pictures. Nothing that comes in is written anywhere.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def serve_verb(arguments: Sequence[str]) -> int:
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError("--token: letters, digits and signs of ASCII only, no spaces; that is what HTTP carries")
-    # Half of the processors draw, the others are for HTTP, marks and PNG. Where every matrix product takes all of them,
-    # its threads wait for one another and for those: on two, 34 % of the bare generator's throughput instead of 57 %.
+    # A call of the generator takes half of the processors; two may be under way. Where every matrix product takes all
+    # of them, its threads wait for one another and for HTTP, marks and PNG, and the whole is slower (docs/log.md).
     # Torch and numpy read this when they are imported, which nothing has done yet.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // 2)))
     try:
