@@ -75,13 +75,12 @@ class Engine:
         self.people = {key: value.double() for key, value in snapshot.people.items()}  # as sample_people wants them
         if not {"mean", "factor"} <= self.people.keys():
             self.missing["random"] = "the snapshot holds no description of people to draw from"
-        on_cpu = next(snapshot.generator.parameters()).device.type == "cpu"
+        # On a processor each of two calls has half of the threads (verbs_serve.py); a graphics card has one queue.
+        calls = 2 if next(snapshot.generator.parameters()).device.type == "cpu" else 1
         self.batcher = Batcher(
             snapshot.generator,
             sizes=SIZES[-1:] if exact else SIZES,
-            calls=2
-            if on_cpu
-            else 1,  # each takes as many threads as torch has: half of the processors (verbs_serve.py)
+            calls=calls,
             after=_marked if mark else lambda images: images,
         )
         self.reader = ThreadPoolExecutor(1, "reader")
