@@ -95,7 +95,7 @@ class Batcher:
         sizes: Sequence[int] = SIZES,
         window: float = WINDOW,
         calls: int = 1,
-        after: Callable[[Tensor], Tensor] = lambda images: images,
+        after: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[int, float], None] = lambda faces, seconds: None,
     ) -> None:
         self.generator, self.sizes, self.window = generator, sorted(sizes), window
@@ -141,8 +141,9 @@ class Batcher:
             try:
                 begun = time.perf_counter()
                 z, c = (torch.stack([getattr(job, name)[row] for job, row in rows]) for name in ("z", "c"))
-                images = self.after(self._draw(z, c))
+                drawn = self._draw(z, c)
                 self.observe(len(rows), time.perf_counter() - begun)
+                images = self.after(drawn) if self.after else drawn
             except Exception as raised:
                 error = raised
             with self._change:

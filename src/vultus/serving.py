@@ -81,7 +81,7 @@ class Engine:
             snapshot.generator,
             sizes=SIZES[-1:] if exact else SIZES,
             calls=calls,
-            after=_marked if mark else lambda images: images,
+            after=_marked if mark else None,
         )
         self.reader = ThreadPoolExecutor(1, "reader")
         self.encoders = ThreadPoolExecutor(min(4, torch.get_num_threads()), "encoder")
@@ -117,7 +117,7 @@ class Engine:
         return (z * strength).repeat(len(c), 1), c.repeat_interleave(num, 0), places
 
     def draw(self, z: Tensor, c: Tensor) -> Future[Tensor]:
-        """A future of uint8 [N, 3, R, R], with the watermark in each face."""
+        """A future of uint8 [N, 3, R, R], with the watermark in each face where this engine marks."""
         return self.batcher.submit(z, c)
 
     def look(self, data: bytes, max_pixels: int) -> Seen:

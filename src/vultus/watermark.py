@@ -206,10 +206,15 @@ def _nearest(waves: list[Complex]) -> Complex:
     for found in waves:
         products, length = _products(found)
         sums += products / np.maximum(length, 1e-6)[:, None, None]
-    best = _correlations(sums).transpose(1, 0, 2).reshape(len(sums), -1).argmax(1)
-    rows, columns = np.divmod(best, 2 * TILE)
-    moved = _NUMBERS[:, None] * rows[:, None, None] + _NUMBERS * columns[:, None, None]
-    return (_WAVES * np.exp(-2j * np.pi * moved / (2 * TILE))).astype(np.complex64)
+    best = _correlations(sums).reshape(len(sums), -1).argmax(1)
+    rows, columns = np.divmod(best[:, None, None], 2 * TILE)
+    return _WAVES * _moved(rows / 2, columns / 2).conj()
+
+
+def _moved(down: Array | int, right: Array | int) -> Complex:
+    """What the waves are multiplied by where a picture is cut off by so many pixels: [..., 2K+1, 2K+1]."""
+    factors: Complex = np.exp(2j * np.pi * (_NUMBERS[:, None] * down + _NUMBERS * right) / TILE).astype(np.complex64)
+    return factors
 
 
 class _Blocks:
@@ -223,8 +228,7 @@ class _Blocks:
     def __init__(self, y: Array, top: int, left: int) -> None:
         white = _whiten(y)
         self.local = _deviation(white)
-        phase = 2j * np.pi * (_NUMBERS[:, None] * top + _NUMBERS * left) / TILE
-        self._turn: Complex = np.exp(phase).astype(np.complex64)
+        self._turn = _moved(top, left)
         self.waves = _waves_in(white / self.local)[:, 0, 0] * self._turn.conj()
 
     def change(self, pattern: Complex, room: Array) -> Array:
@@ -312,23 +316,23 @@ def block_score(y: Array) -> float:
     white = _whiten(y)
     waves = _waves_in(white / _deviation(white), SCALES).reshape(-1, *_WAVES.shape)
     products, length = _products(np.concatenate([waves, waves[..., ::-1]]))
-    return float((_correlations(products).max((0, 2)) / np.maximum(length, 1e-6)).max())
+    return float((_correlations(products).max((1, 2)) / np.maximum(length, 1e-6)).max())
 
 
 def _correlations(products: Complex) -> Array:
-    """The correlation of each set of products [N, 2K+1, 2K+1] at all shifts (a, b), half a pixel apart: [a, N, b].
+    """The correlation of each set of products [N, 2K+1, 2K+1] at all shifts, half a pixel apart: [N, 2 TILE, 2 TILE].
 
-    That is the inverse Fourier transform. So few frequencies are quicker as matrix products, and
-    as those at -k are conjugate, half of them with the real part of the sum will do.
+    That is the inverse Fourier transform. So few frequencies are quicker as matrix products, and as those at -k are
+    conjugate, half of them with the real part of the sum will do.
     """
     size = 2 * TILE
-    down = np.exp(2j * np.pi * np.outer(np.arange(size), _NUMBERS) / size).astype(np.complex64)
+    down = _turns(size, (2.0,)).conj().T
     right = 2 * down[:, _K:].T
     right[0] /= 2
     half = products[..., _K:].transpose(1, 0, 2).reshape(len(_NUMBERS), -1)
     sums = (down @ half).reshape(-1, _K + 1)
     found = sums.real @ right.real - sums.imag @ right.imag
-    return found.reshape(size, -1, size)
+    return found.reshape(size, -1, size).transpose(1, 0, 2)
 
 
 def _tail(score: float) -> float:
