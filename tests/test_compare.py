@@ -94,6 +94,19 @@ def test_rows_of_other_sizes_are_never_one_row(run: Callable[..., Any]) -> None:
     assert [rows[key][2:] for key in CONTEXT if key == "noises"] == [["2", "1"]]
 
 
+def test_the_strength_of_noise_is_a_row_where_it_is_not_the_usual(run: Callable[..., Any], tmp_path: Path) -> None:
+    usual, whole = run()
+    text, less = run(noise_strength=0.5, out=tmp_path / "less")
+    assert not [row for row in cells(usual) if row[0] == "noise_strength"]
+    assert [row[3:] for row in cells(text) if row[0] == "noise_strength"] == [["0.5", "0.5", "0.5"]]
+    older = whole["two"] | {"context": {k: v for k, v in whole["two"]["context"].items() if k != "noise_strength"}}
+    mixed = cells(format_table({"a": older, "b": less["two"]}))
+    assert [row[3:] for row in mixed if row[0] == "noise_strength"] == [["1.0", "0.5"]]
+    run(out=tmp_path / "usual")
+    sheets = [(tmp_path / folder / "runs-one-faces.jpg").read_bytes() for folder in ("usual", "less")]
+    assert sheets[0] != sheets[1]
+
+
 def test_the_folder_holds_table_plots_and_pictures(run: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     text, results = run(out=out)

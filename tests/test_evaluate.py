@@ -238,6 +238,17 @@ def test_people_are_ranked_by_the_judge(run: Run, dataset: PreparedDataset) -> N
     assert {count for _, _, count in found} == {5}
 
 
+def test_less_noise_is_the_same_noise_made_smaller(run: Run) -> None:
+    whole, half = Recorder(), Recorder()
+    usual, less = run(whole), run(half, noise_strength=0.5)
+    assert whole.noise.keys() == half.noise.keys()
+    for c, noise in whole.noise.items():
+        assert torch.allclose(torch.tensor(half.noise[c]), 0.5 * torch.tensor(noise))
+    assert 0 < value(less, "diversity_noise_rms") < 0.6 * value(usual, "diversity_noise_rms")  # one cache, two entries
+    assert value(run(Recorder(), noise_strength=0), "diversity_noise_rms") == 0
+    assert (usual["context"]["noise_strength"], less["context"]["noise_strength"]) == (1, 0.5)
+
+
 def test_the_best_of_more_noises_is_better(run: Run) -> None:
     generator = TinyGenerator(noise=0.5)
     few, many = run(generator, best_of=2), run(generator, best_of=8)
@@ -425,8 +436,11 @@ def test_singular_covariances_are_noted(run: Run, monkeypatch: pytest.MonkeyPatc
     assert run(TinyGenerator(), limit=24)["notes"] == []
 
 
-@pytest.mark.parametrize("keywords", [{"noises": 0}, {"limit": 1}, {"batch": 0}, {"seed": -1}])
-def test_senseless_arguments_are_refused(run: Run, keywords: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "keywords",
+    [{"noises": 0}, {"limit": 1}, {"batch": 0}, {"seed": -1}, {"noise_strength": -0.5}, {"noise_strength": math.nan}],
+)
+def test_senseless_arguments_are_refused(run: Run, keywords: dict[str, float]) -> None:
     [(name, given)] = keywords.items()
     with pytest.raises(UserError, match=f"--{name} {given}: must be"):
         run(TinyGenerator(), **keywords)

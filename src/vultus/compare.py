@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from vultus.evaluate import Settings, check_match, evaluate, gap
 from vultus.exhibits import write_pictures, write_results
 from vultus.files import make_folder
 from vultus.instruments import Instruments, load_instruments
-from vultus.measure import MadeFaces
 from vultus.tables import format_gap, format_table
 
 
@@ -34,6 +34,7 @@ def compare(
     limit: int | None = None,
     batch: int = 32,
     seed: int = 0,
+    noise_strength: float = 1.0,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
     instruments: Instruments | None = None,
@@ -55,6 +56,7 @@ def compare(
     instruments = instruments or load_instruments(encoder, judges=judges, device=device, fetch=fetch)
     results: dict[str, dict[str, Any]] = {}
     gaps: dict[str, dict[str, Any]] = {}
+    settings = Settings(noises, limit, batch, seed, device, noise_strength=noise_strength, cache=cache)
     text = ""
     for name, snapshot in snapshots.items():
         for part in chosen:
@@ -62,15 +64,14 @@ def compare(
             assert dataset is not None
             # As many photos of training people as of unseen ones: some figures depend on how many there are.
             most = limit if test is None else min(limit or len(test), len(test))
-            settings = Settings(noises, most if part == "train" else limit, batch, seed, device, cache=cache)
+            settings = replace(settings, limit=most if part == "train" else limit)
             column = f"{name} ({part})" if split == "both" else name
             results[column] = evaluate(snapshot, dataset, instruments=instruments, other=other, settings=settings)
             for alarm in results[column]["alarms"]:
                 print(f"vultus: alarm: {column}: {alarm}", file=sys.stderr)
             if out is not None:
-                faces = MadeFaces(snapshot, seed=seed, device=device)
                 keywords: dict[str, Any] = {"instruments": instruments, "other": other, "settings": settings}
-                write_pictures(out, column, faces, dataset, **keywords)
+                write_pictures(out, column, settings.faces(snapshot), dataset, **keywords)
         if split == "both":
             gaps[name] = gap(results[f"{name} (train)"], results[f"{name} (test)"])
         second = format_gap(gaps) if gaps else ""

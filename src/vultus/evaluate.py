@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Settings:
         batch: photos at a time; it decides about memory and speed, not about results.
         seed: of the noise and of the resampled people.
         device, dtype: of the generator.
+        noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
         best_of: noises of the rows that take the best one, on 128 photos; below 2 there are no such rows.
         cache: folder for what was measured on faces; by default in the cache folder of the user.
     """
@@ -69,6 +71,7 @@ class Settings:
     seed: int = 0
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+    noise_strength: float = 1.0
     best_of: int = 8
     cache: Path | None = None
 
@@ -76,6 +79,11 @@ class Settings:
     def how(self) -> dict[str, Any]:
         """Keywords of `measure.measure`."""
         return {"batch": self.batch, "cache": self.cache or cache_folder() / "features", "device": self.device}
+
+    def faces(self, snapshot: Snapshot) -> MadeFaces:
+        """What the snapshot makes with these settings."""
+        keywords: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
+        return MadeFaces(snapshot, noise_strength=self.noise_strength, **keywords)
 
 
 def evaluate(
@@ -103,8 +111,7 @@ def evaluate(
     """
     settings = settings or Settings()
     check_match(snapshot, dataset, instruments.encoder)
-    faces = MadeFaces(snapshot, seed=settings.seed, device=settings.device, dtype=settings.dtype)
-    result = evaluate_faces(faces, dataset, instruments=instruments, other=other, settings=settings)
+    result = evaluate_faces(settings.faces(snapshot), dataset, instruments=instruments, other=other, settings=settings)
     dtype = str(settings.dtype).removeprefix("torch.")
     result["context"] |= {"cur_nimg": snapshot.metadata.get("cur_nimg"), "generator_dtype": dtype}
     return result
@@ -157,6 +164,7 @@ def evaluate_faces(
             "n_people": people.count,
             "noises": settings.noises,
             "seed": settings.seed,
+            "noise_strength": settings.noise_strength,
             "resolution": dataset.resolution,
             "device": str(settings.device),
             "networks": instruments.ids,
@@ -225,6 +233,8 @@ def _check_arguments(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
+    if not 0 <= settings.noise_strength < math.inf:
+        raise UserError(f"--noise_strength {settings.noise_strength}: must be a number of 0 or more")
 
 
 @torch.inference_mode()

@@ -77,13 +77,23 @@ class OtherFaces:
 
 
 class MadeFaces:
-    """What a generator makes of the embeddings of the photos; the noise is a function of (seed, row, number)."""
+    """What a generator makes of the embeddings of the photos; the noise is a function of (seed, row, number), times
+    `noise_strength`."""
 
     def __init__(
-        self, snapshot: Snapshot, *, seed: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+        self,
+        snapshot: Snapshot,
+        *,
+        seed: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        noise_strength: float = 1.0,
     ) -> None:
         self.snapshot, self.seed, self.device, self.dtype = snapshot, seed, device, dtype
+        self.noise_strength = noise_strength
         digest = hashlib.sha256(f"{seed} {dtype} {torch.device(device).type}".encode())
+        if noise_strength != 1:
+            digest.update(f" noise x {noise_strength}".encode())
         for key, value in sorted(snapshot.generator.state_dict().items()):
             digest.update(f"{key} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
@@ -94,6 +104,7 @@ class MadeFaces:
         """See Faces. Raises UserError if the generator gives values that are not numbers."""
         generator = self.snapshot.generator
         z = torch.cat([noise(self.seed, row, 1, generator.z_dim, variant=number) for row in rows.tolist()])
+        z = z * self.noise_strength
         x = generator(z.to(self.device, self.dtype), photos.c.to(self.device, self.dtype))
         if not x.isfinite().all():
             raise UserError(f"{self.snapshot.path or 'the snapshot'}: makes values that are not numbers; train anew")

@@ -26,6 +26,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "honesty": {"nearest_train": NEAR, "copied": NEAR},
 }
 CONTEXT = ("cur_nimg", "split", "n_images", "n_people", "noises", "seed", "resolution", "device", "seconds")
+USUAL = {"noise_strength": 1.0}  # circumstances that are a row only where one result differs
 TOP = "real photos"
 
 
@@ -79,8 +80,9 @@ def table_lines(
     if not circumstances:
         return lines
     lines.append(["**circumstances**", *[""] * (len(results) + 2)])
-    for key in CONTEXT:
-        cells = [result["context"].get(key) for result in results.values()]
+    contexts = [result["context"] for result in results.values()]
+    for key in (*CONTEXT, *(key for key, usual in USUAL.items() if any(c.get(key, usual) != usual for c in contexts))):
+        cells = [context.get(key, USUAL.get(key)) for context in contexts]
         lines.append([key, "", "", *("-" if cell is None else str(cell) for cell in cells)])
     return lines
 

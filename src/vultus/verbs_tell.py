@@ -25,6 +25,7 @@ def evaluate_verb(arguments: Sequence[str]) -> int:
         "--split", type=Literal["test", "train", "both"], default="test", help="test: people never seen; both: the gap"
     )
     parser.add_argument("--noises", type=int, default=2, help="faces of each embedding")
+    parser.add_argument("--noise_strength", type=float, default=1.0, help="below 1: more alike, nearer to the average")
     parser.add_argument("--limit", type=int | None, help="so many photos, spread over the split")
     parser.add_argument(
         "--judge", type=str, nargs="+", default=["dlib"], help="dlib, and FILE.onnx[:raw] face encoders"
@@ -51,7 +52,7 @@ def evaluate_verb(arguments: Sequence[str]) -> int:
         split=options.split,
         out=options.out,
         device=device,
-        **{name: options[name] for name in ("noises", "limit", "seed", "batch")},
+        **{name: options[name] for name in ("noises", "noise_strength", "limit", "seed", "batch")},
     )
     print(json.dumps(results, indent=2) if options.json else text)
     return 0
