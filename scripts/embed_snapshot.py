@@ -34,9 +34,9 @@ def main() -> None:
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         result = next(iter(figures.values()))
-        keys = ("data_sha256", "split", "n_images", "n_people", "noises", "seed", "device", "networks")
+        keys = ("data_sha256", "split", "n_images", "n_people", "noises", "noise_strength", "seed", "device")
         rows = {name: {key: round(value, 5) for key, value in row.items()} for name, row in result["metrics"].items()}
-        context = {key: result["context"][key] for key in keys}
+        context = {key: result["context"][key] for key in (*keys, "networks")}
         snapshot.metadata["metrics"] = {"context": context, "metrics": rows, "alarms": result["alarms"]}
     ASSETS.mkdir(exist_ok=True)
     path = ASSETS / "default.safetensors"

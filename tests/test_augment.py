@@ -80,7 +80,21 @@ def test_only_the_discriminator_sees_it_and_each_time_another() -> None:
     assert all(torch.equal(value, named[key]) for key, value in twin.step(images, c, 0).items())
 
 
+def test_at_the_end_of_a_run_the_discriminator_sees_pictures_as_they_are() -> None:
+    until = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0, augment_until=0.5)))
+    plain = model(WITHOUT_FACENET)
+    images, c = photos(8)
+    x = torch.rand(8, 3, 32, 32)
+    until.used = 0.49
+    assert not torch.equal(until._changed(x, 0, 0), x)
+    until.used = 0.5
+    found, expected = until.step(images, c, 0), plain.step(images, c, 0)
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
 def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(UserError, match=r"loss\.augment_until is -0\.1"):
+        check_method(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment_until=-0.1)))
     with pytest.raises(UserError, match=r"loss\.augment is 1\.2"):
         check_method(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.2)))
     with pytest.raises(UserError, match=r"loss\.augment is not a part of method gan"):

@@ -1,6 +1,7 @@
 """From embeddings, photos and random people to files, with real small generators and, where it is at hand, FaceNet."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,11 @@ def test_noise_strength_draws_faces_together(snapshot: Snapshot, tmp_path: Path)
         spread[strength] = images.astype(float).std(0).mean()
     assert spread[0.0] == 0
     assert 0 < spread[0.5] < spread[1.0]
+    with pytest.raises(UserError, match=r"--noise_strength -1: must be a number of 0 or more"):
+        generate(snapshot, random_people(snapshot, 1), tmp_path / "none", noise_strength=-1)
+    with pytest.raises(UserError, match=r"--noise_strength nan"):
+        between(snapshot, unit(1)[0], unit(2)[1], tmp_path / "none", noise_strength=math.nan)
+    assert not (tmp_path / "none").exists()
 
 
 def test_bad_embeddings_stop_before_the_first_picture(snapshot: Snapshot, tmp_path: Path) -> None:

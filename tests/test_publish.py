@@ -271,6 +271,9 @@ def test_figures_in_the_embedded_snapshot_are_understood() -> None:
     card = ModelCard(model_card(metadata, metadata["generator"]))
     assert card.data.eval_results
     assert "| FaceNet cosine between" in card.text
+    result["context"]["noise_strength"] = 0.5
+    card = ModelCard(model_card(metadata, metadata["generator"], result=result))
+    assert "2 faces for each, noise times 0.5." in card.text
 
 
 def test_results_of_another_snapshot_are_refused(run: Path, tmp_path: Path) -> None:

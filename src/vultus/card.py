@@ -153,11 +153,13 @@ def _results(result: Mapping[str, Any] | None, repo: str) -> list[str]:
     context, metrics = result["context"], result["metrics"]
     split = {"test": "people never seen in training", "train": "the training people"}.get(str(context.get("split")))
     people = f"{context.get('n_images', '?')} photos of {context.get('n_people', '?')} people"
+    strength = context.get("noise_strength", 1)
+    noises = f"{context.get('noises', '?')} faces for each" + (f", noise times {strength:g}" if strength != 1 else "")
     lines = [
         "## Results",
         "",
-        f"On {people} ({split or 'the whole data set'}), {context.get('noises', '?')} faces for each. *Real photos* "
-        "is what those reach, and so what a perfect generator would.",
+        f"On {people} ({split or 'the whole data set'}), {noises}. *Real photos* is what those reach, and so what a "
+        "perfect generator would.",
         "",
         "| | this model | real photos | |",
         "|---|---|---|---|",

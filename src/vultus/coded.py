@@ -136,10 +136,10 @@ class CodedGAN(GAN):
 
     def _changed(self, x: Tensor, cur_nimg: int, use: int) -> Tensor:
         """Pictures as D sees them; each `use` within a step has changes of its own."""
-        share = self.config.loss.augment
-        if not share:
+        loss = self.config.loss
+        if not loss.augment or self.used >= loss.augment_until:
             return x
-        return augment(x, share, step_generator(self.config.seed + 2 + use, cur_nimg, self.device))
+        return augment(x, loss.augment, step_generator(self.config.seed + 2 + use, cur_nimg, self.device))
 
     def _judges_step(
         self, shown: Tensor, c: Tensor, made: Features | None, real: Features | None, named: dict[str, Tensor]

@@ -64,14 +64,14 @@ def compare(
             assert dataset is not None
             # As many photos of training people as of unseen ones: some figures depend on how many there are.
             most = limit if test is None else min(limit or len(test), len(test))
-            settings = replace(settings, limit=most if part == "train" else limit)
+            counted = replace(settings, limit=most if part == "train" else limit)
             column = f"{name} ({part})" if split == "both" else name
-            results[column] = evaluate(snapshot, dataset, instruments=instruments, other=other, settings=settings)
+            results[column] = evaluate(snapshot, dataset, instruments=instruments, other=other, settings=counted)
             for alarm in results[column]["alarms"]:
                 print(f"vultus: alarm: {column}: {alarm}", file=sys.stderr)
             if out is not None:
-                keywords: dict[str, Any] = {"instruments": instruments, "other": other, "settings": settings}
-                write_pictures(out, column, settings.faces(snapshot), dataset, **keywords)
+                faces = counted.faces(snapshot)
+                write_pictures(out, column, faces, dataset, instruments=instruments, other=other, settings=counted)
         if split == "both":
             gaps[name] = gap(results[f"{name} (train)"], results[f"{name} (test)"])
         second = format_gap(gaps) if gaps else ""

@@ -88,6 +88,8 @@ class LossConfig:
         feature_match: weight of its judgement of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
         augment: probability that a picture is shifted before D sees it, and that a square of it is cut out.
+        augment_until: share of the run after which D sees pictures as they are: shifts and squares keep D from learning
+            its photos by heart on the way, and cost realism at the end. By the budget, as optim.lr_fall.
     """
 
     adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
@@ -115,6 +117,7 @@ class LossConfig:
     feature_match: float = 0.0
     feature_fraction: float = 0.5
     augment: float = 0.0
+    augment_until: float = 1.0
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
@@ -219,7 +222,7 @@ def check_method(config: TrainConfig) -> None:
         raise UserError(f"method coded takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
-    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction", "augment"):
+    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction", "augment", "augment_until"):
         if not 0 <= getattr(loss, name) <= 1:
             raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
     if loss.identity_sizes < 1:

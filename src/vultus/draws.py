@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vultus.errors import UserError
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
@@ -43,6 +45,12 @@ def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) ->
     Row i depends on (seed, start + i, variant) alone; `variant` numbers several faces of one embedding.
     """
     return normals(_NOISE, seed, start, count, z_dim, variant)
+
+
+def check_strength(noise_strength: float) -> None:
+    """Raise UserError unless noise can be multiplied by it."""
+    if not 0 <= noise_strength < math.inf:
+        raise UserError(f"--noise_strength {noise_strength}: must be a number of 0 or more")
 
 
 def sample_people(people: Mapping[str, npt.ArrayLike], count: int, *, seed: int, start: int = 0) -> Floats:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vultus import assess
 from vultus.assess import spread
 from vultus.checkpoint import Snapshot
 from vultus.dataset import PreparedDataset
+from vultus.draws import check_strength
 from vultus.encoders import FACENET_WEIGHTS, Encoder
 from vultus.errors import UserError
 from vultus.instruments import Instruments
@@ -82,8 +82,9 @@ class Settings:
 
     def faces(self, snapshot: Snapshot) -> MadeFaces:
         """What the snapshot makes with these settings."""
-        keywords: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
-        return MadeFaces(snapshot, noise_strength=self.noise_strength, **keywords)
+        return MadeFaces(
+            snapshot, seed=self.seed, device=self.device, dtype=self.dtype, noise_strength=self.noise_strength
+        )
 
 
 def evaluate(
@@ -233,8 +234,7 @@ def _check_arguments(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
-    if not 0 <= settings.noise_strength < math.inf:
-        raise UserError(f"--noise_strength {settings.noise_strength}: must be a number of 0 or more")
+    check_strength(settings.noise_strength)
 
 
 @torch.inference_mode()

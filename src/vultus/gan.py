@@ -49,7 +49,7 @@ class GAN:
     """G, D and G_ema with their optimizers. Another method adds networks to them and has a step of its own.
 
     Attributes:
-        used: share of the run's budget that is used up; the learning rate may depend on it.
+        used: share of the run's budget that is used up; the learning rate and what D sees may depend on it.
 
     Args:
         config: the run; its network, loss and optimizer parts are used here.

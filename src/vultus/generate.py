@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from vultus.draws import Floats, noise, slerp
+from vultus.draws import Floats, check_strength, noise, slerp
 from vultus.errors import UserError
 from vultus.exported import Exported
 from vultus.files import atomic_path, make_folder
@@ -144,6 +144,7 @@ def generate(
     out = Path(out)
     if num < 1:
         raise UserError(f"cannot make {num} faces of each embedding; ask for at least one")
+    check_strength(noise_strength)
     total = conditions.count * num
     if grid and total > MAX_GRID:
         raise UserError(f"{total} faces do not fit on one sheet of {MAX_GRID}; leave the grid out or ask for fewer")
@@ -215,10 +216,11 @@ def between(
 
     Writes between.png (a strip of `steps` faces) and between.gif (there and back, `milliseconds` a frame) into the
     folder `out` and returns their paths; `mark` and `signer` as in `generate`, though a GIF is not signed. Raises
-    UserError unless 2 <= steps <= MAX_STEPS.
+    UserError unless 2 <= steps <= MAX_STEPS, and for a noise_strength below 0.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"cannot go from one face to another in {steps} steps; choose 2 to {MAX_STEPS}")
+    check_strength(noise_strength)
     out = make_folder(out)
     c = slerp(np.asarray(a), np.asarray(b), np.linspace(0, 1, steps, dtype=np.float32)).astype(np.float32)
     z = _weakened(noise(seed, 0, 1, snapshot.generator.z_dim), noise_strength)

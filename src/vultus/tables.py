@@ -81,7 +81,8 @@ def table_lines(
         return lines
     lines.append(["**circumstances**", *[""] * (len(results) + 2)])
     contexts = [result["context"] for result in results.values()]
-    for key in (*CONTEXT, *(key for key, usual in USUAL.items() if any(c.get(key, usual) != usual for c in contexts))):
+    unusual = [key for key, usual in USUAL.items() if any(c.get(key, usual) != usual for c in contexts)]
+    for key in (*CONTEXT, *unusual):
         cells = [context.get(key, USUAL.get(key)) for context in contexts]
         lines.append([key, "", "", *("-" if cell is None else str(cell) for cell in cells)])
     return lines
