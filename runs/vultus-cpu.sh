@@ -4,11 +4,12 @@
 #     bash runs/vultus-cpu.sh CELEBA [IMAGES] [THREADS]
 #
 # CELEBA is a folder of photos by person or of Parquet files, VULTUS_WEIGHTS a folder with FaceNet's weights. IMAGES are
-# seen in training, 150,000 by default: two hours on two cores (three on one), and 20 minutes for the evaluation.
+# seen in training, 156,000 by default: two to two and a half hours on two cores (three and a half on one), and 20
+# minutes for the evaluation.
 # Run it again after an interruption, it goes on where it was.
 set -euo pipefail
 source=${1:?usage: bash runs/vultus-cpu.sh CELEBA [IMAGES] [THREADS]}
-images=${2:-150000}
+images=${2:-156000}
 export OMP_NUM_THREADS=${3:-2}
 
 vultus prepare "$source" --out data/celeba --licence "CelebA: non-commercial research only, no redistribution"

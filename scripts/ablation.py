@@ -2,10 +2,11 @@
 
     python scripts/ablation.py --data data/celeba --out runs/ablation [--images 9600] [--seeds 0 1] [--limit 300]
 
-Every run is `vultus train --preset vultus-cpu`; the rest of its settings follow from the budget as always. Then all are
-measured on the same photos of unseen people and printed as one table (Markdown): a line a part, with the mean over
-seeds and, for several, the smallest and the largest. Run it again after an interruption: it goes on where it was.
-Twelve minutes of one core for each run of 9,600 images.
+Every run is `vultus train --preset vultus-cpu`, with the settings of `--set` in all of them, for instance
+`--set loss.augment=0`; the rest follows from the budget as always. Then all are measured on the same photos of unseen
+people and printed as one table (Markdown): a line a part, with the mean over seeds and, for several, the smallest and
+the largest. Run it again after an interruption: it goes on where it was. Twelve minutes of one core for each run of
+9,600 images.
 """
 
 import argparse
@@ -28,6 +29,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no mismatched pairs": ("loss.mismatch=0",),
     "no patches": ("loss.patch_weight=0",),
     "no identity loss": ("loss.identity_weight=0", "loss.identity_start=0"),
+    "no shifts and squares in front of D": ("loss.augment=0",),
 }
 
 # Row of the evaluation, title, factor, digits.
@@ -69,11 +71,12 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=", ".join(ARMS)
     )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every run")
     parser.add_argument("--limit", type=int, default=300, help="photos that each is measured on")
     options = parser.parse_args()
     runs = [(arm, seed, options.out / name_of(arm, seed)) for seed in options.seeds for arm in options.arms]
     for arm, seed, run in runs:
-        settings = [f"--{setting}" for setting in ARMS[arm]]
+        settings = [f"--{setting}" for setting in (*options.set, *ARMS[arm])]
         command = ["train", "--preset", "vultus-cpu", "--data", options.data, "--out", str(run), "--dtype", "float32"]
         command += ["--images", str(options.images), "--sample_every_nimg", str(options.images)]
         command += [f"--seed={seed}", *settings]

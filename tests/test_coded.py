@@ -31,8 +31,15 @@ SMALL = replace(
     generator=replace(SMALL.generator, base_width=8, max_width=16, projection=32),
     discriminator=replace(SMALL.discriminator, base_width=8, max_width=16, projection=32),
     # Two pictures through FaceNet: with one and several threads its way back differs in the last bits from run to run.
-    loss=replace(SMALL.loss, identity_size=75, identity_sizes=1, feature_fraction=0.5, identity_fraction=0.5),
-    optim=replace(SMALL.optim, batch=4, lr_fall=0.0),
+    loss=replace(
+        SMALL.loss,
+        identity_size=75,
+        identity_sizes=1,
+        feature_fraction=0.5,
+        identity_fraction=0.5,
+        augment_until=1.0,  # tests change the budget of a run halfway
+    ),
+    optim=replace(SMALL.optim, batch=4),
     dtype="float32",
     log_every_nimg=4,
     sample_every_nimg=8,
@@ -47,6 +54,7 @@ WITHOUT_FACENET = replace(
         perceptual_weight=0.0,
         feature_weight=0.0,
         feature_match=0.0,
+        augment=0.0,
     ),
 )
 
