@@ -20,6 +20,17 @@ from vultus.people import fit_people, sample_people
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7
+CONTEXT = (  # what the metadata say about the evaluation
+    "data_sha256",
+    "split",
+    "n_images",
+    "n_people",
+    "noises",
+    "noise_strength",
+    "seed",
+    "device",
+    "networks",
+)
 
 
 def main() -> None:
@@ -34,9 +45,8 @@ def main() -> None:
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         result = next(iter(figures.values()))
-        keys = ("data_sha256", "split", "n_images", "n_people", "noises", "noise_strength", "seed", "device")
         rows = {name: {key: round(value, 5) for key, value in row.items()} for name, row in result["metrics"].items()}
-        context = {key: result["context"][key] for key in (*keys, "networks")}
+        context = {key: result["context"][key] for key in CONTEXT}
         snapshot.metadata["metrics"] = {"context": context, "metrics": rows, "alarms": result["alarms"]}
     ASSETS.mkdir(exist_ok=True)
     path = ASSETS / "default.safetensors"
