@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+from vultus.files import processors
+
 
 def private_mib() -> float:
     """Resident anonymous memory of this process in MiB; all resident memory where Linux's /proc is absent."""
@@ -82,7 +84,7 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    threads = os.environ.get("OMP_NUM_THREADS", processors())
     facenet, first = run(options, "facenet", options.limit), run(options, "first", options.limit)
     quarter = run(options, "first", options.limit // 4)
     print(f"{options.limit} photos x 2 noises, {threads} threads")

@@ -22,6 +22,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from vultus.files import processors
+
 BARE = """
 import sys, time, torch
 from vultus.options import open_snapshot
@@ -131,9 +133,9 @@ def report(options, said, first, last, seconds, bares, memory) -> None:
     broken = said.partition("Error distribution:")[2].strip()
     wrong = sum(count for status, count in answers.items() if status != 200) + (1 if broken else 0)
     latency = {share: float(took) for share, took in re.findall(r"(\d+)%+ in ([\d.]+) secs", said)}
-    threads = os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))
+    threads = os.environ.get("OMP_NUM_THREADS", processors())
     print(f"{options.clients} clients, {options.num} face(s) of one embedding as {options.format}, {seconds:.0f} s")
-    print(f"{threads} threads, cores {sorted(os.sched_getaffinity(0))}")
+    print(f"{threads} threads, {processors()} processors")
     print(f"bare generator, 16 to a call  {bares[0][0]:7.1f} and {bares[1][0]:.1f} faces/s before and after")
     print(f"served                        {served:7.1f} faces/s, {faces / calls:.1f} to a call")
     print(f"share of throughput           {served / rate:7.1%}")

@@ -1,6 +1,7 @@
 """Training rate of the default settings against the way both reference systems train, in one run.
 
-    python benchmarks/train_step.py [--preset reference-dcgan] [--data DIR] [--steps 4] [--rounds 3]
+    python benchmarks/train_step.py [--preset reference-dcgan] [--data DIR | --resolution SIDE] [--steps 4]
+        [--rounds 3]
 
 Baseline: the same networks in float32, contiguous memory, with FaceNet run on every batch.
 Ours: the preset as `vultus train` runs it: the faster dtype, channels_last, embeddings read from the prepared data set.
@@ -41,20 +42,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="reference-dcgan")
     parser.add_argument("--data", help="prepared data set, read and decoded as in training")
+    parser.add_argument("--resolution", type=int, help="side of the random pixels; default: that of the preset")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     config = get_preset(options.preset)
-    device, batch, side = options.device, config.optim.batch, config.generator.resolution
+    dataset = PreparedDataset(options.data) if options.data else None
+    side = dataset.resolution if dataset else options.resolution or config.generator.resolution
+    config = fitted(config, side)
+    device, batch = options.device, config.optim.batch
     encoder = facenet(device)
     random = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     vectors = F.normalize(torch.randn(batch, 512))
     stack = contextlib.ExitStack()
     source = itertools.repeat((random, vectors))
-    if options.data:
-        dataset = PreparedDataset(options.data)
-        config = fitted(config, dataset.resolution)
+    if dataset:
         decoded = stack.enter_context(Ahead(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
         source = ((item.images, item.c) for _, item in decoded)
 

@@ -9,7 +9,6 @@ a generator had made them. Writes OUT/calibration.md and OUT/results.json, and p
 
 import argparse
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,5 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     main()
