@@ -25,6 +25,7 @@ from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_face
 from vultus.errors import UserError
 from vultus.images import to_x
 from vultus.presets import fitted, get_preset
+from vultus.provenance import peak_memory
 from vultus.train import METHODS
 
 
@@ -95,6 +96,8 @@ def main() -> None:
         print(f"{name:<9} {statistics.median(found):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in found)})")
     ratio = statistics.median(rates["ours"]) / statistics.median(rates["baseline"])
     print(f"ratio     {ratio:7.2f}   ({str(dtype).removeprefix('torch.')}, channels_last, stored embeddings)")
+    for name, mib in peak_memory(device).items():
+        print(f"{name} {mib:.0f}, both sets of networks")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ NOT_RUN = {
     "vultus publish runs/mine/publish": "uploads; run by test_publish.py to a stand-in for the hub",
     "vultus report runs/mine --wandb": "W&B's library warns when it is imported; run by test_report.py",
     "python benchmarks/serve.py": "takes ten minutes",
+    "python benchmarks/train_step.py": "a minute of timing, which tells nothing beside other tests",
     "python benchmarks/page.py": "needs a server and takes a minute; test_page.py drives the page",
     "python scripts/groups.py": "needs the photos that its groups name",
     "bash runs/vultus-cpu.sh": "trains for two hours",
