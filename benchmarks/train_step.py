@@ -42,8 +42,9 @@ def facenet(device: str) -> FaceNet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="reference-dcgan")
-    parser.add_argument("--data", help="prepared data set, read and decoded as in training")
-    parser.add_argument("--resolution", type=int, help="side of the random pixels; default: that of the preset")
+    pixels = parser.add_mutually_exclusive_group()
+    pixels.add_argument("--data", help="prepared data set, read and decoded as in training")
+    pixels.add_argument("--resolution", type=int, help="side of the random pixels; default: that of the preset")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
