@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from vultus.files import processors
+from vultus._files import processors
 
 
 def private_mib() -> float:
@@ -34,13 +34,13 @@ def private_mib() -> float:
 def child(options: argparse.Namespace) -> None:
     import torch
 
-    from vultus.checkpoint import load_snapshot
-    from vultus.dataset import PreparedDataset
-    from vultus.demo import default_snapshot
-    from vultus.encoders import load_facenet
-    from vultus.evaluate import Settings, evaluate
-    from vultus.instruments import load_instruments
-    from vultus.measure import MadeFaces, measure, vectors
+    from vultus.cli.demo import default_snapshot
+    from vultus.data.dataset import PreparedDataset
+    from vultus.evaluation.backbones.loading import load_instruments
+    from vultus.evaluation.evaluate import Settings, evaluate
+    from vultus.evaluation.extract import MadeFaces, measure, vectors
+    from vultus.models.facenet import load_facenet
+    from vultus.models.snapshot import load_snapshot
 
     peak = 0.0
 

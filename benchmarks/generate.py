@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vultus.checkpoint import Snapshot
+from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
-from vultus.export import Precision, examples, export_onnx
-from vultus.exported import open_exported
-from vultus.options import open_snapshot
+from vultus.export.onnx_export import Precision, examples, export_onnx
+from vultus.models.onnx_runtime import open_exported
+from vultus.models.snapshot import Snapshot
 
 STEPS, GUIDANCE = 25, 2  # of one sampling; evaluations of each step
 UNET = {

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from vultus.encoders import DTYPES, FaceNet, fastest_dtype, load_facenet
-from vultus.images import centre_crop, decode_image, from_pil, to_x
-from vultus.prepare import prepare
-from vultus.sources import open_source
+from vultus.data.prepare import prepare
+from vultus.data.sources import open_source
+from vultus.images.io import centre_crop, decode_image, from_pil, to_x
+from vultus.models.facenet import DTYPES, FaceNet, fastest_dtype, load_facenet
 
 
 def ready_crops(source: str, count: int, size: int, fraction: float) -> torch.Tensor:

@@ -22,11 +22,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-from vultus.files import processors
+from vultus._files import processors
 
 BARE = """
 import sys, time, torch
-from vultus.options import open_snapshot
+from vultus.cli.common import open_snapshot
 generator = open_snapshot(sys.argv[1], "cpu").generator
 z, c = torch.randn(16, generator.z_dim), torch.nn.functional.normalize(torch.randn(16, generator.c_dim))
 with torch.inference_mode():
@@ -56,7 +56,7 @@ def figures(url: str) -> dict[str, float]:
 
 def embedding(snapshot: str, path: Path) -> None:
     code = (
-        "import sys; from vultus.options import open_snapshot; from vultus.people import sample_people;"
+        "import sys; from vultus.cli.common import open_snapshot; from vultus.sampling.population import sample_people;"
         "c = sample_people(open_snapshot(sys.argv[1], 'cpu').people, 1, seed=0).numpy();"
         "open(sys.argv[2], 'wb').write(c.astype('<f4').tobytes())"
     )

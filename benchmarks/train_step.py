@@ -19,14 +19,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vultus.ahead import Ahead
-from vultus.dataset import PreparedDataset, batches
-from vultus.encoders import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
+from vultus._prefetch import Ahead
+from vultus.data.dataset import PreparedDataset, batches
 from vultus.errors import UserError
-from vultus.images import to_x
+from vultus.images.io import to_x
+from vultus.models.facenet import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
 from vultus.presets import fitted, get_preset
-from vultus.provenance import peak_memory
-from vultus.train import METHODS
+from vultus.training.environment import peak_memory
+from vultus.training.trainer import METHODS
 
 
 def facenet(device: str) -> FaceNet:

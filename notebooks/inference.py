@@ -64,16 +64,16 @@ from pathlib import Path
 import torch
 from IPython.display import display
 
-from vultus.checkpoint import load_snapshot
-from vultus.conditions import from_photos, one_embedding
-from vultus.dataset import PreparedDataset
-from vultus.demo import default_snapshot
-from vultus.encoders import load_facenet
+from vultus.cli.demo import default_snapshot
+from vultus.data.dataset import PreparedDataset
 from vultus.errors import told
-from vultus.generate import render
-from vultus.images import centre_crop, decode_image, from_pil, to_x
-from vultus.people import noise, sample_people
-from vultus.sheets import noise_sheet, people_sheet, way_sheet
+from vultus.images.io import centre_crop, decode_image, from_pil, to_x
+from vultus.models.facenet import load_facenet
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.conditioning import from_photos, one_embedding
+from vultus.sampling.generate import render
+from vultus.sampling.grids import noise_sheet, people_sheet, way_sheet
+from vultus.sampling.population import noise, sample_people
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 snapshot = load_snapshot(default_snapshot() if SNAPSHOT == "default" else SNAPSHOT, DEVICE)

@@ -67,13 +67,13 @@ from pathlib import Path
 import torch
 from IPython.display import Image, Markdown, display
 
-from vultus.checkpoint import load_snapshot
-from vultus.compare import compare
-from vultus.demo import default_snapshot
-from vultus.encoders import load_facenet
+from vultus.cli.demo import default_snapshot
 from vultus.errors import told
-from vultus.figures import curves, distributions, intervals
-from vultus.tracking import read_stats
+from vultus.evaluation.compare import compare
+from vultus.evaluation.plots import curves, distributions, intervals
+from vultus.models.facenet import load_facenet
+from vultus.models.snapshot import load_snapshot
+from vultus.training.run_log import read_stats
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 snapshots = {name: load_snapshot(default_snapshot() if name == "default" else name, DEVICE) for name in SNAPSHOTS}

@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vultus.compare import compare
+from vultus._files import write_json
+from vultus.cli.common import open_facenet, open_snapshot
 from vultus.errors import UserError
-from vultus.files import write_json
-from vultus.options import open_facenet, open_snapshot
+from vultus.evaluation.compare import compare
 
 ARMS: dict[str, tuple[str, ...]] = {
     "whole recipe": (),

@@ -18,13 +18,13 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from vultus._download import cache_folder
+from vultus._files import atomic_path, make_folder, write_json
+from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
-from vultus.export import export_onnx
-from vultus.exported import is_exported, open_exported
-from vultus.files import atomic_path, make_folder, write_json
-from vultus.marks import Origin, xmp_packet
-from vultus.options import open_snapshot
-from vultus.weights import cache_folder
+from vultus.export.onnx_export import export_onnx
+from vultus.images.xmp import Origin, xmp_packet
+from vultus.models.onnx_runtime import is_exported, open_exported
 
 PAGE = Path(__file__).parent / "web"
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"

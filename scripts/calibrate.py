@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vultus.assess import spread
-from vultus.dataset import Batch, PreparedDataset
-from vultus.encoders import load_facenet
-from vultus.evaluate import Settings, evaluate_faces
-from vultus.files import make_folder, write_json, write_text
-from vultus.images import encode_jpeg, from_pil, to_images, to_pil, to_x
-from vultus.instruments import load_instruments
-from vultus.measure import OtherFaces
-from vultus.metrics import nearest
-from vultus.tables import format_table
+from vultus._files import make_folder, write_json, write_text
+from vultus.data.dataset import Batch, PreparedDataset
+from vultus.evaluation.backbones.loading import load_instruments
+from vultus.evaluation.evaluate import Settings, evaluate_faces
+from vultus.evaluation.extract import OtherFaces
+from vultus.evaluation.metrics import nearest
+from vultus.evaluation.scores import spread
+from vultus.evaluation.tables import format_table
+from vultus.images.io import encode_jpeg, from_pil, to_images, to_pil, to_x
+from vultus.models.facenet import load_facenet
 
 SERIES = (
     ("photo", "blur 1", "blur 2", "blur 4"),

@@ -13,10 +13,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from vultus.checkpoint import load_snapshot, save_snapshot
-from vultus.dataset import PreparedDataset
-from vultus.files import atomic_path
-from vultus.people import fit_people, sample_people
+from vultus._files import atomic_path
+from vultus.data.dataset import PreparedDataset
+from vultus.models.snapshot import load_snapshot, save_snapshot
+from vultus.sampling.population import fit_people, sample_people
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vultus.dataset import PreparedDataset
-from vultus.encoders import load_facenet
-from vultus.generate import render
-from vultus.images import grid, to_x
-from vultus.judges import load_judge
-from vultus.marks import Origin, model_id, save_marked
-from vultus.options import open_snapshot
-from vultus.people import noise
-from vultus.verification import pair_scores, row_scores, threshold_at_far
+from vultus.cli.common import open_snapshot
+from vultus.data.dataset import PreparedDataset
+from vultus.evaluation.backbones.face_recognition import load_judge
+from vultus.evaluation.verification import pair_scores, row_scores, threshold_at_far
+from vultus.images.io import grid, to_x
+from vultus.images.xmp import Origin, model_id, save_marked
+from vultus.models.facenet import load_facenet
+from vultus.sampling.generate import render
+from vultus.sampling.population import noise
 
 FAR = 1e-3
 SHOWN = 8

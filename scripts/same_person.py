@@ -10,10 +10,10 @@ import argparse
 import numpy as np
 import torch
 
-from vultus.dataset import PreparedDataset
-from vultus.images import to_x
-from vultus.judges import load_judge
-from vultus.verification import Similarity, pair_scores
+from vultus.data.dataset import PreparedDataset
+from vultus.evaluation.backbones.face_recognition import load_judge
+from vultus.evaluation.verification import Similarity, pair_scores
+from vultus.images.io import to_x
 
 
 def tell(name: str, embeddings: torch.Tensor, people: list[str], similarity: Similarity) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vultus.files import atomic_path
+from vultus._files import atomic_path
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SCREEN, PHONE, GAP = (1280, 800), (390, 800), 24

@@ -24,16 +24,16 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
-from vultus.assess import spread
-from vultus.dataset import Batch, PreparedDataset
-from vultus.features import load_effnet
-from vultus.files import make_folder, write_json, write_text
-from vultus.images import from_pil, to_images, to_pil, to_x
-from vultus.measure import Column, Faces, MadeFaces, RealFaces, measure, vectors
-from vultus.metrics import FeatureStatistics, FrechetReference, ms_ssim, psnr
-from vultus.options import open_snapshot
-from vultus.watermark import ALARM, LOCATION, SPREAD, add_watermark, detect_watermark
-from vultus.weights import cache_folder
+from vultus._download import cache_folder
+from vultus._files import make_folder, write_json, write_text
+from vultus.cli.common import open_snapshot
+from vultus.data.dataset import Batch, PreparedDataset
+from vultus.evaluation.backbones.efficientnet import load_effnet
+from vultus.evaluation.extract import Column, Faces, MadeFaces, RealFaces, measure, vectors
+from vultus.evaluation.metrics import FeatureStatistics, FrechetReference, ms_ssim, psnr
+from vultus.evaluation.scores import spread
+from vultus.images.io import from_pil, to_images, to_pil, to_x
+from vultus.images.watermark import ALARM, LOCATION, SPREAD, add_watermark, detect_watermark
 
 FITTED = 4000  # photos of the training split that the distribution of scores is fitted to
 Attack = Callable[[Image.Image, np.random.Generator], Image.Image]

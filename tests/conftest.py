@@ -17,9 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vultus.encoders import FaceNet, load_facenet
-from vultus.files import sha256_file, write_json
-from vultus.images import decode_image, encode_jpeg, from_pil, to_pil, to_x
+from vultus._files import sha256_file, write_json
+from vultus.images.io import decode_image, encode_jpeg, from_pil, to_pil, to_x
+from vultus.models.facenet import FaceNet, load_facenet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -29,13 +29,13 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
-from vultus.api import create_app
-from vultus.api_work import Settings
-from vultus.checkpoint import Snapshot
-from vultus.images import to_images
-from vultus.marks import read_marks
-from vultus.people import fit_people, noise, sample_people, slerp
-from vultus.serving import Engine
+from vultus.images.io import to_images
+from vultus.images.xmp import read_marks
+from vultus.models.snapshot import Snapshot
+from vultus.sampling.population import fit_people, noise, sample_people, slerp
+from vultus.serving.app import create_app
+from vultus.serving.engine import Engine
+from vultus.serving.handlers import Settings
 
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
 C = torch.nn.functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)

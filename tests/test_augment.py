@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_coded import WITHOUT_FACENET, model, photos
 from torch import Tensor
 
-from test_coded import WITHOUT_FACENET, model, photos
-from vultus import augment as augmentation
-from vultus.augment import augment
 from vultus.config import check_method
 from vultus.errors import UserError
+from vultus.training import augment as augmentation
+from vultus.training.augment import augment
 
 
 def rng(seed: int = 0) -> torch.Generator:

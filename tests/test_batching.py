@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tiny_parts import DIM, TinyGenerator, Z
-from vultus.batching import Batcher, Busy, Gate
-from vultus.checkpoint import load_snapshot
-from vultus.demo import default_snapshot, gallery
-from vultus.generate import render
-from vultus.images import to_images
-from vultus.people import noise
+from vultus.cli.demo import default_snapshot, gallery
+from vultus.images.io import to_images
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.generate import render
+from vultus.sampling.population import noise
+from vultus.serving.batching import Batcher, Busy, Gate
 
 
 class Watched(TinyGenerator):

@@ -4,10 +4,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from vultus.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from vultus.config import GeneratorConfig, to_dict
 from vultus.errors import UserError
-from vultus.networks import build_generator
+from vultus.models.networks import build_generator
+from vultus.models.snapshot import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 
 CONFIG = GeneratorConfig(resolution=32, base_width=8, max_width=16)
 

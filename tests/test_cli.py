@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vultus.cli import main
-from vultus.demo import default_snapshot
+from vultus.cli.demo import default_snapshot
+from vultus.cli.main import main
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

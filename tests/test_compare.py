@@ -21,11 +21,11 @@ from tiny_parts import (
     TinyPerceptual,
     snapshot,
 )
-from vultus.compare import compare
-from vultus.dataset import PreparedDataset
+from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.instruments import Instruments
-from vultus.tables import CONTEXT, format_gap, format_table, group_of
+from vultus.evaluation.backbones.loading import Instruments
+from vultus.evaluation.compare import compare
+from vultus.evaluation.tables import CONTEXT, format_gap, format_table, group_of
 
 Write = Callable[..., Path]
 

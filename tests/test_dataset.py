@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vultus.ahead import Ahead
-from vultus.dataset import Order, PreparedDataset, batches
+from vultus._prefetch import Ahead
+from vultus.data.dataset import Order, PreparedDataset, batches
 from vultus.errors import UserError
 
 

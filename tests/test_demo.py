@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from vultus.checkpoint import load_snapshot
-from vultus.demo import default_snapshot, gallery
-from vultus.people import sample_people
+from vultus.cli.demo import default_snapshot, gallery
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.population import sample_people
 
 
 def test_demo(tmp_path: Path) -> None:

@@ -32,16 +32,17 @@ import uvicorn
 from onnx import TensorProto, helper
 
 from conftest import SHARED
-from vultus import cli, faces
-from vultus.api import create_app
-from vultus.checkpoint import load_snapshot
-from vultus.demo import default_snapshot
-from vultus.generate import render
-from vultus.images import encode_jpeg, to_pil
-from vultus.people import noise, sample_people
-from vultus.prepare import in_test
-from vultus.serving import open_engine
-from vultus.shards import PreparedFolder
+from vultus.cli import main as cli
+from vultus.cli.demo import default_snapshot
+from vultus.data.prepare import in_test
+from vultus.data.shards import PreparedFolder
+from vultus.images import align as faces
+from vultus.images.io import encode_jpeg, to_pil
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.generate import render
+from vultus.sampling.population import noise, sample_people
+from vultus.serving.app import create_app
+from vultus.serving.engine import open_engine
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -27,18 +27,18 @@ from tiny_parts import (
     Z,
     snapshot,
 )
-from vultus import judges
-from vultus import measure as measure_module
-from vultus.dataset import PreparedDataset
-from vultus.encoders import FACENET_WEIGHTS, FaceNet
+from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluate import Settings, evaluate, gap
-from vultus.features import weights_path
-from vultus.images import decode_image, from_pil, to_images, to_x
-from vultus.instruments import Instruments, load_instruments
-from vultus.judges import judge_available
-from vultus.networks import Generator
-from vultus.verification import pair_scores, threshold_at_far
+from vultus.evaluation import extract as measure_module
+from vultus.evaluation.backbones import face_recognition as judges
+from vultus.evaluation.backbones.efficientnet import weights_path
+from vultus.evaluation.backbones.face_recognition import judge_available
+from vultus.evaluation.backbones.loading import Instruments, load_instruments
+from vultus.evaluation.evaluate import Settings, evaluate, gap
+from vultus.evaluation.verification import pair_scores, threshold_at_far
+from vultus.images.io import decode_image, from_pil, to_images, to_x
+from vultus.models.facenet import FACENET_WEIGHTS, FaceNet
+from vultus.models.networks import Generator
 
 Write = Callable[..., Path]
 Run = Callable[..., dict[str, Any]]
@@ -431,7 +431,7 @@ def test_few_photos_leave_distributions_out(run: Run) -> None:
 
 
 def test_singular_covariances_are_noted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vultus.evaluate.FEW", 8)
+    monkeypatch.setattr("vultus.evaluation.evaluate.FEW", 8)
     assert "8 images give singular covariances of 8 features" in run(TinyGenerator(), limit=8)["notes"][0]
     assert run(TinyGenerator(), limit=24)["notes"] == []
 

@@ -15,20 +15,20 @@ from PIL import Image
 
 from tiny_exports import KINDS, Models
 from tiny_parts import DIM, TinyEncoder, TinyFeatures, TinyJudge, TinyPerceptual
-from vultus import export
-from vultus.checkpoint import Snapshot, load_snapshot
-from vultus.cli import main
-from vultus.dataset import PreparedDataset
-from vultus.draws import Floats
-from vultus.encoders import FaceNet
+from vultus._files import sha256_file
+from vultus.cli.main import main
+from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluate import Settings, evaluate
-from vultus.export import BATCHES, LIMIT, export_onnx
-from vultus.exported import open_exported
-from vultus.files import sha256_file
-from vultus.generate import render
-from vultus.instruments import Instruments
-from vultus.people import noise, sample_people
+from vultus.evaluation.backbones.loading import Instruments
+from vultus.evaluation.evaluate import Settings, evaluate
+from vultus.export import onnx_export as export
+from vultus.export.onnx_export import BATCHES, LIMIT, export_onnx
+from vultus.models.facenet import FaceNet
+from vultus.models.onnx_runtime import open_exported
+from vultus.models.snapshot import Snapshot, load_snapshot
+from vultus.sampling.generate import render
+from vultus.sampling.latents import Floats
+from vultus.sampling.population import noise, sample_people
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +91,7 @@ def test_int8_computes_in_integers_and_is_not_written_where_that_shows(
 
 PROGRAM = """
 import json, sys
-from vultus.cli import main
+from vultus.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     assert main(arguments) == 0, arguments
 print("torch" in sys.modules)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vultus import faces
-from vultus.checkpoint import Snapshot, load_snapshot, save_snapshot
-from vultus.conditions import from_embeddings, from_photos, one_embedding, random_people
-from vultus.encoders import FaceNet
 from vultus.errors import UserError
-from vultus.generate import MAX_GRID, STEP, between, generate, render
-from vultus.networks import build_generator
-from vultus.people import fit_people, noise
+from vultus.images import align as faces
+from vultus.models.facenet import FaceNet
+from vultus.models.networks import build_generator
+from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
+from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_people
+from vultus.sampling.generate import MAX_GRID, STEP, between, generate, render
+from vultus.sampling.population import fit_people, noise
 
 CONFIG = {"resolution": 32, "z_dim": 20, "c_dim": 512, "base_width": 8, "max_width": 16, "projection": 32}
 
@@ -256,9 +256,9 @@ def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
     program = """
 import json, resource, sys, torch
 from pathlib import Path
-from vultus.checkpoint import load_snapshot
-from vultus.conditions import from_embeddings
-from vultus.generate import generate
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.conditioning import from_embeddings
+from vultus.sampling.generate import generate
 torch.set_num_threads(1)
 snapshot = load_snapshot(sys.argv[1])
 peaks = []

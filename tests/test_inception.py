@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vultus import inception, weights
+from vultus import _download as weights
+from vultus._download import WeightFile, find_weights
+from vultus._files import sha256_file
 from vultus.errors import UserError
-from vultus.files import sha256_file
-from vultus.inception import (
+from vultus.evaluation.backbones import inception
+from vultus.evaluation.backbones.inception import (
     INCEPTION_WEIGHTS,
     MISSING,
     InceptionFeatures,
@@ -22,7 +24,6 @@ from vultus.inception import (
     load_inception,
     resize_like_tensorflow1,
 )
-from vultus.weights import WeightFile, find_weights
 
 
 @pytest.fixture(scope="module")

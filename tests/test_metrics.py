@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vultus.metrics import (
+from vultus.evaluation.metrics import (
     SCALE_WEIGHTS,
     FeatureStatistics,
     FrechetReference,
@@ -235,7 +235,7 @@ def test_a_row_drawn_twice_does_not_meet_itself() -> None:
 
 
 def test_neighbourhoods_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vultus.metrics.BLOCK", 7)
+    monkeypatch.setattr("vultus.evaluation.metrics.BLOCK", 7)
     made, real = normal(40, 5, 1).float(), normal(50, 5, 2, shift=0.4).float()
     apart = [[(x - y).norm().item() for y in real] for x in real]
     radii = [sorted(row)[3] for row in apart]  # the nearest is itself

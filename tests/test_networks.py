@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vultus import losses
 from vultus.config import DiscriminatorConfig, GeneratorConfig, TrainConfig, to_dict
-from vultus.layers import stage_sides, widths
-from vultus.networks import ProjectionDiscriminator, build_discriminator, build_generator
+from vultus.models.layers import stage_sides, widths
+from vultus.models.networks import ProjectionDiscriminator, build_discriminator, build_generator
 from vultus.presets import PRESETS
+from vultus.training import losses
 
 KINDS = PRESETS | {
     "residual": TrainConfig(

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vultus import prepare as prepare_module
-from vultus.encoders import FaceNet
-from vultus.prepare import prepare
+from vultus.data import prepare as prepare_module
+from vultus.data.prepare import prepare
+from vultus.models.facenet import FaceNet
 from vultus.presets import fitted, get_preset
-from vultus.probe import unseen_probe
-from vultus.train import Budget, train
+from vultus.training.trainer import Budget, train
+from vultus.training.validation import unseen_probe
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-SRC = Path(prepare_module.__file__).parents[1]
+SRC = Path(prepare_module.__file__).parents[2]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 DEV = "needs the extra `dev`"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there: what is not at hand must not be fetched
@@ -93,8 +93,8 @@ def real_faces(shared: Path, facenet: FaceNet, tmp_path_factory: pytest.TempPath
 
 
 def picture_file(data: Path, path: Path) -> Path:
-    from vultus.dataset import PreparedDataset
-    from vultus.images import to_pil
+    from vultus.data.dataset import PreparedDataset
+    from vultus.images.io import to_pil
 
     to_pil(PreparedDataset(data, "test").batch([0]).images[0]).resize((256, 256)).save(path)
     return path

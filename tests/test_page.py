@@ -20,12 +20,12 @@ from PIL import Image
 from conftest import SHARED
 from test_report import ARGUMENTS
 from test_serve import FACENET, Served, needs_dlib, needs_facenet, serving
-from vultus.checkpoint import load_snapshot
-from vultus.demo import default_snapshot, gallery
-from vultus.generate import render
-from vultus.images import decode_image, to_pil
-from vultus.marks import model_id, read_marks
-from vultus.people import noise, sample_people
+from vultus.cli.demo import default_snapshot, gallery
+from vultus.images.io import decode_image, to_pil
+from vultus.images.xmp import model_id, read_marks
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.generate import render
+from vultus.sampling.population import noise, sample_people
 
 EMBEDDINGS = gallery().numpy()
 VIEWS = ["random", "photo", "blend", "embedding"]

@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from test_sources import write_parquet
-from vultus import prepare as module
-from vultus.encoders import FaceNet
+from vultus.data import prepare as module
+from vultus.data.prepare import in_test, prepare
 from vultus.errors import UserError
-from vultus.images import centre_crop, crop_x, decode_image, from_pil, to_x
-from vultus.prepare import in_test, prepare
+from vultus.images.io import centre_crop, crop_x, decode_image, from_pil, to_x
+from vultus.models.facenet import FaceNet
 
-SRC = Path(module.__file__).resolve().parents[1]
+SRC = Path(module.__file__).resolve().parents[2]
 
 
 class TinyEncoder:
@@ -616,7 +616,7 @@ def test_facenet_embeddings_are_those_of_the_photo(prepared: Path, faces: Path, 
 def test_facenet_kill_and_go_on_gives_the_same_bytes(prepared: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (
-        "import sys; from pathlib import Path; from vultus.prepare import prepare; "
+        "import sys; from pathlib import Path; from vultus.data.prepare import prepare; "
         "prepare(sys.argv[1], Path(sys.argv[2]), dtype='float32', batch=8, shard_items=16)"
     )
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
@@ -635,7 +635,7 @@ def test_facenet_kill_and_go_on_gives_the_same_bytes(prepared: Path, faces: Path
 
 
 def test_align(faces: Path, shared: Path, tmp_path: Path) -> None:
-    module_faces = pytest.importorskip("vultus.faces")
+    module_faces = pytest.importorskip("vultus.images.align")
     if not module_faces.available():
         pytest.skip("the extra `align` is not installed")
     table = pyarrow.parquet.read_table(faces).slice(0, 6)

@@ -20,19 +20,19 @@ from PIL import Image
 from torch import Tensor
 
 from stand_in_models import serve_models
-from vultus import publish
-from vultus.card import licence_of, model_card, result_in
-from vultus.checkpoint import Snapshot, load_snapshot, save_snapshot
-from vultus.cli import main
+from vultus._files import write_json
+from vultus.cli.demo import default_snapshot
+from vultus.cli.main import main
 from vultus.config import GeneratorConfig, to_dict
-from vultus.demo import default_snapshot
 from vultus.errors import UserError
-from vultus.files import write_json
-from vultus.networks import DCGANGenerator, Generator, ResidualGenerator, build_generator
-from vultus.people import fit_people, noise, sample_people
-from vultus.pretrained import fetch
+from vultus.export import publish
+from vultus.export.model_card import licence_of, model_card, result_in
+from vultus.models.hub import fetch
+from vultus.models.networks import DCGANGenerator, Generator, ResidualGenerator, build_generator
+from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
+from vultus.sampling.population import fit_people, noise, sample_people
 
-SRC = Path(publish.__file__).resolve().parents[1]
+SRC = Path(publish.__file__).resolve().parents[2]
 CELEBA = "CelebA: non-commercial research only, no redistribution"
 FILES = ["LICENSE.md", "README.md", "config.json", "model.safetensors", "people.safetensors", "samples.jpg"]
 
@@ -331,9 +331,9 @@ def ask(tmp_path: Path, address: str, script: str, *arguments: str, token: str =
 LOAD = """
 import sys
 import torch
-from vultus.checkpoint import load_snapshot
-from vultus.cli import main
-from vultus.networks import Generator
+from vultus.models.snapshot import load_snapshot
+from vultus.cli.main import main
+from vultus.models.networks import Generator
 run, folder, out = sys.argv[1:]
 assert main(["publish", run, "--repo", "ada/faces", "--out", folder, "--private"]) == 0
 remote, local, hub = Generator.from_pretrained("ada/faces"), Generator.from_pretrained(folder), "hf://ada/faces"
@@ -361,9 +361,7 @@ def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     assert commits[2] == now
     assert safetensors.torch.load(commits[1]["people.safetensors"])["factor"].shape == (512, 512)
     assert len(list((tmp_path / "made").glob("*.png"))) == 2
-    offline = (
-        "import sys; from vultus.checkpoint import load_snapshot; print(load_snapshot(sys.argv[1]).metadata['preset'])"
-    )
+    offline = "import sys; from vultus.models.snapshot import load_snapshot; print(load_snapshot(sys.argv[1]).metadata['preset'])"
     assert ask(tmp_path, address, offline, "hf://ada/faces") == ["tiny"]  # the server is no more, the cache is
     pushed = hub.repos["ada/pushed"]["commits"][-1]
     assert sorted(pushed) == ["README.md", "config.json", "model.safetensors", "people.safetensors"]
@@ -374,8 +372,8 @@ def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
 ERRORS = """
 import sys
 from vultus.errors import UserError
-from vultus.checkpoint import load_snapshot
-from vultus.publish import upload
+from vultus.models.snapshot import load_snapshot
+from vultus.export.publish import upload
 for name in sys.argv[2:]:
     try:
         if name.startswith("hf://"):

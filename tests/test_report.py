@@ -22,21 +22,21 @@ import torch
 from PIL import Image
 
 from tiny_parts import DIM, SIDE, TinyEncoder, TinyFeatures, TinyGenerator, TinyJudge, TinyPerceptual, snapshot
-from vultus import report as report_module
-from vultus.charts import Line, histogram, line_chart
-from vultus.cli import main
-from vultus.compare import compare
+from vultus.cli.main import main
 from vultus.config import LoaderConfig, OptimConfig
-from vultus.dataset import PreparedDataset
+from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.instruments import Instruments
+from vultus.evaluation.backbones.loading import Instruments
+from vultus.evaluation.charts import Line, histogram, line_chart
+from vultus.evaluation.compare import compare
 from vultus.presets import get_preset
-from vultus.probe import unseen_probe
-from vultus.runs import read_evaluations, read_run, read_runs
-from vultus.samples import Samples
-from vultus.story import tell
-from vultus.train import Budget, train
-from vultus.wandb_report import FILE, write_wandb_report
+from vultus.reporting import html as report_module
+from vultus.reporting.content import tell
+from vultus.reporting.run_folder import read_evaluations, read_run, read_runs
+from vultus.reporting.wandb_report import FILE, write_wandb_report
+from vultus.training.sample_grid import Samples
+from vultus.training.trainer import Budget, train
+from vultus.training.validation import unseen_probe
 
 TINY = get_preset("tiny")
 TINY = replace(
@@ -606,7 +606,7 @@ def test_wandb_that_cannot_be_reached(
         def entity(self) -> str:
             raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr("vultus.wandb_report._WandB", Gone)
+    monkeypatch.setattr("vultus.reporting.wandb_report._WandB", Gone)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     assert main(["report", str(runs / "one"), "--wandb"]) == 2
     lines = capsys.readouterr().err.splitlines()

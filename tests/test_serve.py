@@ -27,14 +27,15 @@ import torch
 from PIL import Image
 
 from conftest import SHARED
-from vultus import cli, faces
-from vultus.checkpoint import load_snapshot
-from vultus.demo import default_snapshot, gallery
-from vultus.generate import render
-from vultus.judges import judge_available
-from vultus.marks import model_id, read_marks
-from vultus.people import noise
-from vultus.watermark import mark_pixels
+from vultus.cli import main as cli
+from vultus.cli.demo import default_snapshot, gallery
+from vultus.evaluation.backbones.face_recognition import judge_available
+from vultus.images import align as faces
+from vultus.images.watermark import mark_pixels
+from vultus.images.xmp import model_id, read_marks
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.generate import render
+from vultus.sampling.population import noise
 
 FACENET = (SHARED / "weights").is_dir()
 EMBEDDINGS = gallery()

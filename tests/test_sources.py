@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from stand_in_hub import SHA, Hub
-from vultus import sources
+from vultus.data import sources
+from vultus.data.sources import Item, Part, open_source, split_name, split_of
 from vultus.errors import UserError
-from vultus.images import BadImage
-from vultus.sources import Item, Part, open_source, split_name, split_of
+from vultus.images.io import BadImage
 
-SRC = Path(sources.__file__).resolve().parents[1]
+SRC = Path(sources.__file__).resolve().parents[2]
 
 
 def png(shade: int) -> bytes:
@@ -295,7 +295,7 @@ def ask_hub(tmp_path: Path, address: str, *names: str) -> list[dict]:
     script = """
 import json, sys
 from vultus.errors import UserError
-from vultus.sources import open_source
+from vultus.data.sources import open_source
 for name in sys.argv[1:]:
     try:
         source = open_source(name)

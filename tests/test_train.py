@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vultus.checkpoint import load_checkpoint, load_snapshot
 from vultus.config import LoaderConfig, OptimConfig, TrainConfig, to_dict
-from vultus.encoders import FaceNet
 from vultus.errors import UserError
-from vultus.gan import GAN
+from vultus.models.facenet import FaceNet
+from vultus.models.snapshot import load_checkpoint, load_snapshot
 from vultus.presets import get_preset
-from vultus.probe import unseen_probe
-from vultus.train import Budget, train
+from vultus.training.gan import GAN
+from vultus.training.trainer import Budget, train
+from vultus.training.validation import unseen_probe
 
 TINY = get_preset("tiny")
 TINY = replace(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vultus.intervals import REPLICATES, Estimate, People, difference
-from vultus.verification import (
+from vultus.evaluation.bootstrap import REPLICATES, Estimate, People, difference
+from vultus.evaluation.verification import (
     Similarity,
     accepted_against_others,
     pair_scores,
@@ -34,7 +34,7 @@ def crowd(
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_pair_scores_are_every_pair_once(similarity: Similarity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vultus.verification._BLOCK", 7)
+    monkeypatch.setattr("vultus.evaluation.verification._BLOCK", 7)
     rows, people = crowd()
     same, different = pair_scores(rows, people, similarity)
     expected: dict[bool, list[float]] = {True: [], False: []}

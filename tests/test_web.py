@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from tiny_exports import Models
-from vultus.draws import noise, sample_people
 from vultus.errors import UserError
-from vultus.exported import Exported, open_exported
+from vultus.models.onnx_runtime import Exported, open_exported
+from vultus.sampling.latents import noise, sample_people
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "build_web.py"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tiny_parts import DIM, TinyEncoder
-from vultus.checkpoint import load_snapshot, save_snapshot
-from vultus.encoders import FaceNet
-from vultus.export import Parity, export_onnx
-from vultus.networks import build_generator
-from vultus.people import fit_people
+from vultus.export.onnx_export import Parity, export_onnx
+from vultus.models.facenet import FaceNet
+from vultus.models.networks import build_generator
+from vultus.models.snapshot import load_snapshot, save_snapshot
+from vultus.sampling.population import fit_people
 
 Models = dict[str, tuple[Path, Path, Parity]]  # by kind: snapshot, its export in float32, what the export said
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vultus.checkpoint import Snapshot
-from vultus.dataset import PreparedDataset
-from vultus.images import crop_x, to_x
-from vultus.networks import Generator
+from vultus.data.dataset import PreparedDataset
+from vultus.images.io import crop_x, to_x
+from vultus.models.networks import Generator
+from vultus.models.snapshot import Snapshot
 
 SIDE, DIM, Z = 32, 16, 8
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from vultus.cli import main
+from vultus.cli.main import main
 
 sys.exit(main())

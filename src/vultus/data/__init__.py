@@ -1,0 +1,1 @@
+"""Photos to a prepared data set, and a prepared data set to batches."""

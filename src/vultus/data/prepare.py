@@ -1,0 +1,376 @@
+"""Photos to a prepared data set: crops, FaceNet embeddings, identities and splits.
+
+A shard covers a fixed run of the source's items (a bad photo counts as an item), and batches start anew with every
+shard. So a killed run goes on at the last whole shard and ends with the same bytes as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from vultus._files import folder_lock, make_folder, processors, read_json
+from vultus._prefetch import Ahead
+from vultus.data.shards import PreparedFolder
+from vultus.data.sources import Item, Part, Position, Source, open_source
+from vultus.errors import UserError
+from vultus.images.io import BadImage, centre_crop, decode_image, encode_jpeg, from_pil, to_x
+from vultus.models.facenet import DTYPES, Encoder, fastest_dtype, load_facenet
+
+SHARD_ITEMS = 1024  # items of the source to a shard: some 20 s of work on two cores, all that a kill can cost
+LOOK_AHEAD = 3  # batches that are decoded while the encoder works; bounds the memory, whatever the source's size
+SHOWN = 3  # reasons for skipping that the summary shows
+
+
+class CropEncoder(Encoder, Protocol):
+    """An encoder that also takes ready crops, and says what it computes in."""
+
+    dtype: torch.dtype
+
+    def embed_crop(self, x: torch.Tensor) -> torch.Tensor:
+        """Crops x [N, 3, size, size] in [-1, 1] -> unit-norm float32 [N, dim]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a prepared data set, besides the photos and the weights; see `prepare`."""
+
+    source: str
+    resolution: int
+    split: str | None
+    test_fraction: float
+    align: bool
+    licence: str | None
+    limit: int | None
+    batch: int
+    device: str
+    dtype: str
+    shard_items: int
+
+    def __post_init__(self) -> None:
+        """Raise UserError that names the first option out of range."""
+        if not 16 <= self.resolution <= 1024:
+            raise UserError(f"resolution {self.resolution}: from 16 to 1024 pixels")
+        if not 0 <= self.test_fraction < 1:
+            raise UserError(f"test fraction {self.test_fraction}: from 0 to below 1")
+        for name in ("limit", "batch", "shard_items"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: at least 1")
+        if self.dtype not in ("auto", *DTYPES):
+            raise UserError(f"dtype {self.dtype!r}: one of auto, {', '.join(DTYPES)}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {self.device!r}: not usable here ({str(error).splitlines()[0]})") from None
+
+    def check_same(self, out: Path, begun: dict[str, Any]) -> None:
+        """Raise UserError that names the first option in which `begun`, of an earlier run, differs."""
+        for name, value in vars(self).items():
+            if name not in begun or begun[name] != value:
+                raise UserError(
+                    f"{out}: was begun with {name} {json.dumps(begun.get(name))}, now it is {json.dumps(value)}; "
+                    "give the same options or choose another --out"
+                )
+
+
+def prepare(
+    source: str,
+    out: Path,
+    *,
+    resolution: int = 128,
+    split: str | None = None,
+    test_fraction: float = 0.1,
+    align: bool = False,
+    licence: str | None = None,
+    limit: int | None = None,
+    batch: int = 32,
+    device: str = "cpu",
+    dtype: str = "auto",
+    encoder: CropEncoder | None = None,
+    shard_items: int = SHARD_ITEMS,
+) -> dict[str, Any]:
+    """Prepare `source` into the folder `out` and return the manifest.
+
+    Args:
+        source: a folder of photos, Parquet (file, folder or glob) or the id of a Hugging Face data set.
+        out: the folder to write; the same call again goes on with it, or does nothing if it is complete.
+        resolution: side of the stored crops in pixels.
+        split: read this split of the source only.
+        test_fraction: share of the people in the test split, where what is read does not itself carry train and test.
+        align: find the face and align it first; photos without a face are skipped.
+        licence: free text for the manifest.
+        limit: read at most so many photos; with splits of the source's own, `test_fraction` of them from its test.
+        batch: photos to an encoder batch.
+        device: where the encoder runs.
+        dtype: what it computes in: "float32", "bfloat16", or "auto" for the faster one.
+        encoder: another encoder than FaceNet, on `device`; it keeps its own dtype.
+        shard_items: items of the source to a shard.
+
+    Where the source's own splits have a person in both, the person's train photos are skipped.
+
+    Raises UserError for options or sources that can't be used, and OSError where `out` can't be written: what was
+    done is then kept, and the same call goes on.
+    """
+    options = Options(
+        source, resolution, split, test_fraction, align, licence, limit, batch, device, dtype, shard_items
+    )
+    out = make_folder(out)
+    with folder_lock(out, "prepare"):
+        folder = PreparedFolder(out)
+        folder.clean()
+        if folder.manifest_file.exists():
+            manifest: dict[str, Any] = read_json(folder.manifest_file)
+            options.check_same(out, manifest.get("options", {}))
+            print(f"{out}: already complete, {_describe(manifest['counts'])}; nothing to do", file=sys.stderr)
+            return manifest
+        begun = folder.begun()
+        if begun:
+            options.check_same(out, begun["options"])
+        opened = open_source(source, split, revision=begun["revision"] if begun else None)
+        if encoder is None:
+            # "auto" is decided by a measurement, so once for the whole folder.
+            name = begun["encoder"]["dtype"] if begun else dtype
+            encoder = load_facenet(device=device, dtype=fastest_dtype(device) if name == "auto" else DTYPES[name])
+        now = {"options": vars(options), "encoder": _encoder_entry(encoder), "revision": opened.revision}
+        if begun is None:
+            folder.begin(now)
+        elif now["encoder"] != begun["encoder"]:
+            raise UserError(f"{out}: was begun with another encoder, {begun['encoder']}; choose another --out")
+        elif now["revision"] != begun["revision"]:
+            raise UserError(f"{out}: the files of {source} have changed since it was begun; choose another --out")
+        return _Preparation(folder, options, opened, encoder).run()
+
+
+def _encoder_entry(encoder: CropEncoder) -> dict[str, Any]:
+    return {
+        "id": encoder.id,
+        "dim": encoder.dim,
+        "weights_sha256": encoder.weights_sha256,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+    }
+
+
+# --- one photo -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Crops:
+    jpeg: bytes  # resolution x resolution, what is stored
+    face: Image.Image  # encoder.size x encoder.size, what the encoder reads
+
+
+def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool) -> _Crops | str:
+    """Decode and crop; the reason in a few words if the photo can't be used. Runs in a thread."""
+    try:
+        photo = decode_image(item.read())
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
+    except BadImage as error:
+        return str(error)
+    if align:
+        from vultus.images import align as faces
+
+        aligned = faces.align(photo)
+        if aligned is None:
+            return "no face found"
+        photo = aligned
+    # Both crops come from the photo's own pixels, so the embedding does not depend on the resolution.
+    return _Crops(encode_jpeg(centre_crop(photo, resolution)), centre_crop(photo, size, fraction))
+
+
+def in_test(identity: str, test_fraction: float) -> bool:
+    """Whether a person belongs to the test split; depends on nothing but the name and the fraction."""
+    value = int.from_bytes(hashlib.sha256(identity.encode("utf-8", "backslashreplace")).digest()[:8], "big")
+    return value < test_fraction * 2**64
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    key: str
+    identity: str
+    split: str | None
+    crops: Future[_Crops | str]
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardEnd:
+    items: int
+    part: int
+    position: Position  # behind the shard's last item
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What the open shard holds so far."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    waiting: list[tuple[dict[str, Any], Image.Image]] = field(default_factory=list)  # rows without an embedding yet
+
+
+class _Preparation:
+    def __init__(self, folder: PreparedFolder, options: Options, source: Source, encoder: CropEncoder) -> None:
+        self.folder = folder
+        self.options = options
+        self.source = source
+        self.encoder = encoder
+        self.test_people: set[str] = set()
+
+    def run(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        done = self.folder.done()
+        for entry in done:
+            self._remember_test_people(entry)
+        before = sum(entry["items"] for entry in done)
+        if done:
+            print(f"{self.folder.folder}: going on after {before} photos", file=sys.stderr)
+        cores = processors()
+        pool = ThreadPoolExecutor(max(2, cores), "vultus-decode")
+        try:
+            with (
+                Ahead(self._read(done, pool), LOOK_AHEAD * self.options.batch) as events,
+                tqdm(total=self._total(), initial=before, unit="img", file=sys.stderr, desc="prepare") as bar,
+            ):
+                done += self._encode(events, len(done), bar)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        seconds = time.perf_counter() - start
+        manifest = self._finish(done)
+        skips = list(itertools.islice((skip for entry in done for skip in entry["skipped"]), SHOWN))
+        _report(self.folder, manifest["counts"], skips, (sum(entry["items"] for entry in done) - before) / seconds)
+        return manifest
+
+    def _total(self) -> int | None:
+        """Photos to read, where that is known."""
+        total = 0
+        for part in self.source.parts:
+            if part.total is None:
+                return self.options.limit
+            total += part.total
+        return min(total, self.options.limit or total)
+
+    def _read(self, done: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Generator[_Photo | _ShardEnd, None, None]:
+        """Photos behind the shards that are done, with a shard's end after every so many items of a part."""
+        size, fraction = self.encoder.size, self.encoder.crop
+        seen = sum(entry["items"] for entry in done)
+        first = done[-1]["part"] if done else 0
+        for index, part in enumerate(self.source.parts[first:], first):
+            position = done[-1]["position"] if done and index == first else None
+            with contextlib.closing(part.items(position)) as items:
+                while count := min(self.options.shard_items, self._room(part, seen)):
+                    taken = 0
+                    for item in itertools.islice(items, count):
+                        taken += 1
+                        crops = pool.submit(_crops, item, self.options.resolution, size, fraction, self.options.align)
+                        yield _Photo(item.key, item.identity, part.split, crops)
+                    seen += taken
+                    if taken:
+                        yield _ShardEnd(taken, index, part.position())
+                    if taken < count:
+                        break
+
+    def _room(self, part: Part, seen: int) -> int:
+        """How many items the limit leaves to this part after the `seen` ones; parts for testing are read first."""
+        limit = self.options.limit
+        if limit is None:
+            return sys.maxsize
+        if self.source.has_splits and part.split == "test":
+            limit = max(1, round(limit * self.options.test_fraction))
+        return max(0, limit - seen)
+
+    def _encode(self, events: Iterator[_Photo | _ShardEnd], first: int, bar: Any) -> list[dict[str, Any]]:
+        """Take the photos through the encoder and write the shards from number `first` on; returns their sidecars."""
+        written: list[dict[str, Any]] = []
+        shard = _Shard()
+        for event in events:
+            if isinstance(event, _Photo):
+                self._take(event, shard)
+                if len(shard.waiting) == self.options.batch:
+                    self._embed(shard)
+                bar.update()
+                continue
+            self._embed(shard)
+            more = {"items": event.items, "part": event.part, "position": event.position}
+            index = first + len(written)
+            written.append(self.folder.write(index, shard.rows, self.encoder.dim, shard.skipped, **more))
+            self._remember_test_people(written[-1])
+            shard = _Shard()
+        return written
+
+    def _take(self, photo: _Photo, shard: _Shard) -> None:
+        """Wait for a photo's crops; line them up for the encoder, or note why not."""
+        crops = photo.crops.result()
+        split = photo.split if self.source.has_splits else None
+        if split is None:
+            split = "test" if in_test(photo.identity, self.options.test_fraction) else "train"
+        elif split == "train" and photo.identity in self.test_people:
+            crops = "this person is in the test split"
+        if isinstance(crops, str):
+            shard.skipped.append({"key": photo.key, "reason": crops})
+        else:
+            row = {"image": crops.jpeg, "identity": photo.identity, "key": photo.key, "split": split}
+            shard.waiting.append((row, crops.face))
+
+    def _embed(self, shard: _Shard) -> None:
+        """Embed what is waiting, as one batch."""
+        if not shard.waiting:
+            return
+        with torch.inference_mode():
+            x = to_x(from_pil([face for _, face in shard.waiting]).to(self.options.device))
+            embeddings = self.encoder.embed_crop(x).float().cpu().numpy()
+        for (row, _), embedding in zip(shard.waiting, embeddings, strict=True):
+            shard.rows.append({**row, "embedding": embedding})
+        shard.waiting.clear()
+
+    def _remember_test_people(self, entry: dict[str, Any]) -> None:
+        if self.source.has_splits and self.source.parts[entry["part"]].split == "test":
+            self.test_people.update(identity for identity, _ in self.folder.people(entry))
+
+    def _finish(self, done: list[dict[str, Any]]) -> dict[str, Any]:
+        options = self.options
+        head = {
+            "source": options.source,
+            "licence": options.licence,
+            "resolution": options.resolution,
+            "crop": {"kind": "aligned" if options.align else "centre", "encoder_fraction": self.encoder.crop},
+            "encoder": _encoder_entry(self.encoder),
+        }
+        try:
+            return self.folder.finish(done, head, {"options": vars(options)})
+        except UserError as error:
+            raise UserError(f"{options.source}: {error}") from None
+
+
+def _describe(counts: dict[str, Any]) -> str:
+    people = sum(split["people"] for split in counts["splits"].values())
+    parts = ", ".join(f"{name} {split['images']}" for name, split in counts["splits"].items())
+    return f"{counts['images']} images of {people} people ({parts}), {counts['skipped']} skipped"
+
+
+def _report(folder: PreparedFolder, counts: dict[str, Any], skips: list[dict[str, str]], rate: float) -> None:
+    print(f"{folder.folder}: {_describe(counts)}; {rate:.1f} images/s", file=sys.stderr)
+    for skip in skips:
+        print(f"  skipped {skip['key']}: {skip['reason']}", file=sys.stderr)
+    if counts["skipped"] > len(skips):
+        print(f"  ... all {counts['skipped']} are in {folder.skipped_file}", file=sys.stderr)
+    for name, split in counts["splits"].items():
+        if not split["images"]:
+            print(f"  note: no photo fell into the {name} split", file=sys.stderr)

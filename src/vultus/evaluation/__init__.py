@@ -1,0 +1,3 @@
+"""Measurement of snapshots: metrics, bootstrap intervals, tables, plots.
+
+The networks that evaluation needs are in `backbones`."""

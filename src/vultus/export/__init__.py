@@ -1,0 +1,1 @@
+"""Snapshots for others: ONNX files, model cards, folders for the Hugging Face hub."""

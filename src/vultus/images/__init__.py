@@ -1,0 +1,3 @@
+"""Pictures: decoding, cropping, face alignment, and the marks that generated pictures carry.
+
+Imports nothing above it: no network, no data set."""

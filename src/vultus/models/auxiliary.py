@@ -1,0 +1,97 @@
+"""Networks that training with coded noise needs beside generator and discriminator; no snapshot holds them.
+
+Shape legend as in networks.py. Weights are He-normal, biases 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from vultus.models.layers import SLOPE, Conv2d, Linear, init_he
+
+PHOTO_SIDE = 32  # a code shall hold pose, light and background, not the face's detail
+MATCH_SIDE = 3  # deep features are averaged down to it before they are compared with an embedding
+LOG_VARIANCE = (-8.0, 2.0)  # keeps exp() tame before the code has settled
+
+
+class PhotoEncoder(nn.Module):
+    """What the embedding does not say about a photo (pose, light, background), read from it at 32x32: x [N, 3, R, R] ->
+    mean and logarithm of the variance of a normal distribution over noise vectors, each [N, z_dim] float32.
+
+    The encoder of a variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114) in front of a GAN (Bao et al.
+    2017, arXiv:1703.10155; Zhu et al. 2017, arXiv:1711.11586).
+    """
+
+    def __init__(self, z_dim: int, width: int = 32) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            Conv2d(cin, cout, 4, 2, 1) for cin, cout in ((3, width), (width, 2 * width), (2 * width, 4 * width))
+        )
+        self.head = Linear(4 * width * 16, 2 * z_dim)
+        self.apply(init_he)
+        with torch.no_grad():
+            self.head.weight.mul_(0.3)  # codes start small
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.adaptive_avg_pool2d(x, PHOTO_SIDE)
+        for convolution in self.convolutions:
+            h = F.leaky_relu(convolution(h), SLOPE)
+        mean, log_variance = self.head(h.flatten(1).float()).chunk(2, 1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)
+
+
+class FeatureDiscriminator(nn.Module):
+    """Small heads on two depths of the frozen FaceNet, under spectral normalisation: projected GANs (Sauer et al. 2021,
+    arXiv:2111.01007) without their random projections. (shallow [N, 192, s, s], deep [N, 256, t, t]) -> patch logits
+    [N, 1, ., .] for each, float32. `match` judges the deep features together with an embedding.
+
+    `scale` [2] brings the features to a root mean square of 1; see calibrate().
+    """
+
+    scale: Tensor
+
+    def __init__(self, c_dim: int = 512, shallow_width: int = 64, deep_width: int = 128, projection: int = 256) -> None:
+        super().__init__()
+        a, b = shallow_width, deep_width
+        self.c_scale = math.sqrt(c_dim)
+        self.shallow = nn.ModuleList((Conv2d(192, a, 1), Conv2d(a, 2 * a, 4, 2, 1), Conv2d(2 * a, 1, 3, padding=1)))
+        self.deep = nn.ModuleList((Conv2d(256, b, 1), Conv2d(b, b, 3, padding=1), Conv2d(b, 1, 3, padding=1)))
+        self.paired = nn.ModuleList((Conv2d(256, b, 1), Linear(b * MATCH_SIDE**2, projection)))
+        self.from_c = Linear(c_dim, projection)
+        self.apply(init_he)
+        for layer in (*self.shallow, *self.deep, *self.paired, self.from_c):
+            spectral_norm(layer)
+        # Of the logits, which would otherwise be bounded. A product of two features of unit size starts smaller.
+        self.gain = nn.Parameter(torch.tensor([1.0, 1.0, 0.25]))
+        self.register_buffer("scale", torch.ones(2))
+
+    @torch.no_grad()
+    def calibrate(self, features: tuple[Tensor, Tensor]) -> None:
+        """Set `scale` by the features of real photos."""
+        self.scale.copy_(torch.stack([1 / feature.float().square().mean().sqrt() for feature in features]))
+
+    def scaled(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features as forward() takes them and as distances between pictures are measured."""
+        shallow, deep = features
+        scale = self.scale.to(shallow.dtype)
+        return shallow * scale[0], deep * scale[1]
+
+    def forward(self, features: tuple[Tensor, Tensor]) -> list[Tensor]:
+        logits = []
+        for h, layers, gain in zip(features, (self.shallow, self.deep), self.gain[:2], strict=True):
+            for layer in layers[:-1]:
+                h = F.leaky_relu(layer(h), SLOPE)
+            logits.append(layers[-1](h).float() * gain)
+        return logits
+
+    def match(self, deep: Tensor, c: Tensor) -> Tensor:
+        """How well deep features [N, 256, t, t] fit embeddings c [N, c_dim] -> [N], by projection."""
+        first, second = self.paired
+        h = F.adaptive_avg_pool2d(F.leaky_relu(first(deep), SLOPE), MATCH_SIDE)
+        h = F.leaky_relu(second(h.flatten(1).float()), SLOPE)
+        return (h * self.from_c(c * self.c_scale)).sum(1) * self.gain[2]

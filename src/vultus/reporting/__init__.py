@@ -1,0 +1,1 @@
+"""Reports about run folders: HTML, Markdown, Weights & Biases. It reads files only and loads no torch."""

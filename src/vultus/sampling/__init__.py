@@ -1,0 +1,1 @@
+"""From embeddings and noise to faces: latents, the population prior, conditioning, generation, grids."""

@@ -1,0 +1,346 @@
+"""Training with coded noise: the parts that it adds, where their gradients go, and runs that are cut and gone on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from test_train import assert_same, losses, state
+from vultus._files import read_json, write_json
+from vultus.cli.main import main
+from vultus.config import OptimConfig, TrainConfig, check_method
+from vultus.errors import UserError
+from vultus.models.auxiliary import FeatureDiscriminator, PhotoEncoder
+from vultus.models.facenet import FaceFeatures, FaceNet, InceptionResnetV1
+from vultus.models.snapshot import load_snapshot
+from vultus.presets import fitted, get_preset
+from vultus.training import losses as terms
+from vultus.training.cvae_gan import CodedGAN, free_first, spread, spread_count
+from vultus.training.gan import GAN, identity_weight, lr_left
+from vultus.training.trainer import Budget, train
+
+PRESET = get_preset("vultus-cpu")
+SMALL = fitted(PRESET, 32)
+SMALL = replace(
+    SMALL,
+    generator=replace(SMALL.generator, base_width=8, max_width=16, projection=32),
+    discriminator=replace(SMALL.discriminator, base_width=8, max_width=16, projection=32),
+    # Two pictures through FaceNet: with one and several threads its way back differs in the last bits from run to run.
+    loss=replace(
+        SMALL.loss,
+        identity_size=75,
+        identity_sizes=1,
+        feature_fraction=0.5,
+        identity_fraction=0.5,
+        augment_until=1.0,  # tests change the budget of a run halfway
+    ),
+    optim=replace(SMALL.optim, batch=4),
+    dtype="float32",
+    log_every_nimg=4,
+    sample_every_nimg=8,
+    checkpoint_every_nimg=8,
+)
+WITHOUT_FACENET = replace(
+    SMALL,
+    loss=replace(
+        SMALL.loss,
+        identity_weight=0.0,
+        identity_start=0.0,
+        perceptual_weight=0.0,
+        feature_weight=0.0,
+        feature_match=0.0,
+        augment=0.0,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def random_facenet() -> FaceNet:
+    """FaceNet's networks with random weights: as good as the real one where only the flow of numbers is tested."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FaceNet(InceptionResnetV1(), dtype=torch.float32)
+
+
+def model(config: TrainConfig, encoder: FaceNet | None = None) -> CodedGAN:
+    return CodedGAN(config, device="cpu", dtype=torch.float32, encoder=encoder)
+
+
+def photos(count: int = 4, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=random)
+    return images, F.normalize(torch.randn(count, 512, generator=random))
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_critics_shapes() -> None:
+    x, _ = photos(2, 64)
+    mean, log_variance = PhotoEncoder(100)(x / 127.5 - 1)
+    assert mean.shape == log_variance.shape == (2, 100)
+    critic = FeatureDiscriminator()
+    features = (torch.randn(2, 192, 16, 16), torch.randn(2, 256, 7, 7))
+    assert [tuple(v.shape) for v in critic(features)] == [(2, 1, 8, 8), (2, 1, 7, 7)]
+    c = photos(2)[1]
+    assert critic.match(features[1], c).shape == (2,)
+    assert not torch.equal(critic.match(features[1], c), critic.match(features[1], c.flip(0)))
+    critic.calibrate((3 * features[0], features[1] / 5))
+    scaled = critic.scaled((3 * features[0], features[1] / 5))
+    assert all(torch.isclose(f.square().mean(), torch.tensor(1.0), atol=1e-4) for f in scaled)
+
+
+def test_facenet_cut_in_two_gives_the_same_embedding(random_facenet: FaceNet) -> None:
+    before = {key: value.clone() for key, value in random_facenet.state_dict().items()}
+    face = FaceFeatures(random_facenet).train()
+    assert not any(module.training for module in face.modules())
+    x = (photos(2, 64)[0] / 127.5 - 1).requires_grad_()
+    whole, cut = random_facenet.embed(x, 96), face.rest(face.shallow(x, 96)[1])
+    assert torch.allclose(whole, cut, atol=1e-4)
+    cut[:, 0].sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in face.parameters())
+    after = random_facenet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_cut_facenet_with_real_weights(facenet: FaceNet) -> None:
+    x = photos(2, 128)[0] / 127.5 - 1
+    face = FaceFeatures(facenet)
+    assert torch.allclose(facenet.embed(x, 88), face.rest(face.shallow(x, 88)[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.375, 0.5, 1.0])
+def test_spread_serves_every_first_part(fraction: float) -> None:
+    places = spread(16, fraction).tolist()
+    assert len(set(places)) == len(places) == 16 * fraction
+    for part in range(17):
+        assert sum(place < part for place in places) == spread_count(part, fraction)
+
+
+def test_drawn_noise_comes_first() -> None:
+    coded = spread(8, 0.5)
+    assert coded.tolist() == [0, 2, 4, 6]
+    assert free_first(8, coded).tolist() == [1, 3, 5, 7, 0, 2, 4, 6]
+    assert free_first(5, coded).tolist() == [1, 3, 0, 2, 4]
+    assert free_first(3, spread(8, 0.0)).tolist() == free_first(3, spread(8, 1.0)).tolist() == [0, 1, 2]
+
+
+def test_terms_at_known_points() -> None:
+    zero = torch.zeros(3, 5)
+    assert terms.kl_normal(zero, zero) == 0
+    assert torch.isclose(terms.kl_normal(zero + 2, zero), torch.tensor(10.0))
+    assert terms.hinge_real(zero + 2) == terms.hinge_fake(zero - 2) == 0
+    assert terms.hinge_real(zero) == terms.hinge_fake(zero) == 1
+    assert terms.hinge_generator(zero + 2) == -2
+    assert terms.feature_distance([zero, zero], [zero + 1, zero - 2]) == 3
+
+
+def test_schedules() -> None:
+    loss = PRESET.loss
+    assert [identity_weight(loss, n) for n in (0, 20_000, 40_000, 80_000)] == [1.0, 4.5, 8.0, 8.0]
+    assert identity_weight(get_preset("dcgan-identity").loss, 0) == 0.5
+    assert [round(lr_left(0.5, used), 3) for used in (0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.05]
+    assert lr_left(0.0, 0.99) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": replace(PRESET.loss, gamma=1.0)}, r"loss\.gamma is not a part of method coded"),
+        ({"loss": replace(PRESET.loss, adversarial="bce")}, r"takes loss\.adversarial hinge, not bce"),
+        ({"discriminator": replace(PRESET.discriminator, kind="dcgan")}, r"discriminator\.kind projection"),
+        ({"method": "gan"}, r"loss\.coded_fraction is not a part of method gan"),
+        ({"generator": replace(PRESET.generator, projection=0)}, r"generator\.projection is 0"),
+        ({"loss": replace(PRESET.loss, mismatch=1.5)}, r"loss\.mismatch is 1\.5"),
+        ({"optim": OptimConfig(lr_fall=-1.0)}, r"optim\.lr_fall"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_named(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_method(replace(PRESET, **change))
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_part_learns_and_facenet_does_not(random_facenet: FaceNet) -> None:
+    gan = model(replace(SMALL, loss=replace(SMALL.loss, feature_match=1.0)), random_facenet)
+    images, c = photos()
+    gan.calibrate(images)
+    assert (gan.F.scale != 1).all()
+    before = {
+        name: {key: value.clone() for key, value in network.named_parameters()}
+        for name, network in gan.networks().items()
+    }
+    for nimg in (0, 4):
+        named = gan.step(images, c, nimg)
+    assert set(named) == {
+        "G_kl", "G_mse", "G_perceptual", "G_identity", "G_adversarial", "G_patch", "G_features", "G_total",
+        "D_adversarial", "D_real_logits", "D_fake_logits", "D_wrong_logits", "F_adversarial",
+        "G_match", "F_match", "F_real_match", "F_wrong_match", "F_fake_match", "G_grad_norm", "D_grad_norm",
+    }  # fmt: skip
+    assert all(torch.isfinite(value) and not value.requires_grad for value in named.values())
+    assert named["G_kl"] > 0
+    for name, network in gan.networks().items():
+        for key, value in network.named_parameters():
+            # The bias of a logit stands still while real and made pictures pull at it alike.
+            assert key.endswith("bias") or not torch.equal(value, before[name][key]), f"{name}.{key}"
+    assert all(parameter.grad is None for parameter in (*gan.face.parameters(), *random_facenet.parameters()))
+
+
+def test_coded_places_follow_the_photo_and_the_others_do_not() -> None:
+    """With FaceNet out of the way, the gradient of the reconstruction reaches E through the coded places alone."""
+    gan = model(WITHOUT_FACENET)
+    images, c = photos(8)
+    gan.G.eval()  # batch-norm would mix the samples
+    seen: list[torch.Tensor] = []
+    gan.G.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    gan.step(images, c, 0)
+    again = model(WITHOUT_FACENET)
+    again.G.eval()
+    again.G.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    again.step(255 - images, c, 0)
+    changed = (seen[0] != seen[1]).any(1)
+    assert changed.tolist() == [True, False] * 4
+
+
+def test_reconstruction_learns_to_use_the_code() -> None:
+    """Two photos of one embedding can only be told apart by the code."""
+    loss = replace(WITHOUT_FACENET.loss, coded_fraction=1.0, adversarial_weight=0.0, kl_weight=1e-4, mse_size=8)
+    config = replace(WITHOUT_FACENET, loss=loss, optim=OptimConfig(lr=2e-3, batch=4), loader=replace(
+        WITHOUT_FACENET.loader, mirror=False))  # fmt: skip
+    gan = model(config)
+    images = torch.tensor([40, 220, 40, 220], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 32, 32)
+    c = photos(1)[1].expand(4, -1)
+    errors = [float(gan.step(images, c, 4 * step)["G_mse"]) for step in range(40)]
+    assert errors[-1] < 0.2  # the mean of both photos has 0.5
+
+
+def test_mismatch_pushes_wrong_pairs_down() -> None:
+    loss = replace(WITHOUT_FACENET.loss, mismatch=0.5, patch_weight=0.0)
+    config = replace(WITHOUT_FACENET, loss=loss, loader=replace(WITHOUT_FACENET.loader, mirror=False))
+    gan = model(config)
+    images, c = photos(8)
+    named = [gan.step(images, c, 8 * step) for step in range(60)]
+    assert named[-1]["D_wrong_logits"] < named[-1]["D_real_logits"] - 0.5
+    without = model(replace(config, loss=replace(loss, mismatch=0.0)))
+    assert "D_wrong_logits" not in without.step(images, c, 0)
+
+
+def test_average_takes_statistics_of_the_norms_along() -> None:
+    gan = model(WITHOUT_FACENET)
+    images, c = photos()
+    for nimg in range(0, 400, 40):
+        gan.step(images, c, nimg)
+    average, current = gan.G_ema.norm.norm, gan.G.norm.norm
+    assert not gan.G_ema.training
+    assert (average.running_mean - current.running_mean).abs().max() < current.running_mean.abs().max()
+    assert average.num_batches_tracked == current.num_batches_tracked == 10
+
+
+def test_bfloat16_step_is_near() -> None:
+    images, c = photos(8)
+    gans = [
+        CodedGAN(WITHOUT_FACENET, device="cpu", dtype=dtype, encoder=None) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    full, half = (gan.step(images, c, 0) for gan in gans)
+    assert all(abs(full[name] - half[name]) < 0.05 * max(1.0, abs(full[name])) for name in full)
+    assert all(
+        value.dtype == torch.float32
+        for gan in gans
+        for value in gan.G.state_dict().values()
+        if value.is_floating_point()
+    )
+
+
+def test_another_encoder_is_refused(random_facenet: FaceNet) -> None:
+    with pytest.raises(ValueError, match="need an encoder"):
+        model(SMALL)
+    with pytest.raises(ValueError, match="another encoder"):
+        model(SMALL, object())  # type: ignore[arg-type]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_four_steps_are_two_and_two(random_facenet: FaceNet, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = tiny_dataset()
+    train(SMALL, data=data, out=tmp_path / "whole", budget=Budget(total_nimg=16), encoder=random_facenet)
+    for total in (8, 16):
+        train(SMALL, data=data, out=tmp_path / "parts", budget=Budget(total_nimg=total), encoder=random_facenet)
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert whole["cur_nimg"] == 16
+    assert set(whole["gan"]) == {"G", "E", "D", "F", "G_ema", "G_optim", "D_optim"}
+    assert (whole["gan"]["F"]["scale"] != 1).all()
+    assert_same(whole["gan"], parts["gan"])
+    assert [line for line in losses(tmp_path / "whole") if "evaluator" not in line] == losses(tmp_path / "parts")
+    snapshot = load_snapshot(tmp_path / "parts")
+    assert snapshot.metadata["generator"]["kind"] == "conditional-norm"
+    z, c = torch.randn(3, 100), photos(3)[1]
+    assert torch.allclose(snapshot.generator(z, c)[:1], snapshot.generator(z[:1], c[:1]), atol=1e-5)
+
+
+def test_a_wild_learning_rate_is_named(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    wild = replace(WITHOUT_FACENET, optim=replace(SMALL.optim, lr=1e30))
+    with pytest.raises(UserError, match=r"not finite.*lower --optim\.lr"):
+        train(wild, data=tiny_dataset(), out=tmp_path / "run", budget=Budget(total_nimg=400))
+
+
+def test_learning_rate_falls_with_the_budget(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    falling = replace(WITHOUT_FACENET, optim=replace(SMALL.optim, lr_fall=0.5))
+    data = tiny_dataset()
+    train(falling, data=data, out=tmp_path / "run", budget=Budget(total_nimg=16))
+    rate = state(tmp_path / "run")["gan"]["G_optim"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.5 * SMALL.optim.lr)  # the last step began at 12 of 16 images
+    train(falling, data=data, out=tmp_path / "by clock", budget=Budget(hours=1 / 3600))
+    by_clock = state(tmp_path / "by clock")["gan"]["G_optim"]["param_groups"][0]["lr"]
+    assert by_clock < 0.9 * SMALL.optim.lr  # the last step began within the last half second
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data, out = tiny_dataset(), tmp_path / "run"
+    train(WITHOUT_FACENET, data=data, out=out, budget=Budget(total_nimg=8))
+    record = read_json(out / "config.json")
+    del record["config"]["optim"]["lr_fall"]
+    write_json(out / "config.json", record)
+    train(WITHOUT_FACENET, data=data, out=out, budget=Budget(total_nimg=16))
+    assert state(out)["cur_nimg"] == 16
+
+
+def test_preset_on_the_command_line(
+    shared: Path,
+    tiny_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vultus-cpu with the real FaceNet, then faces of its snapshot."""
+    monkeypatch.setenv("VULTUS_WEIGHTS", str(shared / "weights"))
+    small = ["--generator.base_width", "8", "--generator.max_width", "16", "--discriminator.base_width", "8",
+             "--discriminator.max_width", "16", "--optim.batch", "4", "--log_every_nimg", "4",
+             "--device", "cpu"]  # fmt: skip
+    run = ["train", "--preset", "vultus-cpu", "--data", str(tiny_dataset()), "--out", str(tmp_path / "run")]
+    assert main([*run, "--images", "8", *small]) == 0
+    lines = [line for line in losses(tmp_path / "run") if "evaluator" not in line]
+    assert all({"G_identity", "G_perceptual", "F_adversarial"} <= line.keys() for line in lines)
+    capsys.readouterr()
+    assert main([*run, "--images", "8", *small, "--loss.gamma", "1"]) == 2
+    assert "loss.gamma is not a part of method coded" in capsys.readouterr().err
+
+
+def test_gan_takes_the_hinge_loss_too() -> None:
+    tiny = get_preset("tiny")
+    config = replace(
+        tiny, loss=replace(tiny.loss, adversarial="hinge", label_smoothing=0.0), optim=OptimConfig(batch=4)
+    )
+    gan = GAN(config, device="cpu", dtype=torch.float32, encoder=None)
+    named = gan.step(*photos(), 0)
+    assert 0 < named["D_adversarial"] < 4

@@ -1,0 +1,64 @@
+"""The thread that reads ahead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+
+import pytest
+
+from vultus._prefetch import Ahead
+
+
+def test_order_is_kept() -> None:
+    with Ahead((number for number in range(1000)), 7) as values:
+        assert list(values) == list(range(1000))
+
+
+def test_it_runs_ahead_but_not_without_bound() -> None:
+    produced = 0
+
+    def source() -> Generator[int, None, None]:
+        nonlocal produced
+        for number in range(10_000):
+            produced += 1
+            yield number
+
+    with Ahead(source(), 5) as values:
+        for taken in range(1, 50):
+            next(values)
+            assert produced <= taken + 5 + 1  # what waits in the queue, and the one that does not fit into it
+        deadline = time.monotonic() + 10
+        while produced < taken + 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert produced in (taken + 5, taken + 6)
+
+
+def test_an_error_comes_after_the_values_before_it() -> None:
+    def source() -> Generator[int, None, None]:
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    taken = []
+    with Ahead(source(), 5) as values, pytest.raises(OSError, match="the disk is gone"):
+        taken.extend(values)
+    assert taken == [1, 2]
+
+
+def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:
+    closed = threading.Event()
+
+    def source() -> Generator[int, None, None]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    before = threading.active_count()
+    with Ahead(source(), 3) as values:
+        next(values)
+    assert closed.is_set()
+    assert threading.active_count() == before
