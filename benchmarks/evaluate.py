@@ -34,13 +34,12 @@ def private_mib() -> float:
 def child(options: argparse.Namespace) -> None:
     import torch
 
-    from vultus.cli.demo import default_snapshot
     from vultus.data.dataset import PreparedDataset
-    from vultus.evaluation.backbones.loading import load_instruments
-    from vultus.evaluation.evaluate import Settings, evaluate
-    from vultus.evaluation.extract import MadeFaces, measure, vectors
+    from vultus.evaluation.backbones.loading import load_backbones
+    from vultus.evaluation.evaluate import EvaluationSettings, evaluate
+    from vultus.evaluation.extract import GeneratedFaces, measure, vectors
     from vultus.models.facenet import load_facenet
-    from vultus.models.snapshot import load_snapshot
+    from vultus.models.snapshot import default_snapshot, load_snapshot
 
     peak = 0.0
 
@@ -52,17 +51,17 @@ def child(options: argparse.Namespace) -> None:
 
     snapshot = load_snapshot(default_snapshot() if options.snapshot == "default" else options.snapshot)
     test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
-    instruments = load_instruments(load_facenet())
+    backbones = load_backbones(load_facenet())
     threading.Thread(target=watch, daemon=True).start()
     with tempfile.TemporaryDirectory() as cache:
-        settings = Settings(limit=options.limit, cache=Path(cache))
+        settings = EvaluationSettings(limit=options.limit, cache=Path(cache))
         start = time.perf_counter()
         if options.child == "facenet":
-            faces = MadeFaces(snapshot, seed=0, device="cpu")
+            faces = GeneratedFaces(snapshot, seed=0, device="cpu")
             rows = torch.arange(min(options.limit, len(test))).numpy()
-            measure(faces, test, rows, [vectors("facenet", instruments.encoder, settings.noises)], **settings.how)
+            measure(faces, test, rows, [vectors("facenet", backbones.encoder, settings.noises)], **settings.how)
         else:
-            evaluate(snapshot, test, instruments=instruments, other=train, settings=settings)
+            evaluate(snapshot, test, backbones=backbones, other=train, settings=settings)
         print(json.dumps({"seconds": time.perf_counter() - start, "peak_mib": peak}))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/generate.py [--snapshot default] [--batches 1 16 64] [--calls 100] [--unet_steps 3]
 
 Ways take turns call by call, so that a machine whose speed drifts is unfair to none; all have the same threads
-(OMP_NUM_THREADS). Exported files are written first, to a temporary folder.
+(OMP_NUM_THREADS). OnnxModel files are written first, to a temporary folder.
 
 The diffusion model is the UNet of Stable Diffusion 1.5 at 512x512 (its published config, random weights: what they are
 does not change the cost), 25 steps of two evaluations each, for classifier-free guidance. Only --unet_steps of these
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 from vultus.export.onnx_export import Precision, examples, export_onnx
-from vultus.models.onnx_runtime import open_exported
+from vultus.models.onnx_runtime import open_onnx
 from vultus.models.snapshot import Snapshot
 
 STEPS, GUIDANCE = 25, 2  # of one sampling; evaluations of each step
@@ -47,7 +47,7 @@ Call = Callable[[Any, Any], Any]
 
 def ways(snapshot: Snapshot, folder: Path) -> dict[str, Call]:
     """{name: call of z, c as arrays}."""
-    generator = snapshot.generator
+    generator = snapshot.network
 
     def torch_in(dtype: torch.dtype) -> Call:
         return lambda z, c: generator(torch.from_numpy(z).to(dtype), torch.from_numpy(c).to(dtype))
@@ -61,7 +61,7 @@ def ways(snapshot: Snapshot, folder: Path) -> dict[str, Call]:
             print(f"ONNX Runtime {precision}: left out: {error}")
             continue
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {parity}")
-        found[f"ONNX Runtime {precision}"] = open_exported(path, threads=torch.get_num_threads()).generator
+        found[f"ONNX Runtime {precision}"] = open_onnx(path, threads=torch.get_num_threads()).generator
     return found
 
 
@@ -109,7 +109,7 @@ def diffusion(snapshot: Snapshot, steps: int) -> None:
         parameter.data.uniform_(-0.02, 0.02)  # numbers of no extreme size, which could cost more
     millions = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     z, c = (torch.from_numpy(rows) for rows in examples(snapshot, 1, seed=0))
-    generator = snapshot.generator
+    generator = snapshot.network
     latents, text, when = torch.randn(GUIDANCE, 4, 64, 64), torch.randn(GUIDANCE, 77, 768), torch.tensor(500)
     work["face"] = flops(generator, z, c)
     seconds: dict[str, list[float]] = {"face": [], "float32": []}
@@ -139,7 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     snapshot = open_snapshot(options.snapshot, "cpu")
     settings = snapshot.metadata["generator"]
-    size = sum(parameter.numel() for parameter in snapshot.generator.parameters()) / 1e6
+    size = sum(parameter.numel() for parameter in snapshot.network.parameters()) / 1e6
     print(
         f"{options.snapshot}: {settings['kind']}, {settings['resolution']}x{settings['resolution']}, {size:.1f} million"
     )

@@ -56,8 +56,8 @@ def figures(url: str) -> dict[str, float]:
 
 def embedding(snapshot: str, path: Path) -> None:
     code = (
-        "import sys; from vultus.cli.common import open_snapshot; from vultus.sampling.population import sample_people;"
-        "c = sample_people(open_snapshot(sys.argv[1], 'cpu').people, 1, seed=0).numpy();"
+        "import sys; from vultus.cli.common import open_snapshot; from vultus.sampling.population import sample_identities;"
+        "c = sample_identities(open_snapshot(sys.argv[1], 'cpu').population, 1, seed=0).numpy();"
         "open(sys.argv[2], 'wb').write(c.astype('<f4').tobytes())"
     )
     subprocess.run([sys.executable, "-c", code, snapshot, str(path)], check=True)

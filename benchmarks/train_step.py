@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vultus._prefetch import Ahead
+from vultus._prefetch import Prefetch
 from vultus.data.dataset import PreparedDataset, batches
 from vultus.errors import UserError
 from vultus.images.io import to_x
@@ -60,7 +60,7 @@ def main() -> None:
     stack = contextlib.ExitStack()
     source = itertools.repeat((random, vectors))
     if dataset:
-        decoded = stack.enter_context(Ahead(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
+        decoded = stack.enter_context(Prefetch(batches(dataset, batch=batch, cur_nimg=0, seed=0), 3))
         source = ((item.images, item.c) for _, item in decoded)
 
     method = METHODS[config.method]

@@ -64,16 +64,15 @@ from pathlib import Path
 import torch
 from IPython.display import display
 
-from vultus.cli.demo import default_snapshot
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import told
 from vultus.images.io import centre_crop, decode_image, from_pil, to_x
 from vultus.models.facenet import load_facenet
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, load_snapshot
 from vultus.sampling.conditioning import from_photos, one_embedding
 from vultus.sampling.generate import render
 from vultus.sampling.grids import noise_sheet, people_sheet, way_sheet
-from vultus.sampling.population import noise, sample_people
+from vultus.sampling.population import noise, sample_identities
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 snapshot = load_snapshot(default_snapshot() if SNAPSHOT == "default" else SNAPSHOT, DEVICE)
@@ -88,7 +87,7 @@ print(f"terms: {about.get('licence') or 'none given'}")
 # A row for each person, drawn from how the training embeddings are spread; a column for each noise.
 
 # %%
-person = sample_people(snapshot.people, PEOPLE, seed=SEED)
+person = sample_identities(snapshot.population, PEOPLE, seed=SEED)
 display(people_sheet(snapshot, person, noises=NOISES, seed=SEED))
 
 # %% [markdown]
@@ -123,8 +122,8 @@ else:
         _, c = next(iter(from_photos([PHOTO], snapshot, device=DEVICE).chunks))
         photo = from_pil([centre_crop(decode_image(Path(PHOTO).read_bytes()), side)])
         display(people_sheet(snapshot, c, photo, noises=NOISES, seed=SEED))
-        z = torch.cat([noise(SEED, 0, 1, snapshot.generator.z_dim, variant=variant) for variant in range(NOISES)])
-        made = load_facenet(device=DEVICE).embed(to_x(render(snapshot.generator, z, c.expand(NOISES, -1))).to(DEVICE))
+        z = torch.cat([noise(SEED, 0, 1, snapshot.network.z_dim, variant=variant) for variant in range(NOISES)])
+        made = load_facenet(device=DEVICE).embed(to_x(render(snapshot.network, z, c.expand(NOISES, -1))).to(DEVICE))
         print("cosine:", *(f"{value:.2f}" for value in (made.cpu() @ c[0]).tolist()))
 
 # %% [markdown]

@@ -67,12 +67,11 @@ from pathlib import Path
 import torch
 from IPython.display import Image, Markdown, display
 
-from vultus.cli.demo import default_snapshot
 from vultus.errors import told
 from vultus.evaluation.compare import compare
 from vultus.evaluation.plots import curves, distributions, intervals
 from vultus.models.facenet import load_facenet
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, load_snapshot
 from vultus.training.run_log import read_stats
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -24,7 +24,7 @@ from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 from vultus.export.onnx_export import export_onnx
 from vultus.images.xmp import Origin, xmp_packet
-from vultus.models.onnx_runtime import is_exported, open_exported
+from vultus.models.onnx_runtime import is_onnx, open_onnx
 
 PAGE = Path(__file__).parent / "web"
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -54,20 +54,20 @@ def runtime() -> Path:
 
 
 def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, int]:
-    """Write the folder; return {file: bytes}. Raises UserError as export_onnx, open_exported and runtime do."""
+    """Write the folder; return {file: bytes}. Raises UserError as export_onnx, open_onnx and runtime do."""
     tarball = runtime()
     make_folder(out / "ort")
     model = out / "model.onnx"
-    if is_exported(snapshot):
-        open_exported(snapshot)
+    if is_onnx(snapshot):
+        open_onnx(snapshot)
         shutil.copyfile(snapshot, model)
     else:
         export_onnx(open_snapshot(snapshot, "cpu"), model, precision=precision)
-    exported = open_exported(model)
-    if not exported.people:
+    exported = open_onnx(model)
+    if not exported.population:
         raise UserError(f"{snapshot}: holds no description of people to draw from, and the page draws random people")
     entries, parts, offset = [], [], 0
-    for name, value in exported.people.items():
+    for name, value in exported.population.items():
         entries.append({"name": name, "shape": list(value.shape), "offset": offset})
         parts.append(value.astype("<f4").tobytes())
         offset += len(parts[-1])

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vultus._files import make_folder, write_json, write_text
 from vultus.data.dataset import Batch, PreparedDataset
-from vultus.evaluation.backbones.loading import load_instruments
-from vultus.evaluation.evaluate import Settings, evaluate_faces
+from vultus.evaluation.backbones.loading import load_backbones
+from vultus.evaluation.evaluate import EvaluationSettings, evaluate_faces
 from vultus.evaluation.extract import OtherFaces
 from vultus.evaluation.metrics import nearest
 from vultus.evaluation.scores import spread
@@ -123,12 +123,12 @@ def main() -> None:
     parser.add_argument("--out", default="calibration")
     options = parser.parse_args()
     test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
-    settings = Settings(noises=1, limit=options.limit, best_of=0)
+    settings = EvaluationSettings(noises=1, limit=options.limit, best_of=0)
     chosen = spread(len(test), options.limit)
-    instruments = load_instruments(load_facenet(dtype=torch.float32))
+    backbones = load_backbones(load_facenet(dtype=torch.float32))
     results = {}
     for name, faces in changes(test, train, chosen).items():
-        results[name] = evaluate_faces(faces, test, instruments=instruments, other=train, settings=settings)
+        results[name] = evaluate_faces(faces, test, backbones=backbones, other=train, settings=settings)
     out = make_folder(Path(options.out))
     exchanged = ("other photo", "mirrored", "wrong person", "train photos", "copies", "mean face")
     spoiled = [name for name in results if name not in exchanged]

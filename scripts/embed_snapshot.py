@@ -16,7 +16,7 @@ import torch
 from vultus._files import atomic_path
 from vultus.data.dataset import PreparedDataset
 from vultus.models.snapshot import load_snapshot, save_snapshot
-from vultus.sampling.population import fit_people, sample_people
+from vultus.sampling.population import fit_population, sample_identities
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     snapshot = load_snapshot(options.snapshot)
     if options.data:
-        snapshot.people = fit_people(PreparedDataset(options.data).embeddings())
+        snapshot.population = fit_population(PreparedDataset(options.data).embeddings())
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         result = next(iter(figures.values()))
@@ -52,12 +52,12 @@ def main() -> None:
     path = ASSETS / "default.safetensors"
     save_snapshot(
         path,
-        generator=snapshot.generator,
-        people=snapshot.people,
+        network=snapshot.network,
+        population=snapshot.population,
         metadata=snapshot.metadata,
         dtype=torch.float16,
     )
-    embeddings = sample_people(load_snapshot(path).people, GALLERY, seed=SEED)
+    embeddings = sample_identities(load_snapshot(path).people, GALLERY, seed=SEED)
     with atomic_path(ASSETS / "gallery.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save({"embeddings": embeddings}))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {GALLERY} people in the gallery")

@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     groups = json.loads(options.groups.read_text(encoding="utf-8"))
     snapshot = open_snapshot(options.snapshot, "cpu")
-    generator = snapshot.generator
+    generator = snapshot.network
     dataset = PreparedDataset(options.data, "test")
     judge, facenet = load_judge("dlib"), load_facenet()
     batch = dataset.batch(range(len(dataset)))

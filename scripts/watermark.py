@@ -29,7 +29,7 @@ from vultus._files import make_folder, write_json, write_text
 from vultus.cli.common import open_snapshot
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.evaluation.backbones.efficientnet import load_effnet
-from vultus.evaluation.extract import Column, Faces, MadeFaces, RealFaces, measure, vectors
+from vultus.evaluation.extract import Column, FaceSet, GeneratedFaces, RealFaces, measure, vectors
 from vultus.evaluation.metrics import FeatureStatistics, FrechetReference, ms_ssim, psnr
 from vultus.evaluation.scores import spread
 from vultus.images.io import from_pil, to_images, to_pil, to_x
@@ -40,9 +40,9 @@ Attack = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class Marked:
-    """Faces with the watermark."""
+    """FaceSet with the watermark."""
 
-    def __init__(self, faces: Faces) -> None:
+    def __init__(self, faces: FaceSet) -> None:
         # What is marked in another way is measured again, though the faces be the same.
         noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
         mark = hashlib.sha256(np.asarray(add_watermark(Image.fromarray(noise))).tobytes()).hexdigest()
@@ -181,7 +181,7 @@ def upper(count: int, total: int) -> float:
     return high
 
 
-def statistics(faces: Faces, dataset: PreparedDataset, rows: np.ndarray, column: Column) -> FeatureStatistics:
+def statistics(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, column: Column) -> FeatureStatistics:
     features = measure(faces, dataset, rows, [column], batch=32, cache=cache_folder() / "features")
     return FeatureStatistics(column.dim).update(features[column.name][:, 0])
 
@@ -202,7 +202,7 @@ def main() -> None:
     for name in options.snapshots:
         photos = name == "photos"
         dataset, rows = (train, spread(len(train), len(test))) if photos else (test, np.arange(len(test)))
-        faces = RealFaces() if photos else MadeFaces(open_snapshot(name, "cpu"), seed=0, device="cpu")
+        faces = RealFaces() if photos else GeneratedFaces(open_snapshot(name, "cpu"), seed=0, device="cpu")
         chosen = rows[spread(len(rows), options.count)]
         parts = np.array_split(chosen, max(1, len(chosen) // 32))
         images = torch.cat([to_images(faces(part, 0, dataset.batch(part))) for part in parts])

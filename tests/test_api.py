@@ -32,16 +32,16 @@ from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
 from vultus.images.io import to_images
 from vultus.images.xmp import read_marks
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.population import fit_people, noise, sample_people, slerp
+from vultus.sampling.population import fit_population, noise, sample_identities, slerp
 from vultus.serving.app import create_app
 from vultus.serving.engine import Engine
-from vultus.serving.handlers import Settings
+from vultus.serving.handlers import ServerSettings
 
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
 C = torch.nn.functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
-class PhotoEncoder(TinyEncoder):
+class PosteriorEncoder(TinyEncoder):
     """TinyEncoder that reads crops too."""
 
     def __init__(self) -> None:
@@ -74,16 +74,16 @@ class Broken(TinyGenerator):
 
 
 def engine(generator: TinyGenerator | None = None, **settings: Any) -> Engine:
-    people = fit_people(torch.randn(400, DIM, generator=torch.Generator().manual_seed(1)))
+    people = fit_population(torch.randn(400, DIM, generator=torch.Generator().manual_seed(1)))
     metadata = {"encoder": {"id": "tiny-test"}, "licence": "none"}
     snapshot = Snapshot((generator or TinyGenerator()).eval().requires_grad_(False), people, metadata)
-    settings = {"encoder": PhotoEncoder(), "name": "0123456789abcdef", "exact": True, **settings}
+    settings = {"encoder": PosteriorEncoder(), "name": "0123456789abcdef", "exact": True, **settings}
     return Engine(snapshot, **settings)
 
 
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
-    return create_app(engine(), Settings(faces=12, body_bytes=200_000, megapixels=1.0))
+    return create_app(engine(), ServerSettings(faces=12, body_bytes=200_000, megapixels=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_pictures_say_that_they_are_synthetic(client: TestClient, form: str) -> 
 
 def test_a_photo(client: TestClient) -> None:
     found = client.post("/v1/embeddings", content=photo(), headers={"Content-Type": "image/jpeg"}).json()
-    assert pixels(found["crop"]).shape == (PhotoEncoder.size, PhotoEncoder.size, 3)
+    assert pixels(found["crop"]).shape == (PosteriorEncoder.size, PosteriorEncoder.size, 3)
     assert found["faces_found"] is None
     assert "centre square" in found["note"]
     answer = client.post("/v1/faces?seed=2", content=photo(), headers={"Content-Type": "image/jpeg; charset=x"})
@@ -202,7 +202,7 @@ def test_similarity_is_the_cosine_to_what_was_asked_for(client: TestClient) -> N
     answer = client.post("/v1/faces", json={"embeddings": C[:2].tolist(), "similarity": True}).json()
     for face, c in zip(answer["faces"], C, strict=False):
         x = torch.from_numpy(pixels(face["image"]).copy()).permute(2, 0, 1)[None] / 127.5 - 1
-        assert face["similarity"]["facenet"] == pytest.approx(float(PhotoEncoder().embed(x)[0] @ c), abs=1e-5)
+        assert face["similarity"]["facenet"] == pytest.approx(float(PosteriorEncoder().embed(x)[0] @ c), abs=1e-5)
 
 
 def test_between(client: TestClient) -> None:
@@ -218,7 +218,7 @@ def test_between(client: TestClient) -> None:
 def test_random_people_can_be_asked_for_again(client: TestClient) -> None:
     answer = client.get("/v1/random?seed=11&num=3", headers={"Accept": JSON}).json()
     embeddings = [face["embedding"] for face in answer["faces"]]
-    assert torch.equal(torch.tensor(embeddings), sample_people(engine().snapshot.people, 3, seed=11))
+    assert torch.equal(torch.tensor(embeddings), sample_identities(engine().snapshot.population, 3, seed=11))
     again = client.post("/v1/faces", json={"embeddings": embeddings[2:], "seed": 11})
     assert again.content == base64.b64decode(
         client.post("/v1/faces", json={"embeddings": embeddings[2:], "seed": 11}, headers={"Accept": JSON})
@@ -383,7 +383,7 @@ def test_photos_of_any_shape(client: TestClient, size: tuple[int, int], kind: st
 def test_when_the_house_is_full(client: TestClient) -> None:
     """One request holds the generator, a second waits, a third is told to come back; the first two are answered."""
     generator = HeldUp()
-    with TestClient(create_app(engine(generator), Settings(faces=4, queue=6))) as client:
+    with TestClient(create_app(engine(generator), ServerSettings(faces=4, queue=6))) as client:
         body = {"embeddings": C[:1].tolist(), "num": 3}
         answers: list[int] = []
         threads = [
@@ -407,7 +407,7 @@ def test_when_the_house_is_full(client: TestClient) -> None:
 
 def test_what_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
     generator = HeldUp()
-    with TestClient(create_app(engine(generator), Settings(seconds=0.2))) as client:
+    with TestClient(create_app(engine(generator), ServerSettings(seconds=0.2))) as client:
         answer = client.get("/v1/random")
         check_problem(answer, 503, "not ready within 0.2 s")
         assert answer.headers["retry-after"]
@@ -443,7 +443,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 def test_token() -> None:
-    with TestClient(create_app(engine(), Settings(token="geheim-7"))) as client:
+    with TestClient(create_app(engine(), ServerSettings(token="geheim-7"))) as client:
         for path in ("/v1/random", "/v1/model", "/metrics"):
             for headers in WRONG:
                 answer = client.get(path, headers=headers)
@@ -519,7 +519,7 @@ for name in ("jpeg", "png", "webp"):
 schemathesis.openapi.media_type(BINARY, floats.map(lambda rows: rows.astype("<f4").tobytes()))
 schemathesis.openapi.media_type(NPY, floats.map(npy_file))
 
-guarded = create_app(engine(), Settings(faces=12, body_bytes=200_000, megapixels=1.0, token="geheim-7"))
+guarded = create_app(engine(), ServerSettings(faces=12, body_bytes=200_000, megapixels=1.0, token="geheim-7"))
 schema = schemathesis.openapi.from_asgi("/openapi.json", guarded)
 # Two rules that no JSON Schema can tell, for they are of two fields at once.
 OF_TWO = re.compile(r"\d+ x \d+ faces; the limit is 12 a request|similarity: goes with pictures, not with npy")

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_coded import WITHOUT_FACENET, model, photos
 from torch import Tensor
 
+from test_cvae_gan import WITHOUT_FACENET, model, photos
 from vultus.config import check_method
 from vultus.errors import UserError
 from vultus.training import augment as augmentation

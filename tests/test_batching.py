@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from tiny_parts import DIM, TinyGenerator, Z
-from vultus.cli.demo import default_snapshot, gallery
 from vultus.images.io import to_images
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
 from vultus.sampling.population import noise
 from vultus.serving.batching import Batcher, Busy, Gate
@@ -136,9 +135,9 @@ def test_the_last_bit() -> None:
     """With one size, faces are those of generate.py; with all, a pixel value in thousands differs by 1 at most."""
     snapshot = load_snapshot(default_snapshot())
     c = gallery()[:5]
-    z = noise(3, 0, 5, snapshot.generator.z_dim)
-    expected = render(snapshot.generator, z, c)
-    exact, quick = Batcher(snapshot.generator, sizes=(16,)), Batcher(snapshot.generator)
+    z = noise(3, 0, 5, snapshot.network.z_dim)
+    expected = render(snapshot.network, z, c)
+    exact, quick = Batcher(snapshot.network, sizes=(16,)), Batcher(snapshot.network)
     for batcher in (exact, quick):
         batcher.warm_up()
     assert torch.equal(torch.cat([exact.submit(z[i : i + 1], c[i : i + 1]).result(30) for i in range(5)]), expected)

@@ -6,8 +6,9 @@ import torch
 
 from vultus.config import GeneratorConfig, to_dict
 from vultus.errors import UserError
-from vultus.models.networks import build_generator
-from vultus.models.snapshot import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
+from vultus.models.generators import build_generator
+from vultus.models.snapshot import load_snapshot, save_snapshot
+from vultus.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG = GeneratorConfig(resolution=32, base_width=8, max_width=16)
 
@@ -16,7 +17,7 @@ def write_snapshot(path: Path, **options: torch.dtype) -> torch.nn.Module:
     torch.manual_seed(0)
     generator = build_generator(**to_dict(CONFIG)).eval()
     people = {"mean": torch.randn(512), "factor": torch.randn(512, 4)}
-    save_snapshot(path, generator=generator, people=people, metadata={"generator": to_dict(CONFIG)}, **options)
+    save_snapshot(path, network=generator, population=people, metadata={"generator": to_dict(CONFIG)}, **options)
     return generator
 
 
@@ -25,9 +26,9 @@ def test_snapshot_round_trip(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "snapshot.safetensors"):
         snapshot = load_snapshot(path)
         z, c = torch.randn(2, 100), torch.randn(2, 512)
-        assert torch.equal(snapshot.generator(z, c), generator(z, c))
-        assert snapshot.people["factor"].shape == (512, 4)
-        assert not snapshot.generator.training
+        assert torch.equal(snapshot.network(z, c), generator(z, c))
+        assert snapshot.population["factor"].shape == (512, 4)
+        assert not snapshot.network.training
 
 
 def test_float16_snapshot_is_half_as_large_and_computes_in_float32(tmp_path: Path) -> None:
@@ -62,10 +63,10 @@ def test_snapshot_of_another_generator(tmp_path: Path) -> None:
     path = tmp_path / "snapshot.safetensors"
     generator = build_generator(**to_dict(CONFIG))
     wrong = to_dict(CONFIG) | {"base_width": 4}
-    save_snapshot(path, generator=generator, people={}, metadata={"generator": wrong})
+    save_snapshot(path, network=generator, population={}, metadata={"generator": wrong})
     with pytest.raises(UserError, match="weights do not fit"):
         load_snapshot(path)
-    save_snapshot(path, generator=generator, people={}, metadata={"generator": wrong | {"depth": 3}})
+    save_snapshot(path, network=generator, population={}, metadata={"generator": wrong | {"depth": 3}})
     with pytest.raises(UserError, match="unknown key depth"):
         load_snapshot(path)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vultus.cli.demo import default_snapshot
 from vultus.cli.main import main
+from vultus.models.snapshot import default_snapshot
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from tiny_parts import (
 )
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluation.backbones.loading import Instruments
+from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.compare import compare
 from vultus.evaluation.tables import CONTEXT, format_gap, format_table, group_of
 
@@ -31,18 +31,18 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def parts() -> Instruments:
-    return Instruments(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),), {"fid, kid": "not here"})
+def parts() -> Backbones:
+    return Backbones(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),), {"fid, kid": "not here"})
 
 
 @pytest.fixture
-def folder(tiny_dataset: Write, parts: Instruments) -> Path:
+def folder(tiny_dataset: Write, parts: Backbones) -> Path:
     people = {"train": 30, "test": 24}
     return tiny_dataset(resolution=SIDE, people=people, photos=5, dim=DIM, embed=parts.encoder.embed)
 
 
 @pytest.fixture
-def run(folder: Path, parts: Instruments, tmp_path: Path) -> Callable[..., Any]:
+def run(folder: Path, parts: Backbones, tmp_path: Path) -> Callable[..., Any]:
     def call(**keywords: Any) -> Any:
         data = PreparedDataset(folder, "test")
         snapshots = {
@@ -152,7 +152,7 @@ def test_both_splits_and_the_gap(run: Callable[..., Any], folder: Path) -> None:
     assert alone["m"]["context"] | {"split": "train", "n_images": 150} == alone["m"]["context"]
 
 
-def test_a_split_that_is_not_there(run: Callable[..., Any], tiny_dataset: Write, parts: Instruments) -> None:
+def test_a_split_that_is_not_there(run: Callable[..., Any], tiny_dataset: Write, parts: Backbones) -> None:
     data = tiny_dataset("only", people={"test": 24}, photos=5, dim=DIM, embed=parts.encoder.embed)
     dataset = PreparedDataset(data, "test")
     _, results = run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)})
@@ -174,7 +174,7 @@ def test_two_networks_of_one_name_are_refused() -> None:
         short = "tiny"
 
     with pytest.raises(UserError, match="two networks are called tiny; rename the file of the judge"):
-        Instruments(TinyEncoder(), (Namesake(),))
+        Backbones(TinyEncoder(), (Namesake(),))
 
 
 def test_gap_table() -> None:

@@ -20,7 +20,7 @@ def test_round_trip(preset: str) -> None:
         ({"optim": {"lr": "fast"}}, r"optim\.lr must be of type float"),
         ({"optim": {"batch": 1.5}}, r"optim\.batch must be of type int"),
         ({"optim": 3}, r"optim must be an object"),
-        ({"generator": {"kind": "vae"}}, r"generator\.kind must be one of dcgan, residual"),
+        ({"generator": {"kind": "vae"}}, r"generator\.kind must be one of dcgan, conditional-norm"),
         ({"loader": {"mirror": 1}}, r"loader\.mirror must be of type bool"),
     ],
 )

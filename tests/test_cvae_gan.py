@@ -15,12 +15,12 @@ from vultus._files import read_json, write_json
 from vultus.cli.main import main
 from vultus.config import OptimConfig, TrainConfig, check_method
 from vultus.errors import UserError
-from vultus.models.auxiliary import FeatureDiscriminator, PhotoEncoder
+from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder
 from vultus.models.facenet import FaceFeatures, FaceNet, InceptionResnetV1
 from vultus.models.snapshot import load_snapshot
 from vultus.presets import fitted, get_preset
 from vultus.training import losses as terms
-from vultus.training.cvae_gan import CodedGAN, free_first, spread, spread_count
+from vultus.training.cvae_gan import CVAEGAN, free_first, spread, spread_count
 from vultus.training.gan import GAN, identity_weight, lr_left
 from vultus.training.trainer import Budget, train
 
@@ -67,8 +67,8 @@ def random_facenet() -> FaceNet:
         return FaceNet(InceptionResnetV1(), dtype=torch.float32)
 
 
-def model(config: TrainConfig, encoder: FaceNet | None = None) -> CodedGAN:
-    return CodedGAN(config, device="cpu", dtype=torch.float32, encoder=encoder)
+def model(config: TrainConfig, encoder: FaceNet | None = None) -> CVAEGAN:
+    return CVAEGAN(config, device="cpu", dtype=torch.float32, encoder=encoder)
 
 
 def photos(count: int = 4, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +82,7 @@ def photos(count: int = 4, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_critics_shapes() -> None:
     x, _ = photos(2, 64)
-    mean, log_variance = PhotoEncoder(100)(x / 127.5 - 1)
+    mean, log_variance = PosteriorEncoder(100)(x / 127.5 - 1)
     assert mean.shape == log_variance.shape == (2, 100)
     critic = FeatureDiscriminator()
     features = (torch.randn(2, 192, 16, 16), torch.randn(2, 256, 7, 7))
@@ -249,7 +249,7 @@ def test_average_takes_statistics_of_the_norms_along() -> None:
 def test_bfloat16_step_is_near() -> None:
     images, c = photos(8)
     gans = [
-        CodedGAN(WITHOUT_FACENET, device="cpu", dtype=dtype, encoder=None) for dtype in (torch.float32, torch.bfloat16)
+        CVAEGAN(WITHOUT_FACENET, device="cpu", dtype=dtype, encoder=None) for dtype in (torch.float32, torch.bfloat16)
     ]
     full, half = (gan.step(images, c, 0) for gan in gans)
     assert all(abs(full[name] - half[name]) < 0.05 * max(1.0, abs(full[name])) for name in full)
@@ -285,7 +285,7 @@ def test_four_steps_are_two_and_two(random_facenet: FaceNet, tiny_dataset: Calla
     snapshot = load_snapshot(tmp_path / "parts")
     assert snapshot.metadata["generator"]["kind"] == "conditional-norm"
     z, c = torch.randn(3, 100), photos(3)[1]
-    assert torch.allclose(snapshot.generator(z, c)[:1], snapshot.generator(z[:1], c[:1]), atol=1e-5)
+    assert torch.allclose(snapshot.network(z, c)[:1], snapshot.network(z[:1], c[:1]), atol=1e-5)
 
 
 def test_a_wild_learning_rate_is_named(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:

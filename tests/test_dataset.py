@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vultus._prefetch import Ahead
+from vultus._prefetch import Prefetch
 from vultus.data.dataset import Order, PreparedDataset, batches
 from vultus.errors import UserError
 
@@ -38,7 +38,7 @@ def test_order_is_a_function_of_seed_and_images_seen() -> None:
 
 def test_batches_start_anywhere_and_leave_no_thread(tiny_dataset: Callable[..., Path]) -> None:
     dataset = PreparedDataset(tiny_dataset(people={"train": 4, "test": 1}))
-    with Ahead(batches(dataset, batch=5, cur_nimg=0, seed=0), 3) as source:
+    with Prefetch(batches(dataset, batch=5, cur_nimg=0, seed=0), 3) as source:
         first = list(itertools.islice(source, 4))
     assert [nimg for nimg, _ in first] == [0, 5, 10, 15]
     again = next(batches(dataset, batch=5, cur_nimg=10, seed=0))[1]

@@ -12,9 +12,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from vultus.cli.demo import default_snapshot, gallery
-from vultus.models.snapshot import load_snapshot
-from vultus.sampling.population import sample_people
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
+from vultus.sampling.population import sample_identities
 
 
 def test_demo(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_embedded_default_is_small_honest_and_no_pickle() -> None:
 
 def test_gallery_is_drawn_from_the_embedded_distribution() -> None:
     people = gallery()
-    drawn = sample_people(load_snapshot(default_snapshot()).people, len(people), seed=7)
+    drawn = sample_identities(load_snapshot(default_snapshot()).people, len(people), seed=7)
     assert torch.allclose(people, drawn, atol=1e-6)
     assert torch.allclose(people.norm(dim=1), torch.ones(len(people)), atol=1e-5)
 

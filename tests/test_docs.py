@@ -33,14 +33,13 @@ from onnx import TensorProto, helper
 
 from conftest import SHARED
 from vultus.cli import main as cli
-from vultus.cli.demo import default_snapshot
 from vultus.data.prepare import in_test
 from vultus.data.shards import PreparedFolder
 from vultus.images import align as faces
 from vultus.images.io import encode_jpeg, to_pil
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise, sample_people
+from vultus.sampling.population import noise, sample_identities
 from vultus.serving.app import create_app
 from vultus.serving.engine import open_engine
 
@@ -227,8 +226,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("docs")
     snapshot = load_snapshot(default_snapshot())
     people = names(6, test=False) + names(3, test=True)
-    c = sample_people(snapshot.people, len(people), seed=11).repeat_interleave(PHOTOS, 0)
-    images = render(snapshot.generator, noise(11, 0, len(c), snapshot.generator.z_dim), c)
+    c = sample_identities(snapshot.population, len(people), seed=11).repeat_interleave(PHOTOS, 0)
+    images = render(snapshot.network, noise(11, 0, len(c), snapshot.network.z_dim), c)
     parquet: dict[str, list[Any]] = {"train": [], "test": []}
     rows = []
     for number, image in enumerate(images):

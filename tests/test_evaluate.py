@@ -33,12 +33,12 @@ from vultus.evaluation import extract as measure_module
 from vultus.evaluation.backbones import face_recognition as judges
 from vultus.evaluation.backbones.efficientnet import weights_path
 from vultus.evaluation.backbones.face_recognition import judge_available
-from vultus.evaluation.backbones.loading import Instruments, load_instruments
-from vultus.evaluation.evaluate import Settings, evaluate, gap
+from vultus.evaluation.backbones.loading import Backbones, load_backbones
+from vultus.evaluation.evaluate import EvaluationSettings, evaluate, gap
 from vultus.evaluation.verification import pair_scores, threshold_at_far
 from vultus.images.io import decode_image, from_pil, to_images, to_x
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 
 Write = Callable[..., Path]
 Run = Callable[..., dict[str, Any]]
@@ -67,19 +67,19 @@ def train(folder: Path) -> PreparedDataset:
 
 
 @pytest.fixture
-def parts(encoder: TinyEncoder) -> Instruments:
-    return Instruments(encoder, (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),))
+def parts(encoder: TinyEncoder) -> Backbones:
+    return Backbones(encoder, (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),))
 
 
 @pytest.fixture
-def run(dataset: PreparedDataset, train: PreparedDataset, parts: Instruments, tmp_path: Path) -> Run:
+def run(dataset: PreparedDataset, train: PreparedDataset, parts: Backbones, tmp_path: Path) -> Run:
     """`evaluate` with the tiny parts and its own cache; keywords replace what it is given."""
 
-    def call(generator: Generator, **keywords: Any) -> dict[str, Any]:
+    def call(generator: GeneratorNetwork, **keywords: Any) -> dict[str, Any]:
         data = keywords.pop("dataset", dataset)
         source = keywords.pop("source", None) or snapshot(generator, data)
         given = {"instruments": keywords.pop("instruments", parts), "other": keywords.pop("other", train)}
-        settings = Settings(**{"cache": tmp_path / "cache", "best_of": 3} | keywords)
+        settings = EvaluationSettings(**{"cache": tmp_path / "cache", "best_of": 3} | keywords)
         return evaluate(source, data, settings=settings, **given)
 
     return call
@@ -176,7 +176,7 @@ def test_copies_of_training_photos_are_named(run: Run, train: PreparedDataset) -
     assert not any(name.startswith("copied") for name in run(Memory(train), other=None)["metrics"])
 
 
-def test_an_encoder_that_is_fooled_is_named(run: Run, dataset: PreparedDataset, parts: Instruments) -> None:
+def test_an_encoder_that_is_fooled_is_named(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
     """Pictures that the condition's encoder takes for the person, and the judge, who sees the corners too, does not."""
 
     class Marked(Memory):
@@ -191,7 +191,7 @@ def test_an_encoder_that_is_fooled_is_named(run: Run, dataset: PreparedDataset, 
         def embed(self, x: torch.Tensor) -> torch.Tensor:
             return super().embed(x) * (x[:, 0, 0, 0] < 0.999)[:, None]
 
-    result = run(Marked(dataset), instruments=Instruments(parts.encoder, (Attentive(),)))
+    result = run(Marked(dataset), backbones=Backbones(parts.encoder, (Attentive(),)))
     assert value(result, "type1_tiny_far1e-3") > 0.9
     assert any(alarm.startswith("tiny flatters: it accepts") for alarm in result["alarms"])
     assert not any("flatters" in alarm for alarm in run(Memory(dataset))["alarms"])
@@ -309,7 +309,7 @@ def test_it_leaves_random_state_alone(run: Run) -> None:
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_measured_twice(run: Run, parts: Instruments, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_measured_twice(run: Run, parts: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = parts.features[0]
     first = run(TinyGenerator())
     assert network.seen == 360  # photos, photos of training people, faces
@@ -326,7 +326,7 @@ def test_nothing_is_measured_twice(run: Run, parts: Instruments, monkeypatch: py
 
 @pytest.mark.parametrize("harm", ["cut", "garbage", "other shape"])
 def test_a_damaged_cache_is_computed_again(
-    run: Run, parts: Instruments, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+    run: Run, parts: Backbones, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
 ) -> None:
     first = run(TinyGenerator())
     files = sorted((tmp_path / "cache").iterdir())
@@ -345,7 +345,7 @@ def test_a_damaged_cache_is_computed_again(
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(
-    run: Run, tmp_path: Path, parts: Instruments, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, parts: Backbones, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
@@ -355,7 +355,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(
     assert network.seen == 720
 
 
-def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Instruments) -> None:
+def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Backbones) -> None:
     class Stops(TinyFeatures):
         id = "stops"
 
@@ -364,9 +364,9 @@ def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Ins
                 raise KeyboardInterrupt
             return super().features(x)
 
-    broken = Instruments(parts.encoder, parts.judges, (Stops(),), parts.perceptual)
+    broken = Backbones(parts.encoder, parts.judges, (Stops(),), parts.perceptual)
     with pytest.raises(KeyboardInterrupt):
-        run(TinyGenerator(), instruments=broken)
+        run(TinyGenerator(), backbones=broken)
     kept = {file.name.split("-")[0] for file in (tmp_path / "cache").iterdir()}
     assert kept == {"check"}  # the pass before it
 
@@ -374,7 +374,7 @@ def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Ins
 # --- refusals and notes -----------------------------------------------------------------------------------------------
 
 
-def test_parts_that_do_not_belong_together_are_refused(run: Run, dataset: PreparedDataset, parts: Instruments) -> None:
+def test_parts_that_do_not_belong_together_are_refused(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
     entry = dataset.manifest["encoder"]
     for metadata, words in (
         ({"encoder": entry | {"id": "other"}}, r"has encoder other, .*data has tiny-test"),
@@ -390,7 +390,7 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, dataset: Prepar
     stranger = TinyEncoder()
     stranger.weights_sha256 = "e" * 64
     with pytest.raises(UserError, match=r"prepared with tiny-test \(0000.*at hand is tiny-test \(eeee"):
-        run(TinyGenerator(), instruments=Instruments(stranger))
+        run(TinyGenerator(), backbones=Backbones(stranger))
 
 
 def test_both_files_of_facenet_count_as_one_network(run: Run, tiny_dataset: Write, encoder: TinyEncoder) -> None:
@@ -400,7 +400,7 @@ def test_both_files_of_facenet_count_as_one_network(run: Run, tiny_dataset: Writ
     encoder.weights_sha256 = FACENET_WEIGHTS[0].sha256
     data = PreparedDataset(folder, "test")
     theirs = snapshot(TinyGenerator(), data, encoder=entry | {"weights_sha256": FACENET_WEIGHTS[0].sha256})
-    result = run(TinyGenerator(), dataset=data, source=theirs, instruments=Instruments(encoder))
+    result = run(TinyGenerator(), dataset=data, source=theirs, backbones=Backbones(encoder))
     assert result["context"]["n_images"] == 12
 
 
@@ -460,12 +460,12 @@ def test_one_noise_measures_no_diversity_of_noise(run: Run) -> None:
     assert value(result, "fd_pool_120_test") == value(run(TinyGenerator(), noises=3), "fd_pool_120_test")
 
 
-def test_embeddings_of_another_encoder_are_noted(run: Run, dataset: PreparedDataset, parts: Instruments) -> None:
+def test_embeddings_of_another_encoder_are_noted(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
     class Changed(TinyEncoder):
         def embed(self, x: torch.Tensor, size: int | None = None) -> torch.Tensor:
             return super().embed(x.flip(1), size)
 
-    result = run(TinyGenerator(), instruments=Instruments(Changed(), parts.judges))
+    result = run(TinyGenerator(), backbones=Backbones(Changed(), parts.judges))
     assert "may come from another crop or encoder" in result["notes"][0]
 
 
@@ -476,7 +476,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, encoder: Tiny
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for remembered in (judges._model, judges._predictor):
         remembered.cache_clear()
-    found = load_instruments(encoder)
+    found = load_backbones(encoder)
     assert (found.judges, found.features, found.perceptual) == ((), (), ())
     for rows, words in (
         ("identity_dlib, type1_dlib, type2_dlib", "pip install 'vultus[eval]'"),
@@ -488,11 +488,11 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, encoder: Tiny
         assert words in found.missing[rows]
         assert "\n" not in found.missing[rows]
     with pytest.raises(UserError, match=r"nowhere\.onnx"):
-        load_instruments(encoder, judges=("dlib", str(tmp_path / "nowhere.onnx")))
+        load_backbones(encoder, judges=("dlib", str(tmp_path / "nowhere.onnx")))
 
 
 def test_without_any_extra_the_rest_is_measured(run: Run, encoder: TinyEncoder) -> None:
-    result = run(TinyGenerator(), instruments=Instruments(encoder, missing={"fid, kid": "not here"}))
+    result = run(TinyGenerator(), backbones=Backbones(encoder, missing={"fid, kid": "not here"}))
     assert result["missing"]["fid, kid"] == "not here"
     assert value(result, "diversity_noise_rms") > 0
     assert {"identity_tiny", "type1_tiny_far1e-3", "mse", "psnr"} <= result["metrics"].keys()
@@ -528,11 +528,11 @@ def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_pa
     data = PreparedDataset(folder, "test")
     data.identities = people  # what the drawn data set cannot know
     memory = Memory(data)
-    parts = load_instruments(facenet)
-    settings = Settings(noises=1, best_of=0, cache=tmp_path / "cache")
+    parts = load_backbones(facenet)
+    settings = EvaluationSettings(noises=1, best_of=0, cache=tmp_path / "cache")
 
     def run() -> dict[str, Any]:
-        return evaluate(snapshot(memory, data), data, instruments=parts, settings=settings)
+        return evaluate(snapshot(memory, data), data, backbones=parts, settings=settings)
 
     sharp = run()
     assert sharp["notes"][0].startswith("fd_effnet_104_test: 104 images give singular")

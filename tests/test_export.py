@@ -19,47 +19,47 @@ from vultus._files import sha256_file
 from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluation.backbones.loading import Instruments
-from vultus.evaluation.evaluate import Settings, evaluate
+from vultus.evaluation.backbones.loading import Backbones
+from vultus.evaluation.evaluate import EvaluationSettings, evaluate
 from vultus.export import onnx_export as export
 from vultus.export.onnx_export import BATCHES, LIMIT, export_onnx
 from vultus.models.facenet import FaceNet
-from vultus.models.onnx_runtime import open_exported
+from vultus.models.onnx_runtime import open_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.generate import render
 from vultus.sampling.latents import Floats
-from vultus.sampling.population import noise, sample_people
+from vultus.sampling.population import noise, sample_identities
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_faces_as_pytorch_in_every_batch(models: Models, kind: str) -> None:
     path, out, parity = models[kind]
-    snapshot, model = load_snapshot(path), open_exported(out)
+    snapshot, model = load_snapshot(path), open_onnx(out)
     assert list(parity.largest) == list(BATCHES) == [1, 3, 16]
     assert max(parity.largest.values()) <= LIMIT == 1e-3
     for batch in (1, 2, 5, 16):
-        z, c = noise(9, 0, batch, 20), sample_people(snapshot.people, batch, seed=9)
+        z, c = noise(9, 0, batch, 20), sample_identities(snapshot.population, batch, seed=9)
         with torch.inference_mode():
-            expected = snapshot.generator(z, c).numpy()
-        found = model.generator(z.numpy(), c.numpy())
+            expected = snapshot.network(z, c).numpy()
+        found = model.network(z.numpy(), c.numpy())
         assert found.shape == (batch, 3, 32, 32)
         assert np.abs(found - expected).max() <= LIMIT
         assert expected.std() > 0.05
-    assert np.abs(model.generator(z.numpy(), c.numpy()[::-1].copy()) - expected).max() > 0.05
+    assert np.abs(model.network(z.numpy(), c.numpy()[::-1].copy()) - expected).max() > 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_file_says_what_it_is(models: Models, kind: str) -> None:
     path, out, _ = models[kind]
-    snapshot, model = load_snapshot(path), open_exported(out)
+    snapshot, model = load_snapshot(path), open_onnx(out)
     assert sorted(one.name for one in out.parent.glob(f"{kind}.*")) == [f"{kind}.onnx", f"{kind}.safetensors"]
     assert model.metadata["model"] == sha256_file(path)[:16]
     assert model.metadata["generator"] == snapshot.metadata["generator"]
     assert model.metadata["encoder"] == snapshot.metadata["encoder"]
     assert (model.metadata["licence"], model.metadata["precision"]) == ("for tests alone", "float32")
-    assert (model.generator.resolution, model.generator.z_dim, model.generator.c_dim) == (32, 20, KINDS[kind])
-    assert model.people.keys() == snapshot.people.keys()
-    assert all(np.array_equal(model.people[key], value.numpy()) for key, value in snapshot.people.items())
+    assert (model.network.resolution, model.network.z_dim, model.network.c_dim) == (32, 20, KINDS[kind])
+    assert model.population.keys() == snapshot.population.keys()
+    assert all(np.array_equal(model.population[key], value.numpy()) for key, value in snapshot.population.items())
     graph = onnx.load(out).graph
     assert [(one.name, one.type.tensor_type.shape.dim[0].dim_param) for one in graph.input] == [("z", "N"), ("c", "N")]
     assert not [word for word in (b"site-packages", b"networks.py") if word in out.read_bytes()]
@@ -146,14 +146,14 @@ def test_photos_need_torch_for_the_encoder_alone(
 
 def test_evaluation_of_an_exported_model(models: Models, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     data = PreparedDataset(tiny_dataset(dim=DIM), "test")
-    path, out, _ = models["residual"]
+    path, out, _ = models["conditional-norm"]
     snapshot, exported = load_snapshot(path), load_snapshot(out)
     assert isinstance(exported, Snapshot)
-    z, c = noise(0, 0, 3, 20), sample_people(exported.people, 3, seed=0)
-    assert (render(exported.generator, z, c).int() - render(snapshot.generator, z, c)).abs().max() <= 1
-    tools = Instruments(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),))
-    settings = Settings(cache=tmp_path / "cache", best_of=0)
-    results = [evaluate(one, data, instruments=tools, settings=settings) for one in (snapshot, exported)]
+    z, c = noise(0, 0, 3, 20), sample_identities(exported.population, 3, seed=0)
+    assert (render(exported.network, z, c).int() - render(snapshot.network, z, c)).abs().max() <= 1
+    tools = Backbones(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),))
+    settings = EvaluationSettings(cache=tmp_path / "cache", best_of=0)
+    results = [evaluate(one, data, backbones=tools, settings=settings) for one in (snapshot, exported)]
     rows = [{name: row["value"] for name, row in result["metrics"].items()} for result in results]
     assert len(rows[0]) > 10
     assert rows[1] == pytest.approx(rows[0], rel=0.02, abs=0.02, nan_ok=True)
@@ -170,9 +170,9 @@ def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr()
     assert shown.out.split() == [str(out)]
     assert "largest difference to PyTorch" in shown.err
-    assert open_exported(out).metadata["precision"] == "float16"
+    assert open_onnx(out).metadata["precision"] == "float16"
     assert stored(out) < 0.6 * stored(models["dcgan"][1])
-    faces = [open_exported(path).generator(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
+    faces = [open_onnx(path).generator(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
     assert 0 < np.abs(faces[0] - faces[1]).max() < 0.02
 
 

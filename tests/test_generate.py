@@ -17,11 +17,11 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.models.facenet import FaceNet
-from vultus.models.networks import build_generator
+from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_people
 from vultus.sampling.generate import MAX_GRID, STEP, between, generate, render
-from vultus.sampling.population import fit_people, noise
+from vultus.sampling.population import fit_population, noise
 
 CONFIG = {"resolution": 32, "z_dim": 20, "c_dim": 512, "base_width": 8, "max_width": 16, "projection": 32}
 
@@ -30,14 +30,14 @@ def unit(count: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(count, 512, generator=torch.Generator().manual_seed(seed)))
 
 
-def write_snapshot(path: Path, kind: str = "residual", encoder: str = FaceNet.id, **changes: int) -> Path:
+def write_snapshot(path: Path, kind: str = "conditional-norm", encoder: str = FaceNet.id, **changes: int) -> Path:
     config = {"kind": kind, **CONFIG, **changes}
     torch.manual_seed(0)
     generator = build_generator(**config)
     for parameter in generator.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))  # fresh blocks start as their skip path
     metadata = {"generator": config, "encoder": {"id": encoder, "dim": 512}}
-    save_snapshot(path, generator=generator, people=fit_people(unit(30)), metadata=metadata)
+    save_snapshot(path, network=generator, population=fit_population(unit(30)), metadata=metadata)
     return path
 
 
@@ -50,7 +50,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
-@pytest.mark.parametrize("kind", ["residual", "dcgan"])
+@pytest.mark.parametrize("kind", ["conditional-norm", "dcgan"])
 def test_same_seed_same_faces_whatever_the_batch_size(tmp_path: Path, kind: str) -> None:
     snapshot = load_snapshot(write_snapshot(tmp_path / "s.safetensors", kind))
     np.save(tmp_path / "c.npy", unit(19).numpy())
@@ -66,7 +66,7 @@ def test_same_seed_same_faces_whatever_the_batch_size(tmp_path: Path, kind: str)
     assert len(set(made[1].values())) == 38
     # The fifth face is the same when it is made alone.
     z = noise(3, 4, 1, 20, variant=1)
-    alone = render(snapshot.generator, z, unit(19)[4:5])
+    alone = render(snapshot.network, z, unit(19)[4:5])
     assert np.array_equal(alone[0].permute(1, 2, 0), Image.open(tmp_path / "1" / "000004_1.png"))
     generate(snapshot, from_embeddings(tmp_path / "c.npy", snapshot), tmp_path / "other", num=2, seed=4)
     assert not set(pictures(tmp_path / "other").values()) & set(made[1].values())
@@ -74,8 +74,8 @@ def test_same_seed_same_faces_whatever_the_batch_size(tmp_path: Path, kind: str)
 
 def test_generator_always_runs_on_the_same_number_of_faces(snapshot: Snapshot) -> None:
     sizes = []
-    snapshot.generator.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    images = render(snapshot.generator, torch.zeros(STEP + 1, 20), unit(STEP + 1))
+    snapshot.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    images = render(snapshot.network, torch.zeros(STEP + 1, 20), unit(STEP + 1))
     assert sizes == [STEP, STEP]
     assert images.shape == (STEP + 1, 3, 32, 32)
     assert images.dtype == torch.uint8
@@ -98,7 +98,7 @@ def test_random_people_go_on_where_a_shorter_run_ended(snapshot: Snapshot, tmp_p
     assert torch.equal(many[:5], few)
     assert [name for names, _ in chunks for name in names][599] == "000599"
     assert torch.equal(one_embedding("random:3", snapshot, seed=2), few[3])
-    snapshot.people.clear()
+    snapshot.population.clear()
     with pytest.raises(UserError, match=r"snapshot\.safetensors: holds no description of people"):
         random_people(snapshot, 1)
     with pytest.raises(UserError, match="at least one"):
@@ -186,7 +186,7 @@ def test_between_is_a_strip_and_an_animation(snapshot: Snapshot, tmp_path: Path)
     with Image.open(strip) as image:
         assert image.size == (5 * 34 - 2, 32)
         sheet = np.asarray(image)
-    ends = render(snapshot.generator, noise(1, 0, 1, 20).expand(2, -1), torch.stack([a, b]))
+    ends = render(snapshot.network, noise(1, 0, 1, 20).expand(2, -1), torch.stack([a, b]))
     assert np.array_equal(sheet[:, :32], ends[0].permute(1, 2, 0))
     assert np.abs(sheet[:, -32:].astype(int) - ends[1].permute(1, 2, 0).numpy()).max() <= 1
     with Image.open(animation) as gif:

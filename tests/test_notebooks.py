@@ -18,7 +18,7 @@ from vultus.data.prepare import prepare
 from vultus.models.facenet import FaceNet
 from vultus.presets import fitted, get_preset
 from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_probe
+from vultus.training.validation import unseen_validation
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SRC = Path(prepare_module.__file__).parents[2]
@@ -69,7 +69,7 @@ def execute(tmp_path: Path) -> Execute:
 def tiny_run(tiny_dataset: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
     """(data set of drawn pictures, run folder trained on it for four steps)."""
     data, run = tiny_dataset(photos=4), tmp_path / "run"
-    probe = unseen_probe(data, None)
+    probe = unseen_validation(data, None)
     assert probe is not None
     config = fitted(get_preset("tiny"), 32)
     train(config, data=data, out=run, budget=Budget(total_nimg=64), evaluators=[("unseen", probe, 32)])

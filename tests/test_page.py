@@ -20,12 +20,11 @@ from PIL import Image
 from conftest import SHARED
 from test_report import ARGUMENTS
 from test_serve import FACENET, Served, needs_dlib, needs_facenet, serving
-from vultus.cli.demo import default_snapshot, gallery
 from vultus.images.io import decode_image, to_pil
 from vultus.images.xmp import model_id, read_marks
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise, sample_people
+from vultus.sampling.population import noise, sample_identities
 
 EMBEDDINGS = gallery().numpy()
 VIEWS = ["random", "photo", "blend", "embedding"]
@@ -53,8 +52,8 @@ def served(folder: Path) -> Iterator[Served]:
 def made(folder: Path) -> bytes:
     """A large picture of a drawn face, as JPEG; the camera shows it."""
     snapshot = load_snapshot(default_snapshot())
-    c = sample_people(snapshot.people, 1, seed=0, start=7)
-    face = to_pil(render(snapshot.generator, noise(0, 0, 1, snapshot.generator.z_dim), c)[0])
+    c = sample_identities(snapshot.population, 1, seed=0, start=7)
+    face = to_pil(render(snapshot.network, noise(0, 0, 1, snapshot.network.z_dim), c)[0])
     frame = Image.new("RGB", (640, 480), "grey")
     frame.paste(face.resize((480, 480), Image.Resampling.BICUBIC), (80, 0))
     frame.save(folder / "camera.mjpeg", "JPEG", quality=95)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vultus.errors import UserError
-from vultus.sampling.population import fit_people, noise, sample_people, slerp
+from vultus.sampling.population import fit_population, noise, sample_identities, slerp
 
 
 def embeddings(count: int, dim: int = 512, seed: int = 0) -> torch.Tensor:
@@ -23,7 +23,7 @@ def mean_cosine(x: torch.Tensor) -> float:
 
 def test_samples_have_the_mean_and_spread_of_the_embeddings() -> None:
     real = embeddings(4000)
-    drawn = sample_people(fit_people(real), 4000, seed=0)
+    drawn = sample_identities(fit_population(real), 4000, seed=0)
     assert drawn.dtype == torch.float32
     torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4000))
     assert mean_cosine(drawn) == pytest.approx(mean_cosine(real), abs=2e-3)
@@ -34,28 +34,28 @@ def test_samples_have_the_mean_and_spread_of_the_embeddings() -> None:
 
 
 def test_person_depends_on_seed_and_index_alone() -> None:
-    people = fit_people(embeddings(300))
-    many = sample_people(people, 150, seed=5)
+    people = fit_population(embeddings(300))
+    many = sample_identities(people, 150, seed=5)
     for start, count in ((0, 1), (63, 1), (64, 1), (60, 10), (149, 1), (1, 149)):
-        assert torch.equal(sample_people(people, count, seed=5, start=start), many[start : start + count])
-    assert not torch.equal(sample_people(people, 1, seed=6), many[:1])
-    far = sample_people(people, 2, seed=5, start=10**9)
-    assert torch.equal(far[1:], sample_people(people, 1, seed=5, start=10**9 + 1))
-    assert sample_people(people, 0, seed=5).shape == (0, 512)
+        assert torch.equal(sample_identities(people, count, seed=5, start=start), many[start : start + count])
+    assert not torch.equal(sample_identities(people, 1, seed=6), many[:1])
+    far = sample_identities(people, 2, seed=5, start=10**9)
+    assert torch.equal(far[1:], sample_identities(people, 1, seed=5, start=10**9 + 1))
+    assert sample_identities(people, 0, seed=5).shape == (0, 512)
 
 
 def test_fit_does_not_depend_on_chunks_and_takes_two_rows() -> None:
     real = embeddings(700)
-    whole, chunked = fit_people(real), fit_people(iter(real.split(33)))
+    whole, chunked = fit_population(real), fit_population(iter(real.split(33)))
     torch.testing.assert_close(chunked["mean"], whole["mean"])
     torch.testing.assert_close(chunked["factor"] @ chunked["factor"].T, whole["factor"] @ whole["factor"].T)
-    two = sample_people(fit_people(real[:2]), 50, seed=0)
+    two = sample_identities(fit_population(real[:2]), 50, seed=0)
     assert torch.isfinite(two).all()
     # Not the same face again and again, and not a line between the two.
     assert torch.linalg.matrix_rank(two, rtol=1e-3) == 50
     for few in (real[:1], real[:1].expand(5, -1), real[:0]):
         with pytest.raises(UserError, match="two different"):
-            fit_people(few)
+            fit_population(few)
 
 
 def clusters(count: int, seed: int) -> torch.Tensor:
@@ -69,7 +69,7 @@ def clusters(count: int, seed: int) -> torch.Tensor:
 
 def test_people_crowd_where_real_ones_do() -> None:
     real, unseen = clusters(11_000, 0), clusters(500, 1)
-    mixture = fit_people(iter(real.split(3000)))
+    mixture = fit_population(iter(real.split(3000)))
     assert len(mixture["weights"]) == 6
 
     def nearest(x: torch.Tensor) -> float:
@@ -77,21 +77,21 @@ def test_people_crowd_where_real_ones_do() -> None:
 
     expected = nearest(unseen)
     one = {key: mixture[key] for key in ("mean", "factor")}
-    drawn = sample_people(mixture, 500, seed=0)
+    drawn = sample_identities(mixture, 500, seed=0)
     assert nearest(drawn) == pytest.approx(expected, abs=0.01)
-    assert nearest(sample_people(one, 500, seed=0)) < expected - 0.02
+    assert nearest(sample_identities(one, 500, seed=0)) < expected - 0.02
     assert mean_cosine(drawn) == pytest.approx(mean_cosine(real), abs=0.02)
-    assert torch.equal(sample_people(mixture, 3, seed=0, start=70), drawn[70:73])
+    assert torch.equal(sample_identities(mixture, 3, seed=0, start=70), drawn[70:73])
 
 
 def test_weights_count_rows() -> None:
     real = embeddings(40, dim=16)
     counts = torch.randint(1, 4, (40,), generator=torch.Generator().manual_seed(0))
-    weighted = fit_people(real, weights=counts)
-    repeated = fit_people(real.repeat_interleave(counts, 0))
+    weighted = fit_population(real, weights=counts)
+    repeated = fit_population(real.repeat_interleave(counts, 0))
     # The direction of the mean and the leading axes agree; the shrinkage differs, for repeated rows are not new ones.
     assert torch.cosine_similarity(weighted["mean"], repeated["mean"], dim=0) > 0.999
-    assert not torch.allclose(fit_people(real)["mean"], weighted["mean"], atol=1e-3)
+    assert not torch.allclose(fit_population(real)["mean"], weighted["mean"], atol=1e-3)
 
 
 def test_noise_depends_on_seed_index_and_variant_alone() -> None:

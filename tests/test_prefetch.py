@@ -8,11 +8,11 @@ from collections.abc import Generator
 
 import pytest
 
-from vultus._prefetch import Ahead
+from vultus._prefetch import Prefetch
 
 
 def test_order_is_kept() -> None:
-    with Ahead((number for number in range(1000)), 7) as values:
+    with Prefetch((number for number in range(1000)), 7) as values:
         assert list(values) == list(range(1000))
 
 
@@ -25,7 +25,7 @@ def test_it_runs_ahead_but_not_without_bound() -> None:
             produced += 1
             yield number
 
-    with Ahead(source(), 5) as values:
+    with Prefetch(source(), 5) as values:
         for taken in range(1, 50):
             next(values)
             assert produced <= taken + 5 + 1  # what waits in the queue, and the one that does not fit into it
@@ -42,7 +42,7 @@ def test_an_error_comes_after_the_values_before_it() -> None:
         raise OSError("the disk is gone")
 
     taken = []
-    with Ahead(source(), 5) as values, pytest.raises(OSError, match="the disk is gone"):
+    with Prefetch(source(), 5) as values, pytest.raises(OSError, match="the disk is gone"):
         taken.extend(values)
     assert taken == [1, 2]
 
@@ -58,7 +58,7 @@ def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:
             closed.set()
 
     before = threading.active_count()
-    with Ahead(source(), 3) as values:
+    with Prefetch(source(), 3) as values:
         next(values)
     assert closed.is_set()
     assert threading.active_count() == before

@@ -21,16 +21,15 @@ from torch import Tensor
 
 from stand_in_models import serve_models
 from vultus._files import write_json
-from vultus.cli.demo import default_snapshot
 from vultus.cli.main import main
 from vultus.config import GeneratorConfig, to_dict
 from vultus.errors import UserError
 from vultus.export import publish
 from vultus.export.model_card import licence_of, model_card, result_in
+from vultus.models.generators import ConditionalNormGenerator, DCGANGenerator, GeneratorNetwork, build_generator
 from vultus.models.hub import fetch
-from vultus.models.networks import DCGANGenerator, Generator, ResidualGenerator, build_generator
-from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
-from vultus.sampling.population import fit_people, noise, sample_people
+from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot, save_snapshot
+from vultus.sampling.population import fit_population, noise, sample_identities
 
 SRC = Path(publish.__file__).resolve().parents[2]
 CELEBA = "CelebA: non-commercial research only, no redistribution"
@@ -54,7 +53,7 @@ def write_run(folder: Path, kind: str = "dcgan", licence: str | None = CELEBA, i
     }
     folder.mkdir()
     generator = build_generator(**settings)
-    save_snapshot(folder / "snapshot.safetensors", generator=generator, people=fit_people(c), metadata=metadata)
+    save_snapshot(folder / "snapshot.safetensors", network=generator, population=fit_population(c), metadata=metadata)
     return folder
 
 
@@ -84,10 +83,10 @@ def evaluation(cur_nimg: int = 800) -> dict[str, Any]:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "cls"), [("dcgan", DCGANGenerator), ("residual", ResidualGenerator)])
+@pytest.mark.parametrize(("kind", "cls"), [("dcgan", DCGANGenerator), ("conditional-norm", ConditionalNormGenerator)])
 def test_mixin_round_trip_keeps_class_weights_people_and_licence(tmp_path: Path, kind: str, cls: type) -> None:
     snapshot = load_snapshot(write_run(tmp_path / "run", kind))
-    snapshot.generator.save_pretrained(tmp_path / "saved")
+    snapshot.network.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert {key: value for key, value in config.items() if key != "vultus"} == snapshot.metadata["generator"]
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
@@ -96,18 +95,18 @@ def test_mixin_round_trip_keeps_class_weights_people_and_licence(tmp_path: Path,
         "model.safetensors",
         "people.safetensors",
     ]
-    for read in (Generator.from_pretrained(tmp_path / "saved"), cls.from_pretrained(str(tmp_path / "saved"))):
+    for read in (GeneratorNetwork.from_pretrained(tmp_path / "saved"), cls.from_pretrained(str(tmp_path / "saved"))):
         assert type(read) is cls
         assert not read.training
-        assert torch.equal(pictures(read), pictures(snapshot.generator))
-        assert torch.equal(sample_people(read.people, 3, seed=1), sample_people(snapshot.people, 3, seed=1))
+        assert torch.equal(pictures(read), pictures(snapshot.network))
+        assert torch.equal(sample_identities(read.people, 3, seed=1), sample_identities(snapshot.population, 3, seed=1))
         assert read.metadata["licence"] == CELEBA
     again = load_snapshot(tmp_path / "saved")
     assert again.metadata == snapshot.metadata
-    assert torch.equal(pictures(again.generator), pictures(snapshot.generator))
+    assert torch.equal(pictures(again.network), pictures(snapshot.network))
     assert set(safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors")) == set(read.state_dict())
     assert "Research only" in (tmp_path / "saved" / "README.md").read_text()
-    other = ResidualGenerator if cls is DCGANGenerator else DCGANGenerator
+    other = ConditionalNormGenerator if cls is DCGANGenerator else DCGANGenerator
     with pytest.raises(UserError, match=f"holds a {cls.__name__}"):
         other.from_pretrained(tmp_path / "saved")
 
@@ -116,11 +115,11 @@ def test_fresh_generator_can_be_saved_and_never_pickled_weights_are_read(tmp_pat
     generator = build_generator(**to_dict(GeneratorConfig(resolution=32, base_width=8, max_width=16)))
     generator.save_pretrained(tmp_path)
     assert not (tmp_path / "people.safetensors").exists()
-    assert Generator.from_pretrained(tmp_path).people == {}
+    assert GeneratorNetwork.from_pretrained(tmp_path).people == {}
     torch.save(generator.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
-        Generator.from_pretrained(tmp_path)
+        GeneratorNetwork.from_pretrained(tmp_path)
 
 
 def test_damaged_folders_name_the_file(run: Path, tmp_path: Path) -> None:
@@ -223,8 +222,8 @@ def test_republishing_without_people_in_float16(run: Path, tmp_path: Path, capsy
     assert (full / "model.safetensors").stat().st_size < 0.6 * size
     assert "sample_people" not in (full / "README.md").read_text()
     again = load_snapshot(full)
-    assert again.people == {}
-    assert (pictures(again.generator) - pictures(snapshot.generator)).abs().max() < 0.02
+    assert again.population == {}
+    assert (pictures(again.network) - pictures(snapshot.network)).abs().max() < 0.02
     capsys.readouterr()
     publish.write_publication(load_snapshot(write_run(tmp_path / "few", images=30)), "ada/few", tmp_path / "out2")
     assert "30 photos only" in capsys.readouterr().err
@@ -333,10 +332,10 @@ import sys
 import torch
 from vultus.models.snapshot import load_snapshot
 from vultus.cli.main import main
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 run, folder, out = sys.argv[1:]
 assert main(["publish", run, "--repo", "ada/faces", "--out", folder, "--private"]) == 0
-remote, local, hub = Generator.from_pretrained("ada/faces"), Generator.from_pretrained(folder), "hf://ada/faces"
+remote, local, hub = GeneratorNetwork.from_pretrained("ada/faces"), GeneratorNetwork.from_pretrained(folder), "hf://ada/faces"
 assert type(remote) is type(local)
 assert all(torch.equal(a, b) for a, b in zip(remote.state_dict().values(), local.state_dict().values(), strict=True))
 assert load_snapshot(hub).metadata == load_snapshot(folder).metadata
@@ -408,9 +407,7 @@ def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
 
 def test_snapshot_without_people_has_no_samples(run: Path, tmp_path: Path) -> None:
     snapshot = load_snapshot(run)
-    snapshot.generator.people = {}
-    folder = publish.write_publication(
-        Snapshot(snapshot.generator, {}, snapshot.metadata), "ada/faces", tmp_path / "out"
-    )
+    snapshot.network.population = {}
+    folder = publish.write_publication(Snapshot(snapshot.network, {}, snapshot.metadata), "ada/faces", tmp_path / "out")
     assert not (folder / "samples.jpg").exists()
     assert "samples.jpg" not in (folder / "README.md").read_text()

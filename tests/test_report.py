@@ -26,7 +26,7 @@ from vultus.cli.main import main
 from vultus.config import LoaderConfig, OptimConfig
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluation.backbones.loading import Instruments
+from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.charts import Line, histogram, line_chart
 from vultus.evaluation.compare import compare
 from vultus.presets import get_preset
@@ -36,7 +36,7 @@ from vultus.reporting.run_folder import read_evaluations, read_run, read_runs
 from vultus.reporting.wandb_report import FILE, write_wandb_report
 from vultus.training.sample_grid import Samples
 from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_probe
+from vultus.training.validation import unseen_validation
 
 TINY = get_preset("tiny")
 TINY = replace(
@@ -71,16 +71,16 @@ def trained(tiny_dataset: Callable[..., Path], tmp_path: Path, tmp_path_factory:
     pictures = torch.tensor(PHOTO, dtype=torch.uint8).view(1, 3, 1, 1).expand(24, 3, 32, 32).contiguous()
     data = tiny_dataset("data", pictures=pictures)
     for name, nimg in (("one", 24), ("two", 16)):
-        probe = unseen_probe(data, None)
+        probe = unseen_validation(data, None)
         assert probe is not None
         train(TINY, data=data, out=root / name, budget=Budget(total_nimg=nimg), evaluators=[("unseen", probe, 8)])
     encoder = TinyEncoder()
-    parts = Instruments(encoder, (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),), {"fid, kid": "not here"})
+    parts = Backbones(encoder, (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),), {"fid, kid": "not here"})
     people = {"train": 12, "test": 12}
     judged = tiny_dataset("judged", resolution=SIDE, people=people, photos=4, dim=DIM, embed=encoder.embed)
     faces = {"runs/one": snapshot(TinyGenerator(), PreparedDataset(judged, "test"), cur_nimg=24)}
     out = root / "one" / "evaluation"
-    compare(faces, judged, encoder=encoder, instruments=parts, out=out, cache=tmp_path / "cache")
+    compare(faces, judged, encoder=encoder, backbones=parts, out=out, cache=tmp_path / "cache")
     shutil.copytree(data, root / "data")
     return root
 

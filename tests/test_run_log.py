@@ -24,7 +24,7 @@ from vultus.config import OptimConfig, TrainConfig
 from vultus.errors import UserError
 from vultus.images.io import cell, from_pil
 from vultus.presets import get_preset
-from vultus.training.run_log import Sink, check_trackers, cut_stats, read_stats
+from vultus.training.run_log import RunLog, check_trackers, cut_stats, read_stats
 from vultus.training.sample_grid import ROWS, Samples
 from vultus.training.trainer import Budget, train
 
@@ -416,13 +416,13 @@ def test_full_disk_of_a_tracker(
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("a file stands in the way")
-    with Sink(tmp_path, trackers=["tensorboard"], project="p", config={}, cur_nimg=0) as sink:
+    with RunLog(tmp_path, trackers=["tensorboard"], project="p", config={}, cur_nimg=0) as sink:
         for nimg in (4, 8):
             sink.log({"G_mse": 1.0}, nimg)
     assert len(warnings_of(capsys)) == 1
     assert [line["cur_nimg"] for line in stats(tmp_path)] == [4, 8]
     (tmp_path / "tensorboard").unlink()
-    with Sink(tmp_path, trackers=["tensorboard"], project="p", config={}, cur_nimg=8):
+    with RunLog(tmp_path, trackers=["tensorboard"], project="p", config={}, cur_nimg=8):
         pass
     assert [event.step for event in tensorboard(tmp_path).Scalars("train/G_mse")] == [4, 8]
 

@@ -28,12 +28,11 @@ from PIL import Image
 
 from conftest import SHARED
 from vultus.cli import main as cli
-from vultus.cli.demo import default_snapshot, gallery
 from vultus.evaluation.backbones.face_recognition import judge_available
 from vultus.images import align as faces
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import model_id, read_marks
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
 from vultus.sampling.population import noise
 
@@ -127,8 +126,8 @@ def errors(served: Served) -> str:
 
 def test_faces_are_those_of_generate(client: httpx2.Client) -> None:
     snapshot = load_snapshot(default_snapshot())
-    z = noise(5, 0, 1, snapshot.generator.z_dim)
-    expected = mark_pixels(render(snapshot.generator, z, EMBEDDINGS[3:4]).numpy())[0].transpose(1, 2, 0)
+    z = noise(5, 0, 1, snapshot.network.z_dim)
+    expected = mark_pixels(render(snapshot.network, z, EMBEDDINGS[3:4]).numpy())[0].transpose(1, 2, 0)
     answer = client.post("/v1/faces", json={"embeddings": EMBEDDINGS[3:4].tolist(), "seed": 5})
     picture = pixels(answer.content)
     assert picture.shape == (128, 128, 3)
@@ -256,9 +255,9 @@ def test_200_clients_at_once(served: Served) -> None:
     made = np.concatenate([np.load(io.BytesIO(answer.content)) for answer in answers])
     snapshot = load_snapshot(default_snapshot())
     some = range(0, 200, 13)
-    z = torch.cat([noise(number, 0, 1, snapshot.generator.z_dim) for number in some])
+    z = torch.cat([noise(number, 0, 1, snapshot.network.z_dim) for number in some])
     c = torch.stack([EMBEDDINGS[number % len(EMBEDDINGS)] for number in some])
-    expected = mark_pixels(render(snapshot.generator, z, c).numpy()).transpose(0, 2, 3, 1)
+    expected = mark_pixels(render(snapshot.network, z, c).numpy()).transpose(0, 2, 3, 1)
     assert int(np.abs(made[list(some)].astype(int) - expected).max()) <= 2  # rounded once more with the watermark
     with served.client() as client:
         figures = dict(

@@ -16,11 +16,12 @@ import torch
 from vultus.config import LoaderConfig, OptimConfig, TrainConfig, to_dict
 from vultus.errors import UserError
 from vultus.models.facenet import FaceNet
-from vultus.models.snapshot import load_checkpoint, load_snapshot
+from vultus.models.snapshot import load_snapshot
 from vultus.presets import get_preset
+from vultus.training.checkpoint import load_checkpoint
 from vultus.training.gan import GAN
 from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_probe
+from vultus.training.validation import unseen_validation
 
 TINY = get_preset("tiny")
 TINY = replace(
@@ -36,8 +37,8 @@ TINY = replace(
 )
 ALL_TERMS = replace(
     TINY,
-    generator=replace(TINY.generator, kind="residual"),
-    discriminator=replace(TINY.discriminator, kind="residual"),
+    generator=replace(TINY.generator, kind="conditional-norm"),
+    discriminator=replace(TINY.discriminator, kind="projection"),
     loss=replace(
         TINY.loss, adversarial="relativistic", gamma=10.0, penalty_every=2, mse_size=16, mse_nimg=40, warmup_nimg=4
     ),
@@ -334,7 +335,7 @@ def test_the_probe_tells_one_face_from_many(tiny_dataset: Callable[..., Path]) -
         def embed(self, x: torch.Tensor, size: int | None = None) -> torch.Tensor:
             return torch.nn.functional.normalize(x.flatten(1)[:, :512], dim=1)
 
-    probe = unseen_probe(tiny_dataset(), Reader())  # type: ignore[arg-type]
+    probe = unseen_validation(tiny_dataset(), Reader())  # type: ignore[arg-type]
     assert probe is not None
     many, one = probe(Patterns(False)), probe(Patterns(True))  # type: ignore[arg-type]
     assert many["identity_facenet"] > 0.99

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vultus.evaluation.bootstrap import REPLICATES, Estimate, People, difference
+from vultus.evaluation.bootstrap import REPLICATES, Estimate, PersonBootstrap, difference
 from vultus.evaluation.verification import (
     Similarity,
     accepted_against_others,
@@ -108,8 +108,8 @@ def test_people_are_resampled_not_photos() -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(50, generator=random)
     names = [f"p{i}" for i in range(50)]
-    one = People(names).mean(values)
-    ten = People([name for name in names for _ in range(10)]).mean(values.repeat_interleave(10))
+    one = PersonBootstrap(names).mean(values)
+    ten = PersonBootstrap([name for name in names for _ in range(10)]).mean(values.repeat_interleave(10))
     assert one is not None
     assert ten is not None
     assert ten.value == pytest.approx(one.value)
@@ -124,14 +124,14 @@ def test_intervals_cover_the_truth() -> None:
     hits = 0
     for sample in range(200):
         effects = torch.randn(60, 1, generator=random) + torch.randn(60, 4, generator=random)
-        found = People([f"p{i}" for i in range(60) for _ in range(4)], seed=sample).mean(effects.flatten())
+        found = PersonBootstrap([f"p{i}" for i in range(60) for _ in range(4)], seed=sample).mean(effects.flatten())
         assert found is not None
         hits += found.low <= 0 <= found.high
     assert 0.90 <= hits / 200 <= 0.99
 
 
 def test_undefined_values_are_left_out() -> None:
-    people = People(["a", "a", "b", "c"])
+    people = PersonBootstrap(["a", "a", "b", "c"])
     found = people.mean(torch.tensor([1.0, 3.0, float("nan"), 5.0]), spread=True, real=2.0)
     assert found is not None
     assert found.value == 3
@@ -144,7 +144,7 @@ def test_undefined_values_are_left_out() -> None:
 
 def test_a_statistic_keeps_its_place_and_takes_the_spread() -> None:
     values = torch.randn(300, generator=torch.Generator().manual_seed(2))
-    people = People([f"p{i}" for i in range(300)])
+    people = PersonBootstrap([f"p{i}" for i in range(300)])
     found = people.statistic(5.0, lambda w: float((w @ values.double()) / w.sum()) + 100, replicates=200)
     assert found.value == 5
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std().item() / math.sqrt(300), rel=0.15)

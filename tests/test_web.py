@@ -18,8 +18,8 @@ from PIL import Image
 
 from tiny_exports import Models
 from vultus.errors import UserError
-from vultus.models.onnx_runtime import Exported, open_exported
-from vultus.sampling.latents import noise, sample_people
+from vultus.models.onnx_runtime import OnnxModel, open_onnx
+from vultus.sampling.latents import noise, sample_identities
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "build_web.py"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -47,8 +47,8 @@ def folder(script: dict[str, Any], models: Models, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Exported:
-    return open_exported(folder / "model.onnx")
+def model(folder: Path) -> OnnxModel:
+    return open_onnx(folder / "model.onnx")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -96,7 +96,7 @@ def pixels(page: Any, selector: str) -> list[Any]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for data in found]
 
 
-def test_page_in_a_browser(page: Any, model: Exported) -> None:
+def test_page_in_a_browser(page: Any, model: OnnxModel) -> None:
     assert "synthetic" in page.inner_text(".notice")
     assert "ms a face" in page.inner_text("#status")
     assert f"Model {model.metadata['model']}" in page.inner_text("#about")
@@ -147,13 +147,13 @@ def test_page_in_a_browser(page: Any, model: Exported) -> None:
     assert np.array_equal(np.stack(people), np.stack(pixels(page, "#people canvas")))
 
 
-def test_browser_draws_and_samples_as_the_program_does(page: Any, model: Exported) -> None:
-    c, z = sample_people(model.people, 1, seed=4)[0], noise(4, 0, 1, 20)[0]
+def test_browser_draws_and_samples_as_the_program_does(page: Any, model: OnnxModel) -> None:
+    c, z = sample_identities(model.population, 1, seed=4)[0], noise(4, 0, 1, 20)[0]
     found = page.evaluate(
         "([c, z]) => import('./app.js').then(app => app.draw(c, z)).then(image => [...image.data])",
         [c.tolist(), z.tolist()],
     )
-    expected = ((model.generator(z[None], c[None])[0] + 1) * 127.5).round().clip(0, 255).transpose(1, 2, 0)
+    expected = ((model.network(z[None], c[None])[0] + 1) * 127.5).round().clip(0, 255).transpose(1, 2, 0)
     assert np.abs(np.array(found).reshape(32, 32, 4)[..., :3] - expected).max() <= 1
     # Other random numbers, the same spread: means and variances of 300 people along the axes of both.
     drawn = page.evaluate(
@@ -166,10 +166,10 @@ def test_browser_draws_and_samples_as_the_program_does(page: Any, model: Exporte
             return { some, z, way: [0, 0.25, 1].map(t => [...slerp(some[0], some[1], t)]) };
         }"""
     )
-    here, there = sample_people(model.people, 300, seed=1), np.array(drawn["some"])
+    here, there = sample_identities(model.population, 300, seed=1), np.array(drawn["some"])
     assert np.linalg.norm(there, axis=1) == pytest.approx(np.ones(300))
     assert there.mean(0) @ there.mean(0) == pytest.approx(here.mean(0) @ here.mean(0), abs=0.02)
-    axes = model.people["factor"][:, :8] / np.linalg.norm(model.people["factor"][:, :8], axis=0)
+    axes = model.population["factor"][:, :8] / np.linalg.norm(model.population["factor"][:, :8], axis=0)
     assert (there @ axes).std(0) == pytest.approx((here @ axes).std(0), rel=0.25)
     z = np.array(drawn["z"])
     assert z.mean() == pytest.approx(0, abs=0.05)

@@ -23,7 +23,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
 from vultus.cli import main as cli
-from vultus.cli.demo import default_snapshot
 from vultus.errors import UserError
 from vultus.images import watermark
 from vultus.images.c2pa import Signer, read_credentials
@@ -40,7 +39,7 @@ from vultus.images.xmp import (
     read_packet,
     xmp_packet,
 )
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import default_snapshot, load_snapshot
 from vultus.sampling.conditioning import random_people
 from vultus.sampling.generate import between, generate
 from vultus.sampling.population import noise
@@ -173,9 +172,9 @@ def test_sheets_with_photos_are_composites(tmp_path: Path) -> None:
     """And keep their pixels: they show how a training goes."""
     snapshot = load_snapshot(default_snapshot())
     people = next(iter(random_people(snapshot, 2, seed=1).chunks))[1]
-    photos, z = torch.full((2, 3, 128, 128), 99, dtype=torch.uint8), noise(1, 0, 2, snapshot.generator.z_dim)
+    photos, z = torch.full((2, 3, 128, 128), 99, dtype=torch.uint8), noise(1, 0, 2, snapshot.network.z_dim)
     samples = Samples(tmp_path, photos, people, z)
-    sheet = samples.draw(snapshot.generator, 700, "cpu", torch.float32)
+    sheet = samples.draw(snapshot.network, 700, "cpu", torch.float32)
     for path in (sheet, samples.strip(700)):
         with Image.open(path) as image:
             said = read_marks(image)

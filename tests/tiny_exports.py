@@ -11,13 +11,13 @@ from torch import nn
 from tiny_parts import DIM, TinyEncoder
 from vultus.export.onnx_export import Parity, export_onnx
 from vultus.models.facenet import FaceNet
-from vultus.models.networks import build_generator
+from vultus.models.generators import build_generator
 from vultus.models.snapshot import load_snapshot, save_snapshot
-from vultus.sampling.population import fit_people
+from vultus.sampling.population import fit_population
 
 Models = dict[str, tuple[Path, Path, Parity]]  # by kind: snapshot, its export in float32, what the export said
 
-KINDS = {"dcgan": 512, "residual": DIM, "conditional-norm": 512}  # and the length of their embeddings
+KINDS = {"dcgan": 512, "conditional-norm": DIM}  # and the length of their embeddings
 TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_sha256}
 
 
@@ -34,11 +34,11 @@ def write_snapshot(path: Path, kind: str) -> Path:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = torch.randn_like(module.running_mean)
             module.running_var = torch.rand_like(module.running_var) + 0.5
-    people = fit_people(F.normalize(torch.randn(40, c_dim)))
+    people = fit_population(F.normalize(torch.randn(40, c_dim)))
     encoder = TINY if c_dim == DIM else {"id": FaceNet.id, "dim": c_dim}
     crop = {"kind": "centre", "encoder_fraction": 0.8}
     about = {"generator": config, "encoder": encoder, "crop": crop, "cur_nimg": 7, "licence": "for tests alone"}
-    save_snapshot(path, generator=generator, people=people, metadata=about)
+    save_snapshot(path, network=generator, population=people, metadata=about)
     return path
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vultus.data.dataset import PreparedDataset
 from vultus.images.io import crop_x, to_x
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
 
 SIDE, DIM, Z = 32, 16, 8
@@ -90,7 +90,7 @@ class TinyPerceptual:
         return (a[0] - b[0]).abs().mean((1, 2, 3))
 
 
-class TinyGenerator(Generator):
+class TinyGenerator(GeneratorNetwork):
     """One linear layer; `noise` and `condition` say how much it listens to each."""
 
     def __init__(self, noise: float = 0.1, condition: float = 1.0, side: int = SIDE) -> None:
@@ -104,7 +104,7 @@ class TinyGenerator(Generator):
         return F.interpolate(h, size=(self.resolution, self.resolution), mode="bilinear").tanh()
 
 
-class Memory(Generator):
+class Memory(GeneratorNetwork):
     """A generator that has learned a data set by heart: it answers with the photo of the nearest embedding."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
@@ -130,6 +130,6 @@ class Recorder(TinyGenerator):
         return super().forward(z, c)
 
 
-def snapshot(generator: Generator, dataset: PreparedDataset, **metadata: Any) -> Snapshot:
+def snapshot(generator: GeneratorNetwork, dataset: PreparedDataset, **metadata: Any) -> Snapshot:
     values = {"encoder": dataset.manifest["encoder"], "crop": dataset.manifest["crop"], "cur_nimg": 1000}
     return Snapshot(generator, {}, values | metadata)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetch(Generic[T]):
     """Iterate over `source` at most `count` values ahead; an error in `source` is raised where the values are taken.
 
     Use it as a context: at the end the thread is stopped and `source` closed, whatever was left in it.

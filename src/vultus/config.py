@@ -30,7 +30,7 @@ class GeneratorConfig:
             `conditional-norm`).
     """
 
-    kind: Literal["dcgan", "residual", "conditional-norm"] = "dcgan"
+    kind: Literal["dcgan", "conditional-norm"] = "dcgan"
     resolution: int = 128
     z_dim: int = 100
     c_dim: int = 512
@@ -48,7 +48,7 @@ class DiscriminatorConfig:
             `coded` needs.
     """
 
-    kind: Literal["dcgan", "residual", "projection"] = "dcgan"
+    kind: Literal["dcgan", "projection"] = "dcgan"
     resolution: int = 128
     c_dim: int = 512
     base_width: int = 32

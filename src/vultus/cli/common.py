@@ -24,8 +24,7 @@ def device_named(name: str) -> str:
 
 def open_snapshot(name: str, device: str) -> Any:
     """The snapshot of a file, folder or hub name, or `default`: the embedded one."""
-    from vultus.cli.demo import default_snapshot
-    from vultus.models.snapshot import load_snapshot
+    from vultus.models.snapshot import default_snapshot, load_snapshot
 
     return load_snapshot(default_snapshot() if name == "default" else name, device)
 

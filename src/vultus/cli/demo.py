@@ -5,50 +5,28 @@ It needs no network, no data and no FaceNet.
 
 from __future__ import annotations
 
-import importlib.resources
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from PIL import Image
 
 from vultus._files import folder_lock, make_folder
 from vultus.data.shards import PreparedFolder
-from vultus.errors import UserError
 from vultus.evaluation.plots import curves
-from vultus.images.io import grid, to_pil
+from vultus.images.io import to_pil
 from vultus.images.xmp import Origin, encode_marked, model_id, save_marked
-from vultus.models.snapshot import Snapshot, load_snapshot
+from vultus.models.snapshot import Snapshot, default_snapshot, gallery, load_snapshot
 from vultus.presets import get_preset
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise, sample_people, slerp
+from vultus.sampling.grids import NOISES, PEOPLE, overview_sheet
+from vultus.sampling.population import noise, sample_identities
 from vultus.training.run_log import read_stats
 from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_probe
+from vultus.training.validation import unseen_validation
 
-PEOPLE, NOISES, STEPS = 5, 6, 7
 TINY_PEOPLE, TINY_SIDE = 512, 32
-
-
-def asset(name: str) -> Path:
-    """A file that the package carries. Raises UserError if it is missing from the installation."""
-    path = Path(str(importlib.resources.files("vultus"))) / "assets" / name
-    if not path.is_file():
-        raise UserError(f"{path}: missing from this installation; install vultus again")
-    return path
-
-
-def default_snapshot() -> Path:
-    """The embedded snapshot."""
-    return asset("default.safetensors")
-
-
-def gallery() -> torch.Tensor:
-    """Embeddings [N, 512] of people who do not exist, drawn from the distribution in the embedded snapshot."""
-    return safetensors.torch.load_file(asset("gallery.safetensors"))["embeddings"].float()
 
 
 def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]:
@@ -61,12 +39,12 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
     with folder_lock(out, "write"):
         snapshot = load_snapshot(default_snapshot())
         pictures = [out / "faces.png"]
-        save_marked(faces(snapshot, gallery(), seed=seed), pictures[0], Origin(model_id(snapshot.path), seed))
+        save_marked(overview_sheet(snapshot, gallery(), seed=seed), pictures[0], Origin(model_id(snapshot.path), seed))
         print(f"{pictures[0]}: {PEOPLE} people who do not exist, {NOISES + 1} noises each, and the way between two")
         data, run = out / "made-faces", out / "tiny-run"
         write_made_faces(snapshot, data, seed=seed)
         config = get_preset("tiny")
-        probe = unseen_probe(data, None)
+        probe = unseen_validation(data, None)
         assert probe is not None
         begun = time.monotonic()
         print(f"training a tiny network on {TINY_PEOPLE} made faces for {seconds:.0f} s", file=sys.stderr)
@@ -97,17 +75,6 @@ def _hours_so_far(run: Path) -> float:
     return float(load_snapshot(run).metadata["hours"])
 
 
-def faces(snapshot: Snapshot, embeddings: torch.Tensor, *, seed: int) -> Image.Image:
-    """A sheet: PEOPLE rows of NOISES + 1 faces of one embedding, then STEPS faces between the first two people."""
-    z_dim = snapshot.generator.z_dim
-    columns = max(NOISES + 1, STEPS)
-    z = noise(seed, 0, columns, z_dim)
-    rows = [render(snapshot.generator, z, embeddings[person].expand(columns, -1)) for person in range(PEOPLE)]
-    way = slerp(embeddings[0], embeddings[1], torch.linspace(0, 1, columns))
-    rows.append(render(snapshot.generator, z[:1].expand(columns, -1), way))
-    return grid(torch.cat(rows), columns)
-
-
 def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:
     """A prepared data set of TINY_PEOPLE random people, `photos` faces each; one person in 8 is for test."""
     prepared = PreparedFolder(make_folder(folder))
@@ -115,12 +82,12 @@ def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int
     if prepared.manifest_file.is_file():
         return
     prepared.begin({})
-    c = sample_people(snapshot.people, TINY_PEOPLE, seed=seed)
+    c = sample_identities(snapshot.population, TINY_PEOPLE, seed=seed)
     origin = Origin(model_id(snapshot.path), seed)
     rows: list[dict[str, Any]] = []
     for variant in range(photos):
-        z = noise(seed, 0, TINY_PEOPLE, snapshot.generator.z_dim, variant=variant)
-        for number, image in enumerate(render(snapshot.generator, z, c)):
+        z = noise(seed, 0, TINY_PEOPLE, snapshot.network.z_dim, variant=variant)
+        for number, image in enumerate(render(snapshot.network, z, c)):
             small = to_pil(image).resize((TINY_SIDE, TINY_SIDE), Image.Resampling.LANCZOS)
             rows.append(
                 {

@@ -1,55 +1,16 @@
-"""Verbs of the command line that make data sets and faces: prepare, generate, demo."""
+"""`vultus generate`."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from vultus.cli.common import device_named, open_snapshot
 from vultus.errors import UserError
-
-# --- prepare ----------------------------------------------------------------------------------------------------------
-
-
-def prepare_verb(arguments: Sequence[str]) -> int:
-    """Make a data set for training."""
-    parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Make a data set for training.")
-    parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
-    parser.add_argument("--out", type=str, required=True, help="folder to write; one begun before is gone on with")
-    parser.add_argument("--resolution", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--split", type=str | None, help="read this split of the source only")
-    parser.add_argument("--test_fraction", type=float, default=0.1, help="share of people kept unseen, if none are yet")
-    parser.add_argument("--align", action="store_true", help="find the face first (extra `align`)")
-    parser.add_argument("--licence", type=str | None, help="terms of the photos; every model trained on them says so")
-    parser.add_argument("--limit", type=int | None, help="read at most so many photos")
-    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="FaceNet's")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    options = parser.parse_args(list(arguments))
-    from vultus.data.prepare import prepare
-
-    manifest = prepare(
-        options.source,
-        Path(options.out),
-        resolution=options.resolution,
-        split=options.split,
-        test_fraction=options.test_fraction,
-        align=options.align,
-        licence=options.licence,
-        limit=options.limit,
-        device=device_named(options.device),
-        dtype=options.dtype,
-    )
-    print(json.dumps(manifest, indent=2) if options.json else options.out)
-    return 0
-
-
-# --- generate ---------------------------------------------------------------------------------------------------------
 
 
 def generate_verb(arguments: Sequence[str]) -> int:
@@ -80,16 +41,16 @@ def generate_verb(arguments: Sequence[str]) -> int:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem go together")
-    from vultus.models.onnx_runtime import is_exported, open_exported
+    from vultus.models.onnx_runtime import is_onnx, open_onnx
     from vultus.sampling import vectors
 
-    exported = is_exported(options.snapshot)
+    exported = is_onnx(options.snapshot)
     if exported and options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: an exported model runs on the processor; leave the option out")
     from vultus.sampling.generate import between, generate
 
     device = "cpu" if exported else device_named(options.device)
-    snapshot = open_exported(options.snapshot) if exported else open_snapshot(options.snapshot, device)
+    snapshot = open_onnx(options.snapshot) if exported else open_snapshot(options.snapshot, device)
     photo: dict[str, Any] = {"align": options.align, "device": device}
     how: dict[str, Any] = {"seed": options.seed, "noise_strength": options.noise_strength, "mark": not options.no_mark}
     if options.c2pa_cert is not None:
@@ -127,19 +88,3 @@ def _end(text: str, snapshot: Any, *, seed: int, **photo: Any) -> Any:
     from vultus.sampling.conditioning import one_embedding as one_photo
 
     return one_photo(text, snapshot, seed=seed, **photo)
-
-
-# --- demo -------------------------------------------------------------------------------------------------------------
-
-
-def demo_verb(arguments: Sequence[str]) -> int:
-    """See faces; train a tiny network."""
-    parser = ArgumentParser(prog="vultus demo", exit_on_error=False, description="See faces; train a tiny network.")
-    parser.add_argument("--out", type=str, default="vultus-demo", help="folder to write")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of the tiny training")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random people")
-    options = parser.parse_args(list(arguments))
-    from vultus.cli.demo import demo
-
-    demo(options.out, seconds=options.seconds, seed=options.seed)
-    return 0

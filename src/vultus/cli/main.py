@@ -9,10 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from vultus.cli.demo_command import demo_verb
+from vultus.cli.detect import detect_verb
+from vultus.cli.evaluate import evaluate_verb
+from vultus.cli.export import export_verb
+from vultus.cli.generate import generate_verb
+from vultus.cli.prepare import prepare_verb
+from vultus.cli.publish import publish_verb
+from vultus.cli.report import report_verb
 from vultus.cli.serve import serve_verb
 from vultus.cli.train import train_verb
-from vultus.cli.verbs_make import demo_verb, generate_verb, prepare_verb
-from vultus.cli.verbs_tell import detect_verb, evaluate_verb, export_verb, publish_verb, report_verb
 from vultus.errors import Stopped, UserError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}

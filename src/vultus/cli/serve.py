@@ -55,7 +55,7 @@ def serve_verb(arguments: Sequence[str]) -> int:
         import uvicorn
 
         from vultus.serving.app import create_app
-        from vultus.serving.handlers import Settings
+        from vultus.serving.handlers import ServerSettings
     except ImportError as error:
         raise UserError(f"{MISSING} ({error.name} is not installed)") from None
     from vultus.serving.engine import open_engine
@@ -69,7 +69,7 @@ def serve_verb(arguments: Sequence[str]) -> int:
         engine = open_engine(snapshot, align=options.align, device=device, **how)
         for line in engine.missing.values():
             print(f"note: {line}", file=sys.stderr)
-        settings = Settings(
+        settings = ServerSettings(
             faces=options.faces,
             queue=options.queue,
             body_bytes=int(options.megabytes * 1e6),

@@ -65,7 +65,7 @@ def train_verb(arguments: Sequence[str]) -> int:
         raise UserError(f"{' and '.join(budgets)} are both budgets; give one")
     from vultus.data.dataset import PreparedDataset
     from vultus.training.trainer import Budget, train
-    from vultus.training.validation import unseen_probe
+    from vultus.training.validation import unseen_validation
 
     values = {key: value for key, value in options.as_dict().items() if key in to_dict(TrainConfig())}
     config = from_dict(TrainConfig, values | {"preset": preset.preset}, "settings")
@@ -73,7 +73,7 @@ def train_verb(arguments: Sequence[str]) -> int:
     PreparedDataset(options.data)  # a wrong folder is named before FaceNet is fetched
     device = device_named(options.device)
     encoder = open_facenet(device, needed=config.loss.needs_encoder())
-    probe = unseen_probe(options.data, encoder) if encoder is not None else None
+    probe = unseen_validation(options.data, encoder) if encoder is not None else None
     evaluators = [("unseen", probe, config.sample_every_nimg)] if probe is not None else []
     budget = None
     if options.hours is not None or options.images is not None:

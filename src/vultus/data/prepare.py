@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vultus._files import folder_lock, make_folder, processors, read_json
-from vultus._prefetch import Ahead
+from vultus._prefetch import Prefetch
 from vultus.data.shards import PreparedFolder
 from vultus.data.sources import Item, Part, Position, Source, open_source
 from vultus.errors import UserError
@@ -246,7 +246,7 @@ class _Preparation:
         pool = ThreadPoolExecutor(max(2, cores), "vultus-decode")
         try:
             with (
-                Ahead(self._read(done, pool), LOOK_AHEAD * self.options.batch) as events,
+                Prefetch(self._read(done, pool), LOOK_AHEAD * self.options.batch) as events,
                 tqdm(total=self._total(), initial=before, unit="img", file=sys.stderr, desc="prepare") as bar,
             ):
                 done += self._encode(events, len(done), bar)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from vultus._files import file_stem, make_folder, write_json, write_text
 from vultus.data.dataset import PreparedDataset
-from vultus.evaluation.backbones.loading import Instruments
-from vultus.evaluation.evaluate import Settings
-from vultus.evaluation.extract import Faces, RealFaces, measure, vectors
+from vultus.evaluation.backbones.loading import Backbones
+from vultus.evaluation.evaluate import EvaluationSettings
+from vultus.evaluation.extract import FaceSet, RealFaces, measure, vectors
 from vultus.evaluation.plots import distributions
 from vultus.evaluation.scores import spread
 from vultus.evaluation.tables import format_table
@@ -63,12 +63,12 @@ def _plot(results: Mapping[str, Mapping[str, Any]], kinds: list[str], path: Path
 def write_pictures(
     out: str | Path,
     name: str,
-    faces: Faces,
+    faces: FaceSet,
     dataset: PreparedDataset,
     *,
-    instruments: Instruments,
+    backbones: Backbones,
     other: PreparedDataset | None,
-    settings: Settings,
+    settings: EvaluationSettings,
 ) -> list[Path]:
     """Sheets of faces of one snapshot beside the photos of `dataset`. Returns the files written.
 
@@ -78,11 +78,11 @@ def write_pictures(
     rows = spread(len(dataset), settings.limit)
     stem = file_stem(name)
     sheets = {f"{stem}-faces.jpg": _people(faces, dataset, rows)}
-    columns = [vectors(one.short, one, settings.noises) for one in instruments.judges[:1]]
-    columns.append(vectors(instruments.short, instruments.encoder, settings.noises))
+    columns = [vectors(one.short, one, settings.noises) for one in backbones.judges[:1]]
+    columns.append(vectors(backbones.short, backbones.encoder, settings.noises))
     made = measure(faces, dataset, rows, columns, **settings.how)
-    if instruments.judges:
-        judge = instruments.judges[0]
+    if backbones.judges:
+        judge = backbones.judges[0]
         seen = [vectors(judge.short, judge, 1)]
         real = measure(RealFaces(), dataset, rows, seen, **settings.how)[judge.short]
         found = row_scores(made[judge.short][:, 0], real[:, 0], judge.similarity)
@@ -98,18 +98,18 @@ def write_pictures(
 Sheet = tuple[Tensor, int, list[str]]
 
 
-def _images(faces: Faces, dataset: PreparedDataset, rows: np.ndarray, number: int = 0) -> Tensor:
+def _images(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, number: int = 0) -> Tensor:
     return to_images(faces(rows, number, dataset.batch(rows))).cpu()
 
 
-def _people(faces: Faces, dataset: PreparedDataset, rows: np.ndarray) -> Sheet:
+def _people(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray) -> Sheet:
     some = rows[spread(len(rows), PEOPLE)]
     columns = [dataset.batch(some).images, *(_images(faces, dataset, some, number) for number in range(FACES))]
     labels = ["photo", *(f"noise {number}" for number in range(FACES))]
     return torch.stack(columns, 1).flatten(0, 1), len(columns), labels
 
 
-def _extremes(faces: Faces, dataset: PreparedDataset, rows: np.ndarray, found: Tensor) -> Sheet:
+def _extremes(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, found: Tensor) -> Sheet:
     order = torch.argsort(found, descending=True).numpy()
     count = min(EXTREMES, len(order))
     best, worst = rows[order[:count]], rows[order[-count:]]
@@ -117,7 +117,7 @@ def _extremes(faces: Faces, dataset: PreparedDataset, rows: np.ndarray, found: T
     return torch.cat(parts), count, []
 
 
-def _nearest(faces: Faces, dataset: PreparedDataset, rows: np.ndarray, made: Tensor, train: PreparedDataset) -> Sheet:
+def _nearest(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, made: Tensor, train: PreparedDataset) -> Sheet:
     found = torch.nn.functional.normalize(made, dim=1) @ torch.nn.functional.normalize(train.embeddings(), dim=1).T
     values, places = found.topk(3)
     count = min(NEAREST, len(rows))

@@ -36,7 +36,7 @@ class Estimate:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-class People:
+class PersonBootstrap:
     """Resampled people.
 
     Args:
@@ -56,9 +56,9 @@ class People:
         """[N] float64: how often each row is in this replicate."""
         return self.draws[replicate][self.codes]
 
-    def part(self, rows: Any) -> People:
+    def part(self, rows: Any) -> PersonBootstrap:
         """The same draws of people for some of the rows."""
-        found = object.__new__(People)
+        found = object.__new__(PersonBootstrap)
         found.codes, found.count, found.draws = self.codes[rows], self.count, self.draws
         return found
 

@@ -14,8 +14,8 @@ from vultus._files import make_folder
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.artifacts import write_pictures, write_results
-from vultus.evaluation.backbones.loading import Instruments, load_instruments
-from vultus.evaluation.evaluate import Settings, check_match, evaluate, gap
+from vultus.evaluation.backbones.loading import Backbones, load_backbones
+from vultus.evaluation.evaluate import EvaluationSettings, check_match, evaluate, gap
 from vultus.evaluation.tables import format_gap, format_table
 from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
@@ -37,13 +37,13 @@ def compare(
     noise_strength: float = 1.0,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
-    instruments: Instruments | None = None,
+    backbones: Backbones | None = None,
 ) -> tuple[str, dict[str, dict[str, Any]]]:
     """Evaluate every snapshot; return the table as Markdown and the results by column.
 
     With `both`, every snapshot has a column for unseen people and one for as many photos of training people, and a
     second table holds the gap. `out` is a folder for table, JSON, plots and pictures; it is written after every
-    snapshot, so that an interruption loses nothing that was done. For the rest see `evaluate`, `load_instruments`.
+    snapshot, so that an interruption loses nothing that was done. For the rest see `evaluate`, `load_backbones`.
     """
     if out is not None:
         make_folder(out)
@@ -53,10 +53,10 @@ def compare(
     chosen = ["test", "train"] if split == "both" else [split]
     for snapshot in snapshots.values():
         check_match(snapshot, next(side for side in (test, train) if side is not None), encoder)
-    instruments = instruments or load_instruments(encoder, judges=judges, device=device, fetch=fetch)
+    backbones = backbones or load_backbones(encoder, judges=judges, device=device, fetch=fetch)
     results: dict[str, dict[str, Any]] = {}
     gaps: dict[str, dict[str, Any]] = {}
-    settings = Settings(noises, limit, batch, seed, device, noise_strength=noise_strength, cache=cache)
+    settings = EvaluationSettings(noises, limit, batch, seed, device, noise_strength=noise_strength, cache=cache)
     text = ""
     for name, snapshot in snapshots.items():
         for part in chosen:
@@ -66,12 +66,12 @@ def compare(
             most = limit if test is None else min(limit or len(test), len(test))
             counted = replace(settings, limit=most if part == "train" else limit)
             column = f"{name} ({part})" if split == "both" else name
-            results[column] = evaluate(snapshot, dataset, instruments=instruments, other=other, settings=counted)
+            results[column] = evaluate(snapshot, dataset, backbones=backbones, other=other, settings=counted)
             for alarm in results[column]["alarms"]:
                 print(f"vultus: alarm: {column}: {alarm}", file=sys.stderr)
             if out is not None:
                 faces = counted.faces(snapshot)
-                write_pictures(out, column, faces, dataset, instruments=instruments, other=other, settings=counted)
+                write_pictures(out, column, faces, dataset, backbones=backbones, other=other, settings=counted)
         if split == "both":
             gaps[name] = gap(results[f"{name} (train)"], results[f"{name} (test)"])
         second = format_gap(gaps) if gaps else ""

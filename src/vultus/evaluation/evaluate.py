@@ -22,11 +22,11 @@ from vultus._download import cache_folder
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation import scores as assess
-from vultus.evaluation.backbones.loading import Instruments
-from vultus.evaluation.bootstrap import LEVEL, REPLICATES, Estimate, People, difference
+from vultus.evaluation.backbones.loading import Backbones
+from vultus.evaluation.bootstrap import LEVEL, REPLICATES, Estimate, PersonBootstrap, difference
 from vultus.evaluation.extract import (
-    Faces,
-    MadeFaces,
+    FaceSet,
+    GeneratedFaces,
     OtherFaces,
     RealFaces,
     apart,
@@ -51,7 +51,7 @@ CHECKED = 64  # photos whose stored embedding is compared with the encoder's
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How much is measured, and where.
 
     Attributes:
@@ -80,9 +80,9 @@ class Settings:
         """Keywords of `measure.measure`."""
         return {"batch": self.batch, "cache": self.cache or cache_folder() / "features", "device": self.device}
 
-    def faces(self, snapshot: Snapshot) -> MadeFaces:
+    def faces(self, snapshot: Snapshot) -> GeneratedFaces:
         """What the snapshot makes with these settings."""
-        return MadeFaces(
+        return GeneratedFaces(
             snapshot, seed=self.seed, device=self.device, dtype=self.dtype, noise_strength=self.noise_strength
         )
 
@@ -91,16 +91,16 @@ def evaluate(
     snapshot: Snapshot,
     dataset: PreparedDataset,
     *,
-    instruments: Instruments,
+    backbones: Backbones,
     other: PreparedDataset | None = None,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
 ) -> dict[str, Any]:
     """Measure a generator on the people of `dataset`; the result fits into JSON.
 
     Args:
         snapshot: the generator and where it comes from, on the device of the settings.
         dataset: a split of a prepared data set; "test" holds people that no training has seen.
-        instruments: what to measure with; its encoder is the one that the data set was made with.
+        backbones: what to measure with; its encoder is the one that the data set was made with.
         other: the other split: the floor of distances of distributions, and (if it is "train") what could be copied.
         settings: how much, and where.
 
@@ -110,29 +110,29 @@ def evaluate(
 
     Raises UserError where snapshot, data set and encoder do not belong together, or there are fewer than 2 people.
     """
-    settings = settings or Settings()
-    check_match(snapshot, dataset, instruments.encoder)
-    result = evaluate_faces(settings.faces(snapshot), dataset, instruments=instruments, other=other, settings=settings)
+    settings = settings or EvaluationSettings()
+    check_match(snapshot, dataset, backbones.encoder)
+    result = evaluate_faces(settings.faces(snapshot), dataset, backbones=backbones, other=other, settings=settings)
     dtype = str(settings.dtype).removeprefix("torch.")
     result["context"] |= {"cur_nimg": snapshot.metadata.get("cur_nimg"), "generator_dtype": dtype}
     return result
 
 
 def evaluate_faces(
-    faces: Faces,
+    faces: FaceSet,
     dataset: PreparedDataset,
     *,
-    instruments: Instruments,
+    backbones: Backbones,
     other: PreparedDataset | None = None,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
 ) -> dict[str, Any]:
     """As `evaluate`, for any set of faces that belong to the photos of `dataset`."""
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     start = time.perf_counter()
     _check_arguments(settings)
     rows = spread(len(dataset), settings.limit)
     names = [dataset.identities[row] for row in rows]
-    people = People(names, seed=settings.seed)
+    people = PersonBootstrap(names, seed=settings.seed)
     split = dataset.split or "all"
     if people.count < 2:
         raise UserError(
@@ -140,22 +140,22 @@ def evaluate_faces(
             f"people or more: prepare more photos or raise --limit"
         )
     notes: list[str] = []
-    _check_encoder(dataset, rows, instruments.encoder, settings, notes)
-    work = _Work(faces, dataset, other, rows, names, people, instruments, settings)
+    _check_encoder(dataset, rows, backbones.encoder, settings, notes)
+    work = _Work(faces, dataset, other, rows, names, people, backbones, settings)
     found, distributions, missing = _identity(work)
     known = {
         judge.short: assess.by_person(work.made[judge.short], work.real[judge.short], names, judge.similarity)
-        for judge in instruments.judges
+        for judge in backbones.judges
     }
-    missing |= instruments.missing
+    missing |= backbones.missing
     _realism(work, found, missing, notes)
     _pictures(work, found, notes)
-    encoder = instruments.short
+    encoder = backbones.short
     if other is not None and other.split == "train":
         made = work.made[encoder][:, 0]
         copied, distributions["nearest"] = assess.copies(encoder, made, work.asked, other.embeddings(), people)
         found |= copied
-    judge, distance = (parts[0].short if parts else None for parts in (instruments.judges, instruments.perceptual))
+    judge, distance = (parts[0].short if parts else None for parts in (backbones.judges, backbones.perceptual))
     result = {
         "format": FORMAT,
         "context": {
@@ -168,7 +168,7 @@ def evaluate_faces(
             "noise_strength": settings.noise_strength,
             "resolution": dataset.resolution,
             "device": str(settings.device),
-            "networks": instruments.ids,
+            "networks": backbones.ids,
             "intervals": f"{LEVEL:.0%}, people resampled {REPLICATES} times",
             "seconds": round(time.perf_counter() - start, 1),
         },
@@ -217,8 +217,8 @@ def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) 
             f"{named[0]} was trained on crop {json.dumps(crops[0])}, {named[1]} has {json.dumps(crops[1])}; prepare "
             f"the data set with the same crop"
         )
-    if snapshot.generator.resolution != dataset.resolution:
-        side, made = dataset.resolution, snapshot.generator.resolution
+    if snapshot.network.resolution != dataset.resolution:
+        side, made = dataset.resolution, snapshot.network.resolution
         raise UserError(
             f"{named[0]} makes {made}x{made} pictures, {named[1]} has {side}x{side}; prepare with --resolution {made}"
         )
@@ -229,7 +229,7 @@ def _same(value: Any) -> Any:
     return FACENET_WEIGHTS[0].sha256 if value in {weights.sha256 for weights in FACENET_WEIGHTS} else value
 
 
-def _check_arguments(settings: Settings) -> None:
+def _check_arguments(settings: EvaluationSettings) -> None:
     for name, least in (("noises", 1), ("limit", 2), ("batch", 1), ("seed", 0)):
         value = getattr(settings, name)
         if value is not None and value < least:
@@ -239,7 +239,7 @@ def _check_arguments(settings: Settings) -> None:
 
 @torch.inference_mode()
 def _check_encoder(
-    dataset: PreparedDataset, rows: np.ndarray, encoder: Encoder, settings: Settings, notes: list[str]
+    dataset: PreparedDataset, rows: np.ndarray, encoder: Encoder, settings: EvaluationSettings, notes: list[str]
 ) -> None:
     """Note it if the encoder does not find in the stored photos what the data set says it found in the originals."""
     some = rows[spread(len(rows), CHECKED)]
@@ -260,14 +260,14 @@ def _check_encoder(
 class _Work:
     """What the parts of one evaluation share."""
 
-    faces: Faces
+    faces: FaceSet
     dataset: PreparedDataset
     other: PreparedDataset | None
     rows: np.ndarray
     names: list[str]
-    people: People
-    instruments: Instruments
-    settings: Settings
+    people: PersonBootstrap
+    backbones: Backbones
+    settings: EvaluationSettings
 
     @functools.cached_property
     def asked(self) -> Tensor:
@@ -275,7 +275,7 @@ class _Work:
         return self.dataset.embeddings(self.rows)
 
     def measure(
-        self, faces: Faces, dataset: PreparedDataset, rows: np.ndarray, columns: list[Any]
+        self, faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, columns: list[Any]
     ) -> dict[str, Tensor]:
         """`measure.measure` as the settings have it."""
         return measure(faces, dataset, rows, columns, **self.settings.how)
@@ -283,7 +283,7 @@ class _Work:
     @functools.cached_property
     def made(self) -> dict[str, Tensor]:
         """Everything about the faces."""
-        noises, parts = self.settings.noises, self.instruments
+        noises, parts = self.settings.noises, self.backbones
         columns = [vectors(parts.short, parts.encoder, noises)]
         columns += [vectors(judge.short, judge, noises) for judge in parts.judges]
         columns += [vectors(network.short, network, 1) for network in parts.features]
@@ -295,7 +295,7 @@ class _Work:
     @functools.cached_property
     def real(self) -> dict[str, Tensor]:
         """Vectors of the photos."""
-        networks: list[Any] = [*self.instruments.judges, *self.instruments.features]
+        networks: list[Any] = [*self.backbones.judges, *self.backbones.features]
         columns = [vectors(network.short, network, 1) for network in networks]
         found = self.measure(RealFaces(), self.dataset, self.rows, columns)
         return {name: array[:, 0] for name, array in found.items()}
@@ -305,8 +305,8 @@ def _identity(work: _Work) -> tuple[assess.Rows, dict[str, Any], dict[str, str]]
     rows: assess.Rows = {}
     distributions: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    sides: list[tuple[str, Similarity, Tensor]] = [(work.instruments.short, "cosine", work.asked)]
-    sides += [(judge.short, judge.similarity, work.real[judge.short]) for judge in work.instruments.judges]
+    sides: list[tuple[str, Similarity, Tensor]] = [(work.backbones.short, "cosine", work.asked)]
+    sides += [(judge.short, judge.similarity, work.real[judge.short]) for judge in work.backbones.judges]
     made = work.made
     for short, similarity, real in sides:
         found, distributions[short], lacking = assess.identity(
@@ -318,7 +318,7 @@ def _identity(work: _Work) -> tuple[assess.Rows, dict[str, Any], dict[str, str]]
 
 
 def _realism(work: _Work, rows: assess.Rows, missing: dict[str, str], notes: list[str]) -> None:
-    networks = work.instruments.features
+    networks = work.backbones.features
     if not networks:
         return
     if len(work.rows) < FEW:
@@ -339,7 +339,7 @@ def _realism(work: _Work, rows: assess.Rows, missing: dict[str, str], notes: lis
 
 def _pictures(work: _Work, rows: assess.Rows, notes: list[str]) -> None:
     """Reconstruction and diversity."""
-    parts, settings, made = work.instruments, work.settings, work.made
+    parts, settings, made = work.backbones, work.settings, work.made
     network = parts.perceptual[0] if parts.perceptual else None
     others = OtherFaces(work.dataset)
     paired = work.rows[others.following[work.rows] >= 0]

@@ -36,7 +36,7 @@ from vultus.sampling.population import noise
 CACHE_VERSION = 2  # count it up when what is computed from the same faces and networks changes
 
 
-class Faces(Protocol):
+class FaceSet(Protocol):
     """A set of faces, one or more for every photo of a data set."""
 
     id: str  # names their content: faces of one id are the same pictures
@@ -54,7 +54,7 @@ class RealFaces:
     title = "photos"
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See Faces; `number` does not matter."""
+        """See FaceSet; `number` does not matter."""
         return to_x(photos.images)
 
 
@@ -72,11 +72,11 @@ class OtherFaces:
                 self.following[rows.numpy()] = rows.roll(-1).numpy()
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See Faces; `number` does not matter."""
+        """See FaceSet; `number` does not matter."""
         return to_x(self._dataset.batch(self.following[rows]).images)
 
 
-class MadeFaces:
+class GeneratedFaces:
     """What a generator makes of the embeddings of the photos; the noise is a function of (seed, row, number), times
     `noise_strength`."""
 
@@ -94,15 +94,15 @@ class MadeFaces:
         digest = hashlib.sha256(f"{seed} {dtype} {torch.device(device).type}".encode())
         if noise_strength != 1:
             digest.update(f" noise x {noise_strength}".encode())
-        for key, value in sorted(snapshot.generator.state_dict().items()):
+        for key, value in sorted(snapshot.network.state_dict().items()):
             digest.update(f"{key} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
         self.id = f"made-{digest.hexdigest()}"
         self.title = "generated"
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See Faces. Raises UserError if the generator gives values that are not numbers."""
-        generator = self.snapshot.generator
+        """See FaceSet. Raises UserError if the generator gives values that are not numbers."""
+        generator = self.snapshot.network
         z = torch.cat([noise(self.seed, row, 1, generator.z_dim, variant=number) for row in rows.tolist()])
         z = z * self.noise_strength
         x = generator(z.to(self.device, self.dtype), photos.c.to(self.device, self.dtype))
@@ -111,10 +111,10 @@ class MadeFaces:
         return to_x(to_images(x))
 
 
-class Seen:
+class FaceBatch:
     """One batch of a pass: photos, faces and their perceptual features, each made when first asked for."""
 
-    def __init__(self, faces: Faces, rows: np.ndarray, photos: Batch, device: torch.device | str) -> None:
+    def __init__(self, faces: FaceSet, rows: np.ndarray, photos: Batch, device: torch.device | str) -> None:
         self._faces, self._rows, self.photos, self._device = faces, rows, photos, device
         self._made: dict[int, Tensor] = {}
         self._embedded: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
@@ -153,7 +153,7 @@ class Column:
     id: str
     numbers: int
     dim: int
-    value: Callable[[Seen, int], Tensor]
+    value: Callable[[FaceBatch, int], Tensor]
 
 
 def vectors(name: str, network: Any, numbers: int) -> Column:
@@ -166,7 +166,7 @@ def vectors(name: str, network: Any, numbers: int) -> Column:
 def pixels(numbers: int) -> Column:
     """MSE and MS-SSIM against the photo."""
 
-    def value(seen: Seen, number: int) -> Tensor:
+    def value(seen: FaceBatch, number: int) -> Tensor:
         x, y = seen.x(number), seen.target()
         return torch.stack([metrics.mse(x, y).cpu(), metrics.ms_ssim(x, y)], 1)
 
@@ -176,7 +176,7 @@ def pixels(numbers: int) -> Column:
 def perceptual(network: Perceptual, numbers: int) -> Column:
     """Perceptual distance to the photo."""
 
-    def value(seen: Seen, number: int) -> Tensor:
+    def value(seen: FaceBatch, number: int) -> Tensor:
         return network.distance(seen.perceptual(network, number), seen.perceptual(network, None))[:, None]
 
     return Column(network.short, f"{network.id} {network.weights_sha256} {network.dtype}", numbers, 1, value)
@@ -191,7 +191,7 @@ def apart(network: Perceptual | None, numbers: int) -> Column:
     """Between two faces of one embedding: root mean squared difference in [-1, 1] and perceptual distance (or NaN)."""
     pairs = pairs_of(numbers)
 
-    def value(seen: Seen, number: int) -> Tensor:
+    def value(seen: FaceBatch, number: int) -> Tensor:
         i, j = pairs[number]
         rms = metrics.mse(seen.x(i), seen.x(j)).sqrt().cpu()
         if network is None:
@@ -204,7 +204,7 @@ def apart(network: Perceptual | None, numbers: int) -> Column:
 
 
 def measure(
-    faces: Faces,
+    faces: FaceSet,
     dataset: PreparedDataset,
     rows: np.ndarray,
     columns: Sequence[Column],
@@ -231,7 +231,7 @@ def measure(
 
 @torch.inference_mode()
 def _compute(
-    faces: Faces,
+    faces: FaceSet,
     dataset: PreparedDataset,
     rows: np.ndarray,
     columns: Sequence[Column],
@@ -245,7 +245,7 @@ def _compute(
     with arrays, tqdm(total=len(rows), unit="img", file=sys.stderr, desc=title) as bar:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = Seen(faces, part, dataset.batch(part), device)
+            seen = FaceBatch(faces, part, dataset.batch(part), device)
             for column in columns:
                 for number in range(column.numbers):
                     values = column.value(seen, number).float().cpu().numpy()

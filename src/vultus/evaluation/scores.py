@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vultus.evaluation import metrics
-from vultus.evaluation.bootstrap import Estimate, People
+from vultus.evaluation.bootstrap import Estimate, PersonBootstrap
 from vultus.evaluation.metrics import FeatureStatistics, FrechetReference, KernelPairs
 from vultus.evaluation.verification import (
     Similarity,
@@ -50,7 +50,7 @@ def spread(count: int, limit: int | None) -> np.ndarray:
 
 
 def identity(
-    short: str, similarity: Similarity, made: Tensor, real: Tensor, names: Sequence[str], people: People
+    short: str, similarity: Similarity, made: Tensor, real: Tensor, names: Sequence[str], people: PersonBootstrap
 ) -> tuple[Rows, dict[str, Any], dict[str, str]]:
     """Verification and identification of made faces by one encoder.
 
@@ -154,7 +154,7 @@ def _histograms(parts: dict[str, Tensor], bins: int = 80) -> dict[str, Any]:
 
 
 def realism(
-    short: str, split: str, made: Tensor, real: Tensor, other: Tensor | None, people: People
+    short: str, split: str, made: Tensor, real: Tensor, other: Tensor | None, people: PersonBootstrap
 ) -> tuple[Rows, list[str]]:
     """Distances of distributions, fidelity and coverage in the features of one network; and what N means for them.
 
@@ -214,7 +214,7 @@ def _normal(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction(
-    made: dict[str, Tensor], other: dict[str, Tensor], people: People, side: int, *, best: bool = False
+    made: dict[str, Tensor], other: dict[str, Tensor], people: PersonBootstrap, side: int, *, best: bool = False
 ) -> Rows:
     """Errors against the very photo: the mean over noises, or with `best` of the best noise by each measure.
 
@@ -258,7 +258,7 @@ def _plane(
 # --- diversity ----------------------------------------------------------------------------------------------------
 
 
-def diversity(embeddings: Tensor, asked: Tensor, people: People) -> Rows:
+def diversity(embeddings: Tensor, asked: Tensor, people: PersonBootstrap) -> Rows:
     """Between faces of different embeddings, [N, D] each: the reference systems' own score, and a sign of collapse."""
     some = spread(len(embeddings), MAX_PAIRED)
     draws = people.draws[:KD_REPLICATES][:, people.codes[some]]
@@ -291,7 +291,7 @@ def noise_diversity(
     held: Tensor | None,
     other: Tensor | None,
     short: str | None,
-    people: People,
+    people: PersonBootstrap,
 ) -> Rows:
     """Between faces of one embedding with different noise; zero is noise ignored.
 
@@ -322,7 +322,9 @@ def noise_diversity(
 # --- honesty ------------------------------------------------------------------------------------------------------
 
 
-def copies(short: str, made: Tensor, asked: Tensor, train: Tensor, people: People) -> tuple[Rows, dict[str, Any]]:
+def copies(
+    short: str, made: Tensor, asked: Tensor, train: Tensor, people: PersonBootstrap
+) -> tuple[Rows, dict[str, Any]]:
     """Does it copy? The nearest training face of every made one, against that of real faces of unseen people.
 
     Args:

@@ -261,12 +261,12 @@ def _use(metadata: Mapping[str, Any], settings: Mapping[str, Any], repo: str, pe
     framing = f", read from the central {fraction:.0%} of a square photo of the face" if fraction else ""
     random = [
         "from vultus.images.io import to_images, to_pil",
-        "from vultus.models.networks import Generator",
-        f"from vultus.sampling.population import noise{', sample_people' if people else ''}",
+        "from vultus.models.generators import GeneratorNetwork",
+        f"from vultus.sampling.population import noise{', sample_identities' if people else ''}",
         "",
-        f'generator = Generator.from_pretrained("{repo}")  # or a local copy of the folder',
+        f'generator = GeneratorNetwork.from_pretrained("{repo}")  # or a local copy of the folder',
         (
-            f"c = sample_people(generator.people, 4, seed=0)  # [4, {settings['c_dim']}]: people who do not exist"
+            f"c = sample_identities(generator.population, 4, seed=0)  # [4, {settings['c_dim']}]: people who do not exist"
             if people
             else f"c = ...  # [4, {settings['c_dim']}]: your embeddings, of unit norm"
         ),

@@ -36,7 +36,7 @@ from vultus.errors import UserError
 from vultus.images.xmp import model_id
 from vultus.models.onnx_runtime import ABOUT, FORMAT, PEOPLE, encode_people, open_session
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.latents import Floats, noise, sample_people
+from vultus.sampling.latents import Floats, noise, sample_identities
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -75,12 +75,12 @@ def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = 
     is not near enough: LIMIT for float32, LEAST for int8.
     """
     path = Path(path)
-    settings = snapshot.generator.settings()
+    settings = snapshot.network.settings()
     onnx = _onnx()
     make_folder(path.parent)
     about = snapshot.metadata | {"format": FORMAT, "model": model_id(snapshot.path), "precision": precision}
     about["generator"] = settings
-    people = {key: value.cpu().numpy() for key, value in snapshot.people.items()}
+    people = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
     entries = {ABOUT: json.dumps(about, ensure_ascii=False)} | ({PEOPLE: encode_people(people)} if people else {})
     with atomic_path(path) as temporary:
         for model in _models(snapshot, precision):
@@ -115,7 +115,7 @@ def _models(snapshot: Snapshot, precision: Precision) -> Iterator[Any]:
 def compare(snapshot: Snapshot, path: Path) -> Parity:
     """An ONNX file beside its snapshot on batches of BATCHES faces of random people."""
     session = open_session(path, threads=torch.get_num_threads())
-    generator = snapshot.generator
+    generator = snapshot.network
     device = next(generator.parameters()).device
     largest, squares = {}, []
     for batch in BATCHES:
@@ -131,12 +131,12 @@ def compare(snapshot: Snapshot, path: Path) -> Parity:
 
 def examples(snapshot: Snapshot, count: int, *, seed: int) -> tuple[Floats, Floats]:
     """Noise z and embeddings c of `count` random people; of random directions, where the snapshot knows no people."""
-    generator = snapshot.generator
-    if snapshot.people:
-        people = {key: value.cpu().numpy() for key, value in snapshot.people.items()}
+    generator = snapshot.network
+    if snapshot.population:
+        people = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
     else:
         people = {"mean": np.zeros(generator.c_dim), "factor": np.eye(generator.c_dim)}
-    return noise(seed, 0, count, generator.z_dim), sample_people(people, count, seed=seed)
+    return noise(seed, 0, count, generator.z_dim), sample_identities(people, count, seed=seed)
 
 
 # --- PyTorch to ONNX --------------------------------------------------------------------------------------------------
@@ -154,10 +154,10 @@ def _traced(snapshot: Snapshot) -> Any:
     """The ModelProto of a generator in float32, without the traces of the machine that torch leaves in it."""
     z, c = (torch.from_numpy(rows) for rows in examples(snapshot, 2, seed=0))
     free = {0: torch.export.Dim("N")}
-    device = next(snapshot.generator.parameters()).device
+    device = next(snapshot.network.parameters()).device
     with _quiet():
         program: Any = torch.onnx.export(
-            snapshot.generator,
+            snapshot.network,
             (z.to(device), c.to(device)),
             dynamo=True,
             input_names=["z", "c"],

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from vultus._files import folder_lock, make_folder, read_json, write_text
-from vultus.cli.demo import NOISES, PEOPLE, faces
 from vultus.errors import UserError
 from vultus.export.model_card import SAMPLES, licence_of, model_card, result_in
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.hub import CARD, CONFIG, MODEL, check_repo, is_published, problem, write_folder
 from vultus.models.hub import PEOPLE as PEOPLE_FILE
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.population import sample_people
+from vultus.sampling.grids import NOISES, PEOPLE, overview_sheet
+from vultus.sampling.population import sample_identities
 
 LICENCE = "LICENSE.md"
 FILES = (CARD, LICENCE, CONFIG, MODEL, PEOPLE_FILE, SAMPLES)  # what is uploaded, and nothing else
@@ -76,7 +76,7 @@ def write_publication(
             file=sys.stderr,
         )
     with folder_lock(out, "publish"):
-        write_folder(snapshot.generator, out, dtype=DTYPES[dtype], people=people)
+        write_folder(snapshot.network, out, dtype=DTYPES[dtype], people=people)
         drawn = _samples(snapshot, seed)
         if drawn:
             save_marked(drawn[0], out / SAMPLES, Origin(model_id(snapshot.path), seed, "people who do not exist"))
@@ -85,13 +85,13 @@ def write_publication(
         write_text(out / LICENCE, f"# Licence of the weights\n\n{terms.words}\n")
         card = model_card(
             snapshot.metadata,
-            snapshot.generator.settings(),
+            snapshot.network.settings(),
             repo=repo,
             result=result,
             licence=terms,
             licence_file=True,
             samples=drawn[1] if drawn else None,
-            people=people and bool(snapshot.people),
+            people=people and bool(snapshot.population),
         )
         write_text(out / CARD, card)
     return out
@@ -99,9 +99,9 @@ def write_publication(
 
 def _samples(snapshot: Snapshot, seed: int) -> tuple[Image.Image, str] | None:
     """A sheet of random people, and what it shows; None where the snapshot does not say how people are spread."""
-    if "factor" not in snapshot.people:
+    if "factor" not in snapshot.population:
         return None
-    sheet = faces(snapshot, sample_people(snapshot.people, PEOPLE, seed=seed), seed=seed)
+    sheet = overview_sheet(snapshot, sample_identities(snapshot.population, PEOPLE, seed=seed), seed=seed)
     return sheet, (
         f"Nobody here exists. Rows: the first {PEOPLE} random people of seed {seed}, not chosen, each with "
         f"{NOISES + 1} noises; the last row goes from the first person to the second with one noise."

@@ -19,7 +19,7 @@ MATCH_SIDE = 3  # deep features are averaged down to it before they are compared
 LOG_VARIANCE = (-8.0, 2.0)  # keeps exp() tame before the code has settled
 
 
-class PhotoEncoder(nn.Module):
+class PosteriorEncoder(nn.Module):
     """What the embedding does not say about a photo (pose, light, background), read from it at 32x32: x [N, 3, R, R] ->
     mean and logarithm of the variance of a normal distribution over noise vectors, each [N, z_dim] float32.
 

@@ -30,7 +30,7 @@ PREFIX = "hf://"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-class Pretrained(ModelHubMixin):
+class HubMixin(ModelHubMixin):
     """save_pretrained, from_pretrained and push_to_hub for a network that is built from the fields of GeneratorConfig.
 
     huggingface_hub's own mixin for PyTorch falls back to pytorch_model.bin, a pickle, and knows one class to a config;
@@ -41,7 +41,7 @@ class Pretrained(ModelHubMixin):
         metadata: what the snapshot says about itself, without its `generator`.
     """
 
-    people: dict[str, Tensor]
+    population: dict[str, Tensor]
     metadata: dict[str, Any]
 
     def settings(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Pretrained(ModelHubMixin):
             raise UserError(f"{folder}: holds a {type(network).__name__}, not a {cls.__name__}; load it as Generator")
         assert isinstance(network, nn.Module)
         fill(network, stored.state, folder)
-        network.people, network.metadata = stored.people, stored.metadata
+        network.population, network.metadata = stored.people, stored.metadata
         network.to(map_location).eval()
         return network
 
@@ -103,7 +103,7 @@ class Pretrained(ModelHubMixin):
         """The card; keywords are those of card.model_card."""
         from vultus.export.model_card import model_card
 
-        return ModelCard(model_card(self.metadata, self.settings(), people=bool(self.people), **kwargs))
+        return ModelCard(model_card(self.metadata, self.settings(), people=bool(self.population), **kwargs))
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def write_folder(network: Pretrained, folder: Path, *, dtype: torch.dtype = torch.float32, people: bool = True) -> None:
+def write_folder(network: HubMixin, folder: Path, *, dtype: torch.dtype = torch.float32, people: bool = True) -> None:
     """Write config.json, model.safetensors and, unless `people` is False or there are none, people.safetensors."""
     assert isinstance(network, nn.Module)
     _write_tensors(folder / MODEL, network.state_dict(), dtype)
-    people = people and bool(network.people)
+    people = people and bool(network.population)
     if people:
-        _write_tensors(folder / PEOPLE, network.people, torch.float32)
+        _write_tensors(folder / PEOPLE, network.population, torch.float32)
     else:
         (folder / PEOPLE).unlink(missing_ok=True)  # of an earlier call
     about = {"format": FORMAT, "people": people} | network.metadata

@@ -44,24 +44,6 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
-class EqualisedConv2d(Conv2d):
-    """Convolution whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.weight[0].numel())
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, weight.to(x.dtype), bias)
-
-
-class EqualisedLinear(Linear):
-    """Linear layer whose weights are N(0, 1) and scaled in use (see "Initialisation")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * math.sqrt(2 / (1 + SLOPE**2) / self.in_features)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias)
-
-
 def stage_sides(resolution: int, finest: int) -> list[int]:
     """[4, 8, ..., finest]. Raises ValueError unless resolution is a power of two from 32."""
     if resolution < 32 or resolution & (resolution - 1):
@@ -77,12 +59,12 @@ def widths(sides: list[int], base_width: int, max_width: int) -> list[int]:
 class Condition(nn.Module):
     """(z, c) -> [N, width]: concatenated, each first projected to `projection` features unless that is 0."""
 
-    def __init__(self, z_dim: int, c_dim: int, projection: int, linear: type[Linear] = Linear) -> None:
+    def __init__(self, z_dim: int, c_dim: int, projection: int) -> None:
         super().__init__()
         self.scale = math.sqrt(c_dim)
         self.width = 2 * projection if projection else z_dim + c_dim
-        self.from_z: nn.Module = linear(z_dim, projection) if projection else nn.Identity()
-        self.from_c: nn.Module = linear(c_dim, projection) if projection else nn.Identity()
+        self.from_z: nn.Module = Linear(z_dim, projection) if projection else nn.Identity()
+        self.from_c: nn.Module = Linear(c_dim, projection) if projection else nn.Identity()
         self.projected = projection > 0
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
@@ -96,3 +78,15 @@ def init_he(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_dcgan(module: nn.Module) -> None:
+    """N(0, 0.02) for weights of convolutions, N(1, 0.02) for scales of batch-norms, He-normal for linear layers."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, SLOPE)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

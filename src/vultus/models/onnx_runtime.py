@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from vultus._files import processors
 from vultus.errors import UserError, in_one_line
-from vultus.sampling.latents import Floats
+
+Floats = npt.NDArray[np.float32]
 
 FORMAT = "1"
 SUFFIX = ".onnx"
@@ -28,7 +29,7 @@ ABOUT, PEOPLE = "vultus", "vultus.people"
 MISSING = "an exported model needs ONNX Runtime: pip install 'vultus[export]'"
 
 
-class Network:
+class OnnxNetwork:
     """generator(z [N, z_dim], c [N, c_dim]) -> x [N, 3, R, R] in [-1, 1], all float32, on the processor."""
 
     def __init__(self, path: Path, about: Mapping[str, Any], session: Any) -> None:
@@ -46,28 +47,28 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Exported:
+class OnnxModel:
     """An exported model; the attributes are those of checkpoint.Snapshot, in numpy.
 
     Attributes:
-        generator: see Network.
+        generator: see OnnxNetwork.
         people: as in people.fit_people, or empty.
         metadata: that of the snapshot, and `model`, its id, and `precision`, of the file.
         path: the file.
     """
 
-    generator: Network
-    people: dict[str, npt.NDArray[np.float32]]
+    network: OnnxNetwork
+    population: dict[str, npt.NDArray[np.float32]]
     metadata: dict[str, Any]
     path: Path
 
 
-def is_exported(name: str | Path) -> bool:
+def is_onnx(name: str | Path) -> bool:
     """Whether a file of this name is an exported model."""
     return str(name).lower().endswith(SUFFIX)
 
 
-def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
+def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
     """Open a file that `vultus export` wrote; `threads` as in `open_session`.
 
     Raises UserError if it is missing, damaged or of something else, or ONNX Runtime is not installed.
@@ -81,12 +82,12 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
         about = json.loads(found[ABOUT])
         people = decode_people(found.get(PEOPLE, "{}"))
         right = about.pop("format") == FORMAT
-        network = Network(path, about["generator"], session)
+        network = OnnxNetwork(path, about["generator"], session)
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
         raise UserError(f"{path}: not a generator that vultus {FORMAT} exported; export its snapshot again")
-    return Exported(network, people, about, path)
+    return OnnxModel(network, people, about, path)
 
 
 def open_session(

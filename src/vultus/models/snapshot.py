@@ -8,6 +8,7 @@ embeddings as a distribution, and the metadata as JSON. Nothing that a user load
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,41 +22,11 @@ from torch import Tensor, nn
 from vultus._files import atomic_path, sha256_file
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
+from vultus.models.generators import GeneratorNetwork, build_generator
 from vultus.models.hub import MODEL, PREFIX, fetch, fill, is_published
-from vultus.models.networks import Generator, build_generator
-from vultus.models.onnx_runtime import Network, is_exported, open_exported
+from vultus.models.onnx_runtime import OnnxNetwork, is_onnx, open_onnx
 
 FORMAT = "1"
-PATTERN = "checkpoint-*.pt"
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: int) -> Path:
-    """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`."""
-    path = folder / f"checkpoint-{cur_nimg:010d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
-        old.unlink()
-    return path
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """The newest checkpoint of a run folder, or None if there is none. Raises UserError if it cannot be read."""
-    paths = sorted(folder.glob(PATTERN))
-    if not paths:
-        return None
-    try:
-        return torch.load(paths[-1], map_location="cpu", weights_only=True), paths[-1]
-    except Exception as error:
-        raise UserError(
-            f"{paths[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
-        ) from None
-
-
-# --- snapshots --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -68,8 +39,8 @@ class Snapshot:
         metadata: generator (its config), encoder, crop, data, metrics, cur_nimg, preset, licence.
     """
 
-    generator: Generator
-    people: dict[str, Tensor]
+    network: GeneratorNetwork
+    population: dict[str, Tensor]
     metadata: dict[str, Any]
     path: Path | None = None
 
@@ -77,8 +48,8 @@ class Snapshot:
 def save_snapshot(
     path: Path,
     *,
-    generator: Generator,
-    people: dict[str, Tensor],
+    network: GeneratorNetwork,
+    population: dict[str, Tensor],
     metadata: dict[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -86,8 +57,8 @@ def save_snapshot(
 
     `dtype` float16 halves the file; the generator computes in float32 again once loaded.
     """
-    tensors = {f"generator.{key}": value for key, value in generator.state_dict().items()}
-    tensors |= {f"people.{key}": value for key, value in people.items()}
+    tensors = {f"generator.{key}": value for key, value in network.state_dict().items()}
+    tensors |= {f"people.{key}": value for key, value in population.items()}
     stored = {
         key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in tensors.items()
@@ -107,7 +78,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
     if str(path).startswith(PREFIX):
         path = fetch(path)
     path = Path(path)
-    if is_exported(path):
+    if is_onnx(path):
         return _exported(path, device)
     if path.is_dir():
         if (path / "snapshot.safetensors").is_file():
@@ -136,31 +107,31 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
         key.removeprefix("people."): _float32(value) for key, value in tensors.items() if key.startswith("people.")
     }
     # With these it can be published from Python, its licence and all.
-    generator.people, generator.metadata = people, {k: v for k, v in metadata.items() if k != "generator"}
+    generator.population, generator.metadata = people, {k: v for k, v in metadata.items() if k != "generator"}
     return Snapshot(generator.to(device).eval().requires_grad_(False), people, metadata, path)
 
 
 def _published(folder: Path, device: torch.device | str) -> Snapshot:
-    generator = Generator.from_pretrained(folder, map_location=device)
+    generator = GeneratorNetwork.from_pretrained(folder, map_location=device)
     metadata = {"generator": generator.settings()} | generator.metadata
-    return Snapshot(generator.requires_grad_(False), generator.people, metadata, folder / MODEL)
+    return Snapshot(generator.requires_grad_(False), generator.population, metadata, folder / MODEL)
 
 
-class ExportedGenerator(Generator):
+class OnnxGenerator(GeneratorNetwork):
     """An exported model among the generators, so that whatever measures or draws with these does so with it.
 
     ONNX Runtime computes, on the processor and in the file's own precision. The only parameter is the file's sha256: it
     tells the device, and tells the weights of two files apart.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: OnnxNetwork) -> None:
         super().__init__(network.resolution, network.z_dim, network.c_dim)
         self.network = network
         digest = torch.tensor(list(bytes.fromhex(sha256_file(network.path))), dtype=torch.float32)
         self.sha256 = nn.Parameter(digest, requires_grad=False)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """See Generator; float32, without gradient."""
+        """See GeneratorNetwork; float32, without gradient."""
         x = self.network(z.detach().float().cpu().numpy(), c.detach().float().cpu().numpy())
         return torch.from_numpy(x).to(z.device)
 
@@ -170,10 +141,28 @@ class ExportedGenerator(Generator):
 
 
 def _exported(path: Path, device: torch.device | str) -> Snapshot:
-    model = open_exported(path, threads=torch.get_num_threads())
-    people = {key: torch.from_numpy(value) for key, value in model.people.items()}
-    return Snapshot(ExportedGenerator(model.generator).to(device).eval(), people, model.metadata, path)
+    model = open_onnx(path, threads=torch.get_num_threads())
+    people = {key: torch.from_numpy(value) for key, value in model.population.items()}
+    return Snapshot(OnnxGenerator(model.network).to(device).eval(), people, model.metadata, path)
 
 
 def _float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
+
+
+def asset(name: str) -> Path:
+    """A file that the package carries. Raises UserError if it is missing from the installation."""
+    path = Path(str(importlib.resources.files("vultus"))) / "assets" / name
+    if not path.is_file():
+        raise UserError(f"{path}: missing from this installation; install vultus again")
+    return path
+
+
+def default_snapshot() -> Path:
+    """The embedded snapshot."""
+    return asset("default.safetensors")
+
+
+def gallery() -> torch.Tensor:
+    """Embeddings [N, 512] of people who do not exist, drawn from the distribution in the embedded snapshot."""
+    return safetensors.torch.load_file(asset("gallery.safetensors"))["embeddings"].float()

@@ -11,7 +11,7 @@ from typing import Any
 
 from vultus.evaluation.charts import Line, histogram, line_chart
 from vultus.reporting.run_folder import EVALUATION, Evaluation, Run, number
-from vultus.reporting.run_summary import RunStory, describe
+from vultus.reporting.run_summary import RunSummary, describe
 
 SHOWN = 5  # people at each end of the judge's list
 OWN = "facenet"  # the condition's own encoder, which is no judge; for results that do not name their judges
@@ -95,7 +95,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class People:
+class PersonScores:
     """The judge's list of people for one column: (person, mean score, photos, share of the way from worst to best)."""
 
     column: str
@@ -107,17 +107,17 @@ class People:
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportContent:
     """All of a report."""
 
     title: str
-    runs: list[RunStory]
+    runs: list[RunSummary]
     curves: list[Chart]
     summary: list[Figure]
     evaluation: Evaluation
     histograms: list[Chart]
     nearest: list[Chart]
-    people: list[People]
+    people: list[PersonScores]
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -138,11 +138,11 @@ class Story:
         return [(name, [row.get(name, "-") for row in rows]) for name in names]
 
 
-def tell(runs: Sequence[Run], evaluation: Evaluation) -> Story:
+def tell(runs: Sequence[Run], evaluation: Evaluation) -> ReportContent:
     """The story of these runs and their evaluation."""
     title = "Training report: " + (", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs")
     judge = _judge(evaluation)
-    return Story(
+    return ReportContent(
         title=title,
         runs=[describe(run) for run in runs],
         curves=_curves(runs),
@@ -282,7 +282,7 @@ def _value(value: float, share: bool) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _people(evaluation: Evaluation) -> list[People]:
+def _people(evaluation: Evaluation) -> list[PersonScores]:
     found = []
     for column, result in evaluation.columns.items():
         for judge, entries in result.get("people", {}).items():
@@ -294,7 +294,7 @@ def _people(evaluation: Evaluation) -> list[People]:
             rows = [(name, score, count, (score - low) / reach) for name, score, count in listed]
             shown = min(SHOWN, len(rows) // 2)
             median = statistics.median(score for _, score, _ in listed)
-            found.append(People(column, judge, len(rows), median, rows[:shown], rows[-shown:]))
+            found.append(PersonScores(column, judge, len(rows), median, rows[:shown], rows[-shown:]))
     return found
 
 

@@ -24,7 +24,7 @@ from vultus.evaluation.charts import STYLE, alone, compact
 from vultus.evaluation.tables import format_table, markdown, table_lines
 from vultus.images.io import HEADER, cell
 from vultus.images.xmp import Origin, encode_marked
-from vultus.reporting.content import Story
+from vultus.reporting.content import ReportContent
 from vultus.reporting.run_folder import EVALUATION, Evaluation, Run
 
 FILES = "report-files"
@@ -67,7 +67,7 @@ class Album:
     remarks: list[str]
 
 
-def write_report(story: Story, out: str | Path, *, with_photos: bool = False) -> list[Path]:
+def write_report(story: ReportContent, out: str | Path, *, with_photos: bool = False) -> list[Path]:
     """Write report.html, report.md and what the latter shows; return the paths of the two."""
     folder = make_folder(out)
     for side in SIZES:
@@ -94,7 +94,7 @@ def write_report(story: Story, out: str | Path, *, with_photos: bool = False) ->
     return [folder / "report.html", folder / "report.md"]
 
 
-def render(story: Story, albums: Sequence[Album], name: str, *, with_photos: bool) -> str:
+def render(story: ReportContent, albums: Sequence[Album], name: str, *, with_photos: bool) -> str:
     """The page by the package's template of that name."""
     import jinja2
 

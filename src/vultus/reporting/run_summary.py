@@ -15,7 +15,7 @@ from vultus.reporting.run_folder import EVALUATION, Run
 
 
 @dataclass(frozen=True)
-class RunStory:
+class RunSummary:
     """One run in words.
 
     Attributes:
@@ -37,9 +37,9 @@ class RunStory:
     remarks: list[str]
 
 
-def describe(run: Run) -> RunStory:
+def describe(run: Run) -> RunSummary:
     """This run in words."""
-    return RunStory(run, _state(run), _lead(run), _whom(run), _facts(run), _machine(run), _commands(run), run.remarks)
+    return RunSummary(run, _state(run), _lead(run), _whom(run), _facts(run), _machine(run), _commands(run), run.remarks)
 
 
 def _state(run: Run) -> str:

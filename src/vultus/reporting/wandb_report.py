@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from vultus._files import make_folder, read_json, write_text
 from vultus.errors import UserError
 from vultus.evaluation.tables import format_table, markdown
-from vultus.reporting.content import CURVES, People, Story
+from vultus.reporting.content import CURVES, PersonScores, ReportContent
 from vultus.reporting.run_folder import Run
 from vultus.training.run_log import MEASURED
 from vultus.training.trackers import wandb_key
@@ -45,7 +45,12 @@ class Server(Protocol):
 
 
 def write_wandb_report(
-    story: Story, out: str | Path, *, public: bool = False, with_photos: bool = False, server: Server | None = None
+    story: ReportContent,
+    out: str | Path,
+    *,
+    public: bool = False,
+    with_photos: bool = False,
+    server: Server | None = None,
 ) -> list[str]:
     """Write the report as JSON and, with a key, publish it. Returns what to tell the user, a line each.
 
@@ -103,7 +108,7 @@ def _shared(report: Any, server: Server, public: bool) -> list[str]:
         ]
 
 
-def _offline(story: Story, report: Any, public: bool) -> list[str]:
+def _offline(story: ReportContent, report: Any, public: bool) -> list[str]:
     kinds = [type(block).__name__ for block in report.blocks]
     panels = sum(len(block.panels) for block in report.blocks if hasattr(block, "panels"))
     lines = [
@@ -178,7 +183,7 @@ def _write(report: Any, path: Path, id: str | None = None) -> None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def build_report(story: Story, *, samples: bool = True, entity: str = "") -> Any:
+def build_report(story: ReportContent, *, samples: bool = True, entity: str = "") -> Any:
     """A wandb_workspaces Report. Without `entity` its run sets name no project, so that it needs no server."""
     try:
         wr: Any = importlib.import_module("wandb_workspaces.reports.v2")
@@ -280,7 +285,7 @@ def _grid(wr: Any, runs: Sequence[Run], panels: list[Any], entity: str) -> Any:
     return wr.PanelGrid(runsets=sets, panels=panels)
 
 
-def _people(group: People) -> str:
+def _people(group: PersonScores) -> str:
     ends = (("best", group.best), ("worst", group.worst))
     rows = [[end, name, f"{score:.3f}", str(count)] for end, people in ends for name, score, count, _ in people]
     return _table(["", "person", "score", "photos"], rows)

@@ -151,7 +151,7 @@ def _embedded(
     taken: dict[str, int] = {}
     for photo in photos:
         try:
-            seen = look_at(photo.item.read(), encoder, align=align)
+            seen = embed_photo(photo.item.read(), encoder, align=align)
         except (BadImage, OSError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             skipped.append((photo.shown, reason))
@@ -165,7 +165,7 @@ def _embedded(
 
 
 @dataclass(frozen=True)
-class Seen:
+class EmbeddedPhoto:
     """What an encoder made of a photo.
 
     Attributes:
@@ -181,7 +181,7 @@ class Seen:
     faces: int | None
 
 
-def look_at(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> Seen:
+def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
     """Embed an encoded photo. Raises BadImage if it is damaged, too large, or (with `align`) shows no face."""
     photo = decode_image(data, max_pixels=max_pixels)
     frame, count = faces.align_largest(photo) if align else (photo, None)
@@ -191,7 +191,7 @@ def look_at(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX
     x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
     with torch.inference_mode():
         c = encoder.embed_crop(x)[0].cpu()
-    return Seen(c, frame, crop, count)
+    return EmbeddedPhoto(c, frame, crop, count)
 
 
 def _unlike(name: str, taken: dict[str, int]) -> str:

@@ -28,7 +28,7 @@ from vultus.images.io import SUFFIXES, to_images, to_pil, to_pixels
 from vultus.images.io import grid as lay_out
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import Origin, Sign, mark_gif, model_id, save_marked
-from vultus.models.onnx_runtime import Exported
+from vultus.models.onnx_runtime import OnnxModel
 from vultus.sampling.latents import Floats, check_strength, noise, slerp
 from vultus.sampling.vectors import Conditions, Skipped
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vultus.models.networks import Generator
+    from vultus.models.generators import GeneratorNetwork
     from vultus.models.snapshot import Snapshot
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Summary:
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
-def render(generator: Generator, z: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces.
 
     The generator computes in `dtype`, float32 if None.
@@ -77,14 +77,14 @@ def render(generator: Generator, z: Tensor, c: Tensor, dtype: torch.dtype | None
     return torch.from_numpy(_in_steps(step, z.detach().cpu().numpy(), c.detach().cpu().numpy()))
 
 
-def _render(model: Snapshot | Exported, z: Floats, c: Floats, dtype: torch.dtype | None) -> Pixels:
+def _render(model: Snapshot | OnnxModel, z: Floats, c: Floats, dtype: torch.dtype | None) -> Pixels:
     """As `render`, of either kind of model."""
-    if isinstance(model, Exported):
-        network = model.generator
+    if isinstance(model, OnnxModel):
+        network = model.network
         return _in_steps(lambda z, c: to_pixels(network(z, c)), z, c)
     import torch
 
-    return render(model.generator, torch.from_numpy(z), torch.from_numpy(c), dtype).numpy()
+    return render(model.network, torch.from_numpy(z), torch.from_numpy(c), dtype).numpy()
 
 
 def _in_steps(step: Callable[[Floats, Floats], Pixels], z: Floats, c: Floats) -> Pixels:
@@ -107,7 +107,7 @@ class _Face:
 
 
 def generate(
-    snapshot: Snapshot | Exported,
+    snapshot: Snapshot | OnnxModel,
     conditions: Conditions,
     out: str | Path,
     *,
@@ -158,7 +158,7 @@ def generate(
     stream = _all_faces(conditions, num)
     with tqdm(total=total, unit="face", file=sys.stderr, desc="generate") as bar:
         while group := list(itertools.islice(stream, -(-max(1, batch) // STEP) * STEP)):
-            z_dim = snapshot.generator.z_dim
+            z_dim = snapshot.network.z_dim
             z = np.concatenate([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
             images = _render(snapshot, _weakened(z, noise_strength), np.stack([face.c for face in group]), dtype)
             images = mark_pixels(images) if mark else images
@@ -199,7 +199,7 @@ def _face_path(out: Path, face: _Face, total: int) -> Path:
 
 
 def between(
-    snapshot: Snapshot | Exported,
+    snapshot: Snapshot | OnnxModel,
     a: Tensor | Floats,
     b: Tensor | Floats,
     out: str | Path,
@@ -223,7 +223,7 @@ def between(
     check_strength(noise_strength)
     out = make_folder(out)
     c = slerp(np.asarray(a), np.asarray(b), np.linspace(0, 1, steps, dtype=np.float32)).astype(np.float32)
-    z = _weakened(noise(seed, 0, 1, snapshot.generator.z_dim), noise_strength)
+    z = _weakened(noise(seed, 0, 1, snapshot.network.z_dim), noise_strength)
     images = _render(snapshot, z.repeat(steps, 0), c, dtype)
     images = mark_pixels(images) if mark else images
     strip, animation = out / "between.png", out / "between.gif"
@@ -238,6 +238,6 @@ def between(
     return [strip, animation]
 
 
-def _model(snapshot: Snapshot | Exported) -> str:
+def _model(snapshot: Snapshot | OnnxModel) -> str:
     """The snapshot's id; an exported model knows that of the snapshot that it was made of."""
     return str(snapshot.metadata["model"]) if "model" in snapshot.metadata else model_id(snapshot.path)

@@ -20,7 +20,7 @@ from vultus.errors import UserError
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-_ROWS = 64  # people are computed in aligned blocks of this size, see sample_people
+_ROWS = 64  # people are computed in aligned blocks of this size, see sample_identities
 _PEOPLE, _NOISE = 1, 2  # streams of one seed that never meet
 
 
@@ -53,7 +53,7 @@ def check_strength(noise_strength: float) -> None:
         raise UserError(f"--noise_strength {noise_strength}: must be a number of 0 or more")
 
 
-def sample_people(people: Mapping[str, npt.ArrayLike], count: int, *, seed: int, start: int = 0) -> Floats:
+def sample_identities(people: Mapping[str, npt.ArrayLike], count: int, *, seed: int, start: int = 0) -> Floats:
     """Embeddings of the random people number `start` to `start + count - 1`: [count, D], unit norm.
 
     `people` is what people.fit_people returns. Person i depends on (people, seed, i) alone, to the last bit: a matrix

@@ -16,13 +16,13 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.sampling import latents as draws
 
-_CHUNK = 8192  # rows that fit_people turns into float64 at a time
+_CHUNK = 8192  # rows that fit_population turns into float64 at a time
 _KEPT = 16384  # rows that the mixture is fitted to, at most
 _PER_COMPONENT = 1750  # rows for each component of the mixture, at least
 _PRIOR = 50.0  # rows' worth of the common covariance in each component's
 
 
-def fit_people(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None = None) -> dict[str, Tensor]:
+def fit_population(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None = None) -> dict[str, Tensor]:
     """Fit a distribution whose samples, once normalised, are spread as the given embeddings are.
 
     `embeddings` is [N, D] or an iterable of such chunks, read once; rows are normalised first. `weights` [N], positive,
@@ -125,13 +125,13 @@ def _mixture(y: Tensor, w: Tensor, components: int) -> dict[str, Tensor]:
     return {"weights": sizes / sizes.sum(), "means": means, "factors": factors}
 
 
-def sample_people(people: dict[str, Tensor], count: int, *, seed: int, start: int = 0) -> Tensor:
+def sample_identities(people: dict[str, Tensor], count: int, *, seed: int, start: int = 0) -> Tensor:
     """Embeddings of the random people number `start` to `start + count - 1`: [count, D] float32, unit norm.
 
     Person i depends on (people, seed, i) alone, to the last bit.
     """
     parts = {key: value.cpu().numpy() for key, value in people.items()}
-    return torch.from_numpy(draws.sample_people(parts, count, seed=seed, start=start))
+    return torch.from_numpy(draws.sample_identities(parts, count, seed=seed, start=start))
 
 
 def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) -> Tensor:

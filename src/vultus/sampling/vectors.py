@@ -15,7 +15,7 @@ import numpy as np
 
 from vultus.errors import UserError
 from vultus.sampling.embedding_files import open_embeddings
-from vultus.sampling.latents import Floats, sample_people
+from vultus.sampling.latents import Floats, sample_identities
 
 Skipped = tuple[str, str]  # photo, reason
 
@@ -40,7 +40,7 @@ class Trained(Protocol):
     """What a source must know of the snapshot, or of the exported model, that its embeddings are for."""
 
     @property
-    def people(self) -> Mapping[str, Any]:
+    def population(self) -> Mapping[str, Any]:
         """`mean` and `factor` of the training embeddings (people.py), as arrays or tensors, or nothing."""
 
     @property
@@ -65,7 +65,8 @@ def random_people(model: Trained, count: int, *, seed: int = 0, start: int = 0) 
         raise UserError(f"cannot make {count} random people; ask for at least one")
     people = _people(model)
     chunks = (
-        sample_people(people, min(256, count - done), seed=seed, start=start + done) for done in range(0, count, 256)
+        sample_identities(people, min(256, count - done), seed=seed, start=start + done)
+        for done in range(0, count, 256)
     )
     return Conditions(count, _numbered(chunks, count))
 
@@ -73,7 +74,7 @@ def random_people(model: Trained, count: int, *, seed: int = 0, start: int = 0) 
 def one_embedding(text: str, model: Trained, *, seed: int = 0) -> Floats:
     """One embedding [c_dim] by name: `random` or `random:N`, or `FILE#ROW` (without #ROW row 0)."""
     if match := re.fullmatch(r"random(?::(\d+))?", text):
-        return sample_people(_people(model), 1, seed=seed, start=int(match[1] or 0))[0]
+        return sample_identities(_people(model), 1, seed=seed, start=int(match[1] or 0))[0]
     source, row = text, 0
     if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
         source, row = match[1], int(match[2])
@@ -86,9 +87,9 @@ def _dim(model: Trained) -> int:
 
 
 def _people(model: Trained) -> dict[str, Any]:
-    if not {"mean", "factor"} <= model.people.keys():
+    if not {"mean", "factor"} <= model.population.keys():
         raise UserError(f"{model.path}: holds no description of people to draw from; give embeddings or photos")
-    return {key: np.asarray(value) for key, value in model.people.items()}
+    return {key: np.asarray(value) for key, value in model.population.items()}
 
 
 def _numbered(chunks: Iterable[Floats], count: int) -> Iterator[tuple[list[str], Floats]]:

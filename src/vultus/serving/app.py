@@ -20,14 +20,14 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
 from vultus.serving.engine import Engine
-from vultus.serving.handlers import BINARY, JSON, NPY, PHOTOS, Api, Settings
+from vultus.serving.handlers import BINARY, JSON, NPY, PHOTOS, Api, ServerSettings
 from vultus.serving.middleware import Edge, Figures, Refusal, answer_errors, bearer, refusals, refused_in_json
 from vultus.serving.schemas import Embedding, Faces, Model, requests
 
 
-def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
+def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
     """The ASGI application. The engine stays the caller's to close."""
-    settings = settings or Settings()
+    settings = settings or ServerSettings()
     ready = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -85,8 +85,8 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _routes(api: Api, settings: Settings) -> APIRouter:
-    generator = api.engine.snapshot.generator
+def _routes(api: Api, settings: ServerSettings) -> APIRouter:
+    generator = api.engine.snapshot.network
     options_type, faces_type, between_type, random_type = requests(generator.c_dim, settings.faces)
     router = APIRouter(prefix="/v1", dependencies=bearer(settings.token), responses=refusals(401))
     work = refusals(408, 413, 422, 429, 503)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vultus.images.io import to_images
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 
 SIZES = (1, 2, 4, 8, 16)  # faces to a call
 WINDOW = 0.003  # seconds that a face waits for others
@@ -90,7 +90,7 @@ class Batcher:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: GeneratorNetwork,
         *,
         sizes: Sequence[int] = SIZES,
         window: float = WINDOW,

@@ -29,8 +29,8 @@ from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import Kind, Origin, encode_marked, model_id
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.conditioning import Seen, check_encoder, look_at
-from vultus.sampling.population import noise, sample_people
+from vultus.sampling.conditioning import EmbeddedPhoto, check_encoder, embed_photo
+from vultus.sampling.population import noise, sample_identities
 from vultus.serving.batching import SIZES, Batcher
 
 KINDS: dict[str, Kind] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
@@ -73,13 +73,15 @@ class Engine:
         self.snapshot, self.encoder, self.judge, self.align = snapshot, encoder, judge, align
         self.missing = dict(missing or {})
         self.name = name or model_id(snapshot.path)
-        self.people = {key: value.double() for key, value in snapshot.people.items()}  # as sample_people wants them
+        self.people = {
+            key: value.double() for key, value in snapshot.population.items()
+        }  # as sample_identities wants them
         if not {"mean", "factor"} <= self.people.keys():
             self.missing["random"] = "the snapshot holds no description of people to draw from"
         # On a processor each of two calls has half of the threads (verbs_serve.py); a graphics card has one queue.
-        calls = 2 if next(snapshot.generator.parameters()).device.type == "cpu" else 1
+        calls = 2 if next(snapshot.network.parameters()).device.type == "cpu" else 1
         self.batcher = Batcher(
-            snapshot.generator,
+            snapshot.network,
             sizes=SIZES[-1:] if exact else SIZES,
             calls=calls,
             after=_marked if mark else None,
@@ -95,7 +97,7 @@ class Engine:
         if self.encoder is not None:
             if self.align:
                 faces.find_eyes(Image.open(photo))
-            seen = look_at(photo.getvalue(), self.encoder, align=False)
+            seen = embed_photo(photo.getvalue(), self.encoder, align=False)
             z, c, _ = self.rows(seen.c[None], 1, 0, 1.0)
             self.compare(self.draw(z, c).result(), c, seen)
 
@@ -113,7 +115,7 @@ class Engine:
         The noise depends on (seed, variant) alone, not on the place in the request: an embedding asked for alone or
         among others gets the same faces, those of the first embedding in `vultus generate`.
         """
-        z = torch.cat([_noise(seed, variant, self.snapshot.generator.z_dim) for variant in range(num)])
+        z = torch.cat([_noise(seed, variant, self.snapshot.network.z_dim) for variant in range(num)])
         places = [(index, variant) for index in range(len(c)) for variant in range(num)]
         return (z * strength).repeat(len(c), 1), c.repeat_interleave(num, 0), places
 
@@ -121,17 +123,17 @@ class Engine:
         """A future of uint8 [N, 3, R, R], with the watermark in each face where this engine marks."""
         return self.batcher.submit(z, c)
 
-    def look(self, data: bytes, max_pixels: int) -> Seen:
+    def look(self, data: bytes, max_pixels: int) -> EmbeddedPhoto:
         """Embed a photo. Raises BadImage."""
         assert self.encoder is not None
-        return look_at(data, self.encoder, align=self.align, max_pixels=max_pixels)
+        return embed_photo(data, self.encoder, align=self.align, max_pixels=max_pixels)
 
     def random(self, seed: int, num: int) -> Tensor:
         """Embeddings [num, c_dim] of people who do not exist."""
-        return sample_people(self.people, num, seed=seed)
+        return sample_identities(self.people, num, seed=seed)
 
     @torch.inference_mode()
-    def compare(self, images: Tensor, c: Tensor, seen: Seen | None) -> list[dict[str, float | None]]:
+    def compare(self, images: Tensor, c: Tensor, seen: EmbeddedPhoto | None) -> list[dict[str, float | None]]:
         """How alike faces uint8 [N, 3, R, R] are to what they were made of.
 
         `facenet`: cosine to the embedding asked for, c [N, c_dim]. `dlib`: minus the distance to the photo, where there

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from vultus.sampling.conditioning import Seen
+from vultus.sampling.conditioning import EmbeddedPhoto
 from vultus.sampling.population import slerp
 from vultus.serving.batching import Gate
 from vultus.serving.engine import KINDS, NATURAL, BadEmbedding, Engine, data_uri, npy, png, read_npy, unit_rows
@@ -36,7 +36,7 @@ PHOTO_COST, COMPARE_COST = 12, 7
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What a server allows.
 
     Attributes:
@@ -59,11 +59,11 @@ class Settings:
 class Api:
     """One engine and what it may be asked for."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.engine, self.settings = engine, settings
         self.gate = Gate(settings.queue)
         self.bodies = Bodies(8 * settings.body_bytes, settings.seconds)
-        c_dim = engine.snapshot.generator.c_dim
+        c_dim = engine.snapshot.network.c_dim
         self.c_dim = c_dim
         # A number takes 25 characters as text at most, and a comma and a space.
         limits = {JSON: settings.faces * c_dim * 32 + 4096, BINARY: settings.faces * c_dim * 4}
@@ -146,7 +146,7 @@ class Api:
         c: Tensor,
         places: list[tuple[int, int]],
         *,
-        seen: Seen | None = None,
+        seen: EmbeddedPhoto | None = None,
         similarity: bool = False,
         embeddings: list[list[float]] | None = None,
         as_json: bool = False,
@@ -176,7 +176,7 @@ class Api:
     def model(self) -> dict[str, Any]:
         """What is served, and what can be done."""
         engine, settings = self.engine, self.settings
-        generator, metadata, missing = engine.snapshot.generator, engine.snapshot.metadata, engine.missing
+        generator, metadata, missing = engine.snapshot.network, engine.snapshot.metadata, engine.missing
 
         def part(key: str) -> dict[str, Any]:
             return {"available": key not in missing, "missing": missing.get(key)}
@@ -232,10 +232,10 @@ class Api:
                 raise
             raise Refusal(400, f"not a .npy file of numbers ({' '.join(str(error).split())[:100]})") from None
 
-    async def _look(self, data: bytes) -> Seen:
+    async def _look(self, data: bytes) -> EmbeddedPhoto:
         return await _run(self.engine.reader, self.engine.look, data, int(self.settings.megapixels * 1e6))
 
-    def _note(self, seen: Seen | None) -> str | None:
+    def _note(self, seen: EmbeddedPhoto | None) -> str | None:
         if seen is None:
             return None
         if seen.faces is None:

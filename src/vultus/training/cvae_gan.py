@@ -23,9 +23,10 @@ from torch import Tensor
 
 from vultus.config import to_dict
 from vultus.images.io import to_x
-from vultus.models.auxiliary import FeatureDiscriminator, PhotoEncoder
+from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder
+from vultus.models.discriminators import ProjectionDiscriminator, build_discriminator
 from vultus.models.facenet import FaceFeatures, FaceNet
-from vultus.models.networks import ProjectionDiscriminator, build_discriminator, build_generator
+from vultus.models.generators import build_generator
 from vultus.training import losses
 from vultus.training.augment import augment
 from vultus.training.gan import GAN, gradient_norm, identity_weight, mse_weight, step_generator
@@ -33,16 +34,16 @@ from vultus.training.gan import GAN, gradient_norm, identity_weight, mse_weight,
 Features = tuple[Tensor, Tensor]
 
 
-class CodedGAN(GAN):
+class CVAEGAN(GAN):
     """G, E (noise from photos), D and F (on FaceNet's features) with their optimizers; arguments are GAN's."""
 
-    MAKERS: ClassVar[tuple[str, ...]] = ("G", "E")
-    JUDGES: ClassVar[tuple[str, ...]] = ("D", "F")
+    GENERATOR_SIDE: ClassVar[tuple[str, ...]] = ("G", "E")
+    DISCRIMINATOR_SIDE: ClassVar[tuple[str, ...]] = ("D", "F")
     D: ProjectionDiscriminator
 
     def _build(self) -> None:
         self.G = build_generator(**to_dict(self.config.generator))
-        self.E = PhotoEncoder(self.G.z_dim)
+        self.E = PosteriorEncoder(self.G.z_dim)
         D = build_discriminator(**to_dict(self.config.discriminator))
         if not isinstance(D, ProjectionDiscriminator):
             raise ValueError("method coded needs a discriminator of kind projection")

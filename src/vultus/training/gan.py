@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vultus.config import LossConfig, TrainConfig, to_dict
 from vultus.images.io import to_x
+from vultus.models.discriminators import build_discriminator
 from vultus.models.facenet import Encoder
-from vultus.models.networks import Generator, build_discriminator, build_generator
+from vultus.models.generators import GeneratorNetwork, build_generator
 from vultus.training import losses
 
 MSE_FLOOR = 0.1  # share of mse_weight that is left at the end of mse_nimg
@@ -59,8 +60,8 @@ class GAN:
         memory_format: of weights and pictures; channels_last is the faster one on a CPU.
     """
 
-    MAKERS: ClassVar[tuple[str, ...]] = ("G",)  # networks that G_optim trains
-    JUDGES: ClassVar[tuple[str, ...]] = ("D",)  # networks that D_optim trains
+    GENERATOR_SIDE: ClassVar[tuple[str, ...]] = ("G",)  # networks that G_optim trains
+    DISCRIMINATOR_SIDE: ClassVar[tuple[str, ...]] = ("D",)  # networks that D_optim trains
 
     def __init__(
         self,
@@ -84,12 +85,12 @@ class GAN:
             self._build()
         for network in self.networks().values():
             network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        self.G_ema: Generator = copy.deepcopy(self.G).eval().requires_grad_(False)
-        self.G_optim, self.D_optim = self._adam(self.MAKERS), self._adam(self.JUDGES)
+        self.G_ema: GeneratorNetwork = copy.deepcopy(self.G).eval().requires_grad_(False)
+        self.G_optim, self.D_optim = self._adam(self.GENERATOR_SIDE), self._adam(self.DISCRIMINATOR_SIDE)
 
     def _build(self) -> None:
-        """Make the networks named in MAKERS and JUDGES."""
-        self.G: Generator = build_generator(**to_dict(self.config.generator))
+        """Make the networks named in GENERATOR_SIDE and DISCRIMINATOR_SIDE."""
+        self.G: GeneratorNetwork = build_generator(**to_dict(self.config.generator))
         self.D: nn.Module = build_discriminator(**to_dict(self.config.discriminator))
 
     def _adam(self, names: tuple[str, ...]) -> torch.optim.Adam:
@@ -99,7 +100,7 @@ class GAN:
 
     def networks(self) -> dict[str, nn.Module]:
         """All that is trained, by name."""
-        return {name: getattr(self, name) for name in (*self.MAKERS, *self.JUDGES)}
+        return {name: getattr(self, name) for name in (*self.GENERATOR_SIDE, *self.DISCRIMINATOR_SIDE)}
 
     def calibrate(self, images: Tensor) -> None:
         """Look at photos uint8 [N, 3, R, R] once, before the first step of a run. Nothing to see for this method."""

@@ -1,6 +1,6 @@
 """What a run reports, and to whom: `stats.jsonl` always, trackers by name.
 
-The trainer writes to a Sink. Every line is in stats.jsonl before a tracker gets it, so the file is the record: a
+The trainer writes to a RunLog. Every line is in stats.jsonl before a tracker gets it, so the file is the record: a
 tracker that joins later, or that failed in an earlier session, is sent from it what it has not had. `tracking.json`
 holds, for each tracker, the id of its run and how far it was sent; it is written before the sending, so that a kill may
 cost a tracker one line but never sends one twice.
@@ -64,7 +64,7 @@ def cut_stats(path: Path, cur_nimg: int) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-class Sink:
+class RunLog:
     """Where the trainer reports to. Use it as a context.
 
     Args:
@@ -88,7 +88,7 @@ class Sink:
         state = _State(out / "tracking.json") if trackers else None
         self._threads = [_Feeder(name, out, project, config, state, missed) for name in trackers if state]
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> RunLog:
         """Nothing more: the trackers are starting already."""
         return self
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vultus._files import make_folder
 from vultus.images.io import cell, grid, to_images
 from vultus.images.xmp import Origin, save_marked
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 
 ROWS = 12  # of the strip, the photos among them: a long run shows every so-manieth sample
 MARGIN = 64  # pixels for the images seen, beside a row
@@ -35,7 +35,7 @@ class Samples:
         self.folder, self.photos, self.c, self.z = folder, photos, c, z
         self._labelled = photos.shape[-1] >= 64  # a word needs the width
 
-    def draw(self, generator: Generator, cur_nimg: int, device: torch.device | str, dtype: torch.dtype) -> Path:
+    def draw(self, generator: GeneratorNetwork, cur_nimg: int, device: torch.device | str, dtype: torch.dtype) -> Path:
         """Write the sheet of this generator."""
         people, noises = len(self.photos), len(self.z)
         z = self.z.repeat(people, 1).to(device, dtype)

@@ -31,27 +31,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vultus._files import folder_lock, make_folder, read_json, write_json
-from vultus._prefetch import Ahead
+from vultus._prefetch import Prefetch
 from vultus.config import TrainConfig, check_method, differences, from_dict, to_dict
 from vultus.data.dataset import PreparedDataset, batches
 from vultus.errors import Stopped, UserError
 from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
-from vultus.models.networks import Generator
-from vultus.models.snapshot import load_checkpoint, save_checkpoint, save_snapshot
-from vultus.sampling.population import fit_people, noise
-from vultus.training.cvae_gan import CodedGAN
+from vultus.models.generators import GeneratorNetwork
+from vultus.models.snapshot import save_snapshot
+from vultus.sampling.population import fit_population, noise
+from vultus.training.checkpoint import load_checkpoint, save_checkpoint
+from vultus.training.cvae_gan import CVAEGAN
 from vultus.training.environment import Session, peak_memory
 from vultus.training.gan import GAN
-from vultus.training.run_log import Sink, check_trackers, cut_stats
+from vultus.training.run_log import RunLog, check_trackers, cut_stats
 from vultus.training.sample_grid import Samples
 from vultus.training.validation import failure
 
 T = TypeVar("T")
-Evaluator = tuple[str, Callable[[Generator], dict[str, float]], int]
+Evaluator = tuple[str, Callable[[GeneratorNetwork], dict[str, float]], int]
 MAY_CHANGE = frozenset(
     {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
 )
-METHODS: dict[str, type[GAN]] = {"gan": GAN, "coded": CodedGAN}
+METHODS: dict[str, type[GAN]] = {"gan": GAN, "coded": CVAEGAN}
 CALIBRATION = 64  # photos that a method may look at before the first step
 DIVERGED = 1e8  # no loss here is above 100 in a sound run
 YOUNG = 3  # measurements: until then no network has learnt enough to be called failed
@@ -131,7 +132,7 @@ class _Run:
         self.cur_nimg = 0
         self.seconds = 0.0
         chunks = (dataset.embeddings(range(i, min(i + 8192, len(dataset)))) for i in range(0, len(dataset), 8192))
-        self.people = fit_people(chunks)
+        self.population = fit_population(chunks)
         self._samples = Samples(out / "samples", *self._fixed_samples())
 
     def _settle(self, config: TrainConfig) -> TrainConfig:
@@ -204,7 +205,7 @@ class _Run:
         source = batches(self.dataset, batch=batch, cur_nimg=self.cur_nimg, seed=config.seed, pin=self.device == "cuda")
         with (
             _signals() as received,
-            Ahead(source, 3) as decoded,
+            Prefetch(source, 3) as decoded,
             self._sink(track, project) as sink,
             tqdm(total=budget.total_nimg, initial=self.cur_nimg, unit="img", dynamic_ncols=True) as bar,
         ):
@@ -244,7 +245,7 @@ class _Run:
             print(f"{self.out}: stopped at {self.cur_nimg} images; the same command goes on", file=sys.stderr)
             raise Stopped(received[0])
 
-    def _sink(self, track: Sequence[str], project: str) -> Sink:
+    def _sink(self, track: Sequence[str], project: str) -> RunLog:
         record = read_json(self.out / "config.json")
         data = {key: record["data"].get(key) for key in ("content_sha256", "counts", "licence")}
         self._session = Session(
@@ -256,7 +257,7 @@ class _Run:
             trackers=list(track),
         )
         config = record | {"session": self._session.entry}
-        return Sink(self.out, trackers=track, project=project, config=config, cur_nimg=self.cur_nimg)
+        return RunLog(self.out, trackers=track, project=project, config=config, cur_nimg=self.cur_nimg)
 
     def _done(self, budget: Budget) -> bool:
         return self._used(budget) >= 1
@@ -314,17 +315,17 @@ class _Run:
             "licence": manifest.get("licence"),
         }
         save_snapshot(
-            self.out / "snapshot.safetensors", generator=self.gan.G_ema, people=self.people, metadata=metadata
+            self.out / "snapshot.safetensors", network=self.gan.G_ema, population=self.population, metadata=metadata
         )
         return metadata
 
-    def _draw(self, sink: Sink) -> None:
+    def _draw(self, sink: RunLog) -> None:
         sink.image(
             "samples", self._samples.draw(self.gan.G_ema, self.cur_nimg, self.device, self.gan.dtype), self.cur_nimg
         )
         sink.image("progress", self._samples.strip(self.cur_nimg), self.cur_nimg)
 
-    def _measure(self, sink: Sink, evaluators: Sequence[Evaluator], *, every: bool) -> None:
+    def _measure(self, sink: RunLog, evaluators: Sequence[Evaluator], *, every: bool) -> None:
         """Run the evaluators that are due (all of them unless `every`)."""
         for name, function, every_nimg in evaluators:
             if not every or self._due(every_nimg):

@@ -11,7 +11,7 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.images.io import to_x
 from vultus.models.facenet import Encoder
-from vultus.models.networks import Generator
+from vultus.models.generators import GeneratorNetwork
 from vultus.sampling.population import noise
 
 NOISE_SEED = 2
@@ -20,7 +20,7 @@ UNRELATED = 0.05  # mean cosine to the embeddings asked for, below which faces a
 
 
 def failure(found: Mapping[str, float]) -> str:
-    """What the figures of `unseen_probe` say is wrong with a generator that has been trained for a while, or ""."""
+    """What the figures of `unseen_validation` say is wrong with a generator that has been trained for a while, or ""."""
     alike, cosine = found.get("alike", 0.0), found.get("identity_facenet", 1.0)
     if alike > ALIKE:
         return f"faces of different people are alike (cosine {alike:.2f}): collapsed"
@@ -29,9 +29,9 @@ def failure(found: Mapping[str, float]) -> str:
     return ""
 
 
-def unseen_probe(
+def unseen_validation(
     folder: str | Path, encoder: Encoder | None, *, images: int = 128, batch: int = 32
-) -> Callable[[Generator], dict[str, float]] | None:
+) -> Callable[[GeneratorNetwork], dict[str, float]] | None:
     """A function of a generator that gives, on photos of unseen people spread over the test split:
 
     `identity_facenet`: mean cosine between the embedding asked for and that of the picture made, and `mse` in [-1, 1]
@@ -47,7 +47,7 @@ def unseen_probe(
     photos = dataset.batch(chosen)
 
     @torch.inference_mode()
-    def measure(generator: Generator) -> dict[str, float]:
+    def measure(generator: GeneratorNetwork) -> dict[str, float]:
         device = next(generator.parameters()).device
         z = noise(NOISE_SEED, 0, count, generator.z_dim)
         squared = 0.0

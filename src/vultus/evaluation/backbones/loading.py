@@ -16,7 +16,7 @@ from vultus.models.facenet import Encoder
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Backbones:
     """What faces are measured with.
 
     Attributes:
@@ -53,13 +53,13 @@ class Instruments:
         return {network.id: str(network.dtype).removeprefix("torch.") for network in networks}
 
 
-def load_instruments(
+def load_backbones(
     encoder: Encoder,
     *,
     judges: tuple[str, ...] = ("dlib",),
     device: torch.device | str = "cpu",
     fetch: bool = False,
-) -> Instruments:
+) -> Backbones:
     """All networks that are at hand.
 
     Args:
@@ -87,4 +87,4 @@ def load_instruments(
     add("perceptual", "stlpips, diversity_noise_stlpips", load_stlpips)
     add("perceptual", "lpips", load_lpips, must=fetch, fetch=fetch)
     parts: dict[str, Any] = {kind: tuple(networks) for kind, networks in found.items()}
-    return Instruments(encoder, **parts, missing=missing)
+    return Backbones(encoder, **parts, missing=missing)

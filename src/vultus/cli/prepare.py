@@ -1,0 +1,45 @@
+"""`vultus prepare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from vultus.cli.common import device_named
+
+
+def prepare_verb(arguments: Sequence[str]) -> int:
+    """Make a data set for training."""
+    parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Make a data set for training.")
+    parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
+    parser.add_argument("--out", type=str, required=True, help="folder to write; one begun before is gone on with")
+    parser.add_argument("--resolution", type=int, default=128, help="side of the crops in pixels")
+    parser.add_argument("--split", type=str | None, help="read this split of the source only")
+    parser.add_argument("--test_fraction", type=float, default=0.1, help="share of people kept unseen, if none are yet")
+    parser.add_argument("--align", action="store_true", help="find the face first (extra `align`)")
+    parser.add_argument("--licence", type=str | None, help="terms of the photos; every model trained on them says so")
+    parser.add_argument("--limit", type=int | None, help="read at most so many photos")
+    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="FaceNet's")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    options = parser.parse_args(list(arguments))
+    from vultus.data.prepare import prepare
+
+    manifest = prepare(
+        options.source,
+        Path(options.out),
+        resolution=options.resolution,
+        split=options.split,
+        test_fraction=options.test_fraction,
+        align=options.align,
+        licence=options.licence,
+        limit=options.limit,
+        device=device_named(options.device),
+        dtype=options.dtype,
+    )
+    print(json.dumps(manifest, indent=2) if options.json else options.out)
+    return 0

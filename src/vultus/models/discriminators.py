@@ -1,0 +1,107 @@
+"""Discriminators.
+
+Shape legend: x [N, 3, R, R] image in [-1, 1]; c [N, c_dim] unit-norm embedding; logits [N]. A network computes in the
+dtype of the image that it is given (float32 or bfloat16) and keeps its parameters in float32; logits are float32.
+
+Initialization: `dcgan` as in generators.py; `projection` He-normal weights, biases 0; spectral normalization on top.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from vultus.models.layers import SLOPE, Conv2d, GainConv2d, Linear, init_dcgan, init_he, stage_sides, widths
+
+
+class DCGANDiscriminator(nn.Module):
+    """Strided convolutions from R x R to 4x4; there the projected embedding joins, and one logit judges the pair.
+
+    Spectral normalisation of the convolutions (Miyato et al. 2018, arXiv:1802.05957) stands in for DCGAN's batch-norm:
+    with batch-norm the gradient of the logit to the picture was twenty times that of 10 MSE, and the reconstruction
+    got worse with training (docs/log.md).
+    """
+
+    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
+        super().__init__()
+        sides = stage_sides(resolution, resolution // 2)
+        channels = [3, *widths(sides, base_width, max_width)[::-1]]
+        self.scale = math.sqrt(c_dim)
+        self.stages = nn.ModuleList(
+            Conv2d(cin, cout, 4, 2, 1) for cin, cout in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.from_c = Linear(c_dim, projection)
+        self.joint = Conv2d(channels[-1] + projection, channels[-1], 1)
+        self.head = Conv2d(channels[-1], 1, 4)
+        self.apply(init_dcgan)
+        for convolution in (*self.stages, self.joint, self.head):
+            spectral_norm(convolution)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = x
+        for stage in self.stages:
+            h = F.leaky_relu(stage(h), SLOPE)
+        e = F.leaky_relu(self.from_c(c.to(x.dtype) * self.scale), SLOPE)
+        h = torch.cat([h, e[:, :, None, None].expand(-1, -1, *h.shape[2:])], 1)
+        return self.head(F.leaky_relu(self.joint(h), SLOPE)).flatten().float()
+
+
+class ProjectionDiscriminator(nn.Module):
+    """Pixels folded to R/2 x R/2 x 12, strided convolutions under spectral normalisation to 4x4. The logit is an
+    unconditional term plus the projection of the features on the embedding (Miyato & Koyama 2018, arXiv:1802.05637).
+
+    `read` shares the convolutions between several questions about the same pictures: x -> (unconditional logits [N],
+    features [N, projection], a logit for each of 8x8 patches [N, 8, 8]); `match` gives the conditional term.
+    """
+
+    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
+        super().__init__()
+        sides = stage_sides(resolution, resolution // 2)
+        channels = widths(sides, base_width, max_width)[::-1]
+        self.scale = math.sqrt(c_dim)
+        self.stem = Conv2d(12, channels[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            GainConv2d(cin, cout, 4, 2, 1) for cin, cout in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.patch = Conv2d(channels[-2], 1, 1)
+        self.features = Linear(channels[-1] * 16, projection)
+        self.from_c = Linear(c_dim, projection)
+        self.head = Linear(projection, 1)
+        self.apply(init_he)
+        for layer in (self.stem, *self.stages, self.patch, self.features, self.from_c, self.head):
+            spectral_norm(layer)
+        self.gain = nn.Parameter(torch.ones(3))  # of the three logits, which would otherwise be bounded
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unconditional logits [N], features [N, projection], patch logits [N, 8, 8]."""
+        h = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        h = F.leaky_relu(self.stem(h), SLOPE, inplace=True)
+        for stage in self.stages:
+            # Spectral normalisation halves the signal at every leaky ReLU; the weight, which is small, gives it back.
+            h = F.leaky_relu(stage(h, math.sqrt(2)), SLOPE, inplace=True)
+            if h.shape[-1] == 8:
+                patch = self.patch(h)
+        # The heads are small: float32.
+        h = F.leaky_relu(self.features(h.flatten(1).float()), SLOPE, inplace=True)
+        return self.head(h).squeeze(1) * self.gain[0], h, patch.squeeze(1).float() * self.gain[1]
+
+    def match(self, features: Tensor, c: Tensor) -> Tensor:
+        """How well features [N, projection] fit embeddings c [N, c_dim] -> [N]."""
+        return (features * self.from_c(c * self.scale)).sum(1) * self.gain[2]
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        logits, features, _ = self.read(x)
+        return logits + self.match(features, c)
+
+
+DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "projection": ProjectionDiscriminator}
+
+
+def build_discriminator(*, kind: str, **arguments: Any) -> nn.Module:
+    """A discriminator by the fields of DiscriminatorConfig, channels_last, with fresh weights."""
+    return DISCRIMINATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
