@@ -112,5 +112,5 @@ def test_last_checkpoints_are_kept(tmp_path: Path) -> None:
     assert found is not None
     assert found[0]["cur_nimg"] == 24
     found[1].write_bytes(b"cut")
-    with pytest.raises(UserError, match="delete it to go on from the one before"):
+    with pytest.raises(UserError, match="delete it to "):
         load_checkpoint(tmp_path)

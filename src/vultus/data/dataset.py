@@ -24,7 +24,7 @@ from vultus.images.io import from_pil
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a prepared data set: images uint8 [B, 3, R, R], embeddings c float32 [B, dim] of unit norm, identities."""
+    """Rows of a prepared data set: images uint8 [B, 3, R, R], unit-norm embeddings c float32 [B, dim], identities."""
 
     images: Tensor
     c: Tensor
