@@ -1,10 +1,10 @@
-"""How much of FaceNet's own speed is left when photos are read, decoded, cropped, embedded and written.
+"""Speed of `vultus prepare` as a fraction of the speed of FaceNet alone.
 
     VULTUS_WEIGHTS=... python benchmarks/prepare.py --source ../shared/celeba --images 512
 
-In one process and by turns: (a) FaceNet's forward pass alone on ready crops, (b) the whole of `vultus prepare` with the
-same encoder, batch and threads. The second ratio is of processor time, which other work on the machine disturbs less.
-Then, on real faces, how far bfloat16 embeddings are from float32 ones.
+In one process and alternately: (a) the forward pass of FaceNet on crops in memory, (b) `vultus prepare` with the same
+encoder, batch and threads. The second ratio is of CPU time, which other work on the machine affects less. Then the
+difference between bfloat16 and float32 embeddings of the photos.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from vultus.images.io import centre_crop, decode_image, from_pil, to_x
 from vultus.models.facenet import DTYPES, FaceNet, fastest_dtype, load_facenet
 
 
-def ready_crops(source: str, count: int, size: int, fraction: float) -> torch.Tensor:
-    """The first `count` photos of `source` as FaceNet reads them, x [count, 3, size, size]."""
+def crops_of(source: str, count: int, size: int, fraction: float) -> torch.Tensor:
+    """The crops of the first `count` photos of `source`, x [count, 3, size, size]."""
     items = itertools.chain.from_iterable(part.items(None) for part in open_source(source).parts)
     photos = (decode_image(item.read()) for item in itertools.islice(items, count))
     return to_x(from_pil([centre_crop(photo, size, fraction) for photo in photos]))
 
 
 def clock() -> tuple[float, float]:
-    """Seconds on the wall, and of processor time of this process."""
+    """Wall-clock seconds, and seconds of CPU time of this process."""
     return time.perf_counter(), time.process_time()
 
 
 def forward_rates(encoder: FaceNet, batches: list[torch.Tensor]) -> tuple[float, float]:
-    """Images by second on the wall and by second of processor time, FaceNet alone."""
+    """Images per second of wall-clock time and of CPU time, FaceNet alone."""
     wall, cpu = clock()
     with torch.inference_mode():
         for x in batches:
@@ -51,7 +51,7 @@ def forward_rates(encoder: FaceNet, batches: list[torch.Tensor]) -> tuple[float,
 
 
 def prepare_rates(encoder: FaceNet, source: str, count: int, batch: int) -> tuple[float, float]:
-    """The same for the whole preparation."""
+    """The same for `vultus prepare`."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         wall, cpu = clock()
         manifest = prepare(source, Path(folder) / "out", limit=count, batch=batch, encoder=encoder)
@@ -71,7 +71,7 @@ def main() -> None:
 
     dtype = fastest_dtype("cpu") if options.dtype == "auto" else DTYPES[options.dtype]
     encoder = load_facenet(dtype=dtype)
-    crops = ready_crops(options.source, options.images, encoder.size, encoder.crop)
+    crops = crops_of(options.source, options.images, encoder.size, encoder.crop)
     batches = list(crops.split(options.batch))
     forward_rates(encoder, batches[:2])
     prepare_rates(encoder, options.source, 2 * options.batch, options.batch)
@@ -84,11 +84,11 @@ def main() -> None:
         cpu_ratios.append(whole_cpu / alone_cpu)
         print(
             f"FaceNet alone {alone:6.1f} images/s   prepare {whole:6.1f} images/s   {ratios[-1]:.1%}   "
-            f"(processor time {cpu_ratios[-1]:.1%})",
+            f"(CPU time {cpu_ratios[-1]:.1%})",
             flush=True,
         )
     median, cpu_median = statistics.median(ratios), statistics.median(cpu_ratios)
-    print(f"median {median:.1%} of FaceNet's forward pass (processor time {cpu_median:.1%})")
+    print(f"median {median:.1%} of FaceNet's forward pass (CPU time {cpu_median:.1%})")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
     faces = crops[:256].split(options.batch)

@@ -69,7 +69,7 @@ def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, 
     entries, parts, offset = [], [], 0
     for name, value in exported.population.items():
         entries.append({"name": name, "shape": list(value.shape), "offset": offset})
-        parts.append(value.astype("<f4").tobytes())
+        parts.append(value.numpy().astype("<f4").tobytes())
         offset += len(parts[-1])
     (out / "people.bin").write_bytes(b"".join(parts))
     about = {key: exported.metadata.get(key) for key in ("model", "licence", "precision")}

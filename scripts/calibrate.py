@@ -1,10 +1,10 @@
-"""How every metric moves when faces get worse in known ways: the calibration table of docs/metrics.md.
+"""How each metric changes when photos are degraded in known ways: the calibration table of docs/metrics.md.
 
     python scripts/calibrate.py --data data/celeba --limit 1000 --out calibration
 
-Real photos of the test split are spoiled one way at a time (blur, noise, JPEG, grey, mirror), or exchanged (another
-photo of the person, another person, training photos, the nearest training photo, one face for all), and measured as if
-a generator had made them. Writes OUT/calibration.md and OUT/results.json, and prints whether each series is monotone.
+Photos of the test split are degraded in one way at a time (blur, noise, JPEG, grey, mirror), or replaced (by another
+photo of the person, another person, training photos, the nearest training photo, the mean face), and evaluated as if
+they were generated. Writes OUT/calibration.md and OUT/results.json, and prints whether each series is monotone.
 """
 
 import argparse
@@ -39,8 +39,8 @@ SERIES = (
 Change = Callable[[Tensor, np.ndarray], Tensor]
 
 
-class Spoiled:
-    """Photos put through a function of (x [B, 3, R, R] in [-1, 1], rows)."""
+class Degraded:
+    """Photos changed by a function of (x [B, 3, R, R] in [-1, 1], rows)."""
 
     def __init__(self, name: str, change: Change) -> None:
         self.id = f"calibration-{name}"
@@ -66,8 +66,8 @@ def blur(sigma: float) -> Change:
 
 def noisy(sigma: float) -> Change:
     def change(x: Tensor, rows: np.ndarray) -> Tensor:
-        drawn = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(row))) for row in rows]
-        return x + sigma * torch.stack(drawn)
+        noise = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(row))) for row in rows]
+        return x + sigma * torch.stack(noise)
 
     return change
 
@@ -86,7 +86,7 @@ def grey(x: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def changes(test: PreparedDataset, train: PreparedDataset, chosen: np.ndarray) -> dict[str, Any]:
-    """Everything that is done to the photos, by name."""
+    """The changes of the photos, by name."""
     some = spread(len(train), len(chosen))
     place = {int(row): number for number, row in enumerate(chosen)}
     people = test.identities
@@ -105,14 +105,14 @@ def changes(test: PreparedDataset, train: PreparedDataset, chosen: np.ndarray) -
     def copied(x: Tensor, rows: np.ndarray) -> Tensor:
         return to_x(train.batch(near[torch.from_numpy(rows)].numpy()).images)
 
-    spoiled: dict[str, Change] = {"photo": lambda x, rows: x}
-    spoiled |= {f"blur {sigma}": blur(sigma) for sigma in (1, 2, 4)}
-    spoiled |= {f"noise {sigma}": noisy(sigma) for sigma in (0.1, 0.2, 0.4)}
-    spoiled |= {f"jpeg {quality}": jpeg(quality) for quality in (60, 30, 10)}
-    spoiled |= {"grey": grey, "mirrored": lambda x, rows: x.flip(3)}
-    spoiled |= {"wrong person": stranger, "train photos": from_train, "copies": copied}
-    spoiled["mean face"] = lambda x, rows: mean.expand_as(x)
-    faces: dict[str, Any] = {name: Spoiled(name, change) for name, change in spoiled.items()}
+    degraded: dict[str, Change] = {"photo": lambda x, rows: x}
+    degraded |= {f"blur {sigma}": blur(sigma) for sigma in (1, 2, 4)}
+    degraded |= {f"noise {sigma}": noisy(sigma) for sigma in (0.1, 0.2, 0.4)}
+    degraded |= {f"jpeg {quality}": jpeg(quality) for quality in (60, 30, 10)}
+    degraded |= {"grey": grey, "mirrored": lambda x, rows: x.flip(3)}
+    degraded |= {"wrong person": stranger, "train photos": from_train, "copies": copied}
+    degraded["mean face"] = lambda x, rows: mean.expand_as(x)
+    faces: dict[str, Any] = {name: Degraded(name, change) for name, change in degraded.items()}
     return {"photo": faces.pop("photo"), "other photo": OtherFaces(test)} | faces
 
 
@@ -122,7 +122,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--out", default="calibration")
     options = parser.parse_args()
-    test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
+    test = PreparedDataset(options.data, "test")
+    train = test.with_split("train")
     settings = EvaluationSettings(noises=1, limit=options.limit, best_of=0)
     chosen = spread(len(test), options.limit)
     backbones = load_backbones(load_facenet(dtype=torch.float32))
@@ -130,11 +131,11 @@ def main() -> None:
     for name, faces in changes(test, train, chosen).items():
         results[name] = evaluate_faces(faces, test, backbones=backbones, other=train, settings=settings)
     out = make_folder(Path(options.out))
-    exchanged = ("other photo", "mirrored", "wrong person", "train photos", "copies", "mean face")
-    spoiled = [name for name in results if name not in exchanged]
+    replaced = ("other photo", "mirrored", "wrong person", "train photos", "copies", "mean face")
+    degraded = [name for name in results if name not in replaced]
     tables = [
         format_table({name: results[name] for name in names}, intervals=False, circumstances=False)
-        for names in (spoiled, ("photo", *exchanged))
+        for names in (degraded, ("photo", *replaced))
     ]
     write_text(out / "calibration.md", "\n\n".join(tables) + "\n")
     write_json(out / "results.json", results)

@@ -1,9 +1,9 @@
-"""Make a snapshot the embedded default of the package.
+"""Embed a snapshot in the package as `default`.
 
     python scripts/embed_snapshot.py RUN/snapshot.safetensors figures.json [--data DIR]
 
-Writes src/vultus/assets/default.safetensors (weights in float16, the figures of `vultus evaluate --json` in its
-metadata) and gallery.safetensors (64 embeddings of people who do not exist, drawn from the snapshot's distribution).
+Writes src/vultus/assets/default.safetensors (weights in float16, the results of `vultus evaluate --json` in its
+metadata) and gallery.safetensors (embeddings of 64 random identities, sampled from its population prior).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from vultus.sampling.population import fit_population, sample_identities
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7
-CONTEXT = (  # what the metadata say about the evaluation
+CONTEXT = (  # keys of the evaluation that the metadata contain
     "data_sha256",
     "split",
     "n_images",
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshot")
     parser.add_argument("figures", nargs="?", help="JSON of `vultus evaluate SNAPSHOT --json`")
-    parser.add_argument("--data", help="fit the distribution of random people anew to this data set's training split")
+    parser.add_argument("--data", help="fit the population prior to the training split of this data set")
     options = parser.parse_args()
     snapshot = load_snapshot(options.snapshot)
     if options.data:
@@ -57,10 +57,10 @@ def main() -> None:
         metadata=snapshot.metadata,
         dtype=torch.float16,
     )
-    embeddings = sample_identities(load_snapshot(path).people, GALLERY, seed=SEED)
+    embeddings = sample_identities(load_snapshot(path).population, GALLERY, seed=SEED)
     with atomic_path(ASSETS / "gallery.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save({"embeddings": embeddings}))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {GALLERY} people in the gallery")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {GALLERY} identities in the gallery")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face hub on this machine: just what streaming a Parquet data set asks of it.
+"""A stand-in for the Hugging Face hub: the requests that streaming a Parquet data set needs.
 
-It serves `user/faces` from a folder, answers for `user/gated` that access is restricted, and knows nothing else.
+It serves `user/faces` from a folder; access to `user/gated` is restricted; nothing else exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self) -> None:
-        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path = urllib.parse.urlparse(self.path).path
         api, files = "/api/datasets/user/faces", "/datasets/user/faces/resolve/"
         if path == "/api/datasets/user/gated":
@@ -49,7 +49,7 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         elif path.startswith(f"{api}/paths-info/"):
-            paths = json.loads(asked)["paths"] if asked[:1] == "{" else urllib.parse.parse_qs(asked)["paths"]
+            paths = json.loads(body)["paths"] if body[:1] == "{" else urllib.parse.parse_qs(body)["paths"]
             self.reply_json([self.entry(self.root / name) for name in paths if (self.root / name).exists()])
         elif path.startswith(files):
             self.reply_file(self.root / path.removeprefix(files).partition("/")[2])
@@ -65,15 +65,15 @@ class Hub(BaseHTTPRequestHandler):
         if not file.is_file():
             self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        data, whole = file.read_bytes(), file.stat().st_size
+        data, size = file.read_bytes(), file.stat().st_size
         headers = {"ETag": f'"{self.entry(file)["oid"]}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-        asked = self.headers.get("Range")
-        if not asked:
+        requested = self.headers.get("Range")
+        if not requested:
             self.reply(200, data, headers)
             return
-        first, last = asked.removeprefix("bytes=").split("-")
+        first, last = requested.removeprefix("bytes=").split("-")
         data = data[int(first) : int(last) + 1 if last else None]
-        self.reply(206, data, {**headers, "Content-Range": f"bytes {first}-{int(first) + len(data) - 1}/{whole}"})
+        self.reply(206, data, {**headers, "Content-Range": f"bytes {first}-{int(first) + len(data) - 1}/{size}"})
 
     def reply_json(self, value: object) -> None:
         self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

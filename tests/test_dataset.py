@@ -44,7 +44,7 @@ def test_batches_start_anywhere_and_leave_no_thread(tiny_dataset: Callable[..., 
     again = next(batches(dataset, batch=5, cur_nimg=10, seed=0))[1]
     assert again.keys == first[2][1].keys
     assert torch.equal(again.images, first[2][1].images)
-    assert not [thread for thread in threading.enumerate() if thread.name == "vultus-ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "vultus-prefetch"]
 
 
 def test_a_damaged_shard_is_named(tiny_dataset: Callable[..., Path]) -> None:
@@ -64,20 +64,46 @@ def test_subset_is_drawn_by_seed(tiny_dataset: Callable[..., Path]) -> None:
     assert len(set(keys[0])) == 10
 
 
-@pytest.mark.parametrize(
-    ("manifest", "message"),
-    [({"schema": 99}, "schema 99 is not 1")],
-)
-def test_other_versions_are_refused(tiny_dataset: Callable[..., Path], manifest: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        PreparedDataset(tiny_dataset(manifest=manifest))
+def test_another_split_opens_no_file_again(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset(people={"train": 3, "test": 2}, photos=2)
+    expected = PreparedDataset(folder, "test", max_images=3, seed=5)
+    keys, c = expected.batch(range(3)).keys, expected.embeddings()
+    train = PreparedDataset(folder, "train")
+    identities = train.identities
+    for path in folder.iterdir():
+        path.unlink()
+    test = train.with_split("test", max_images=3, seed=5)
+    assert (test.split, len(test), test.resolution, test.folder) == ("test", 3, 32, folder)
+    assert test.batch(range(3)).keys == keys
+    assert torch.equal(test.embeddings(), c)
+    assert set(test.identities).isdisjoint(identities)
+    assert len(train.with_split(None)) == 10
+    assert (train.split, len(train), train.identities) == ("train", 6, identities)
 
 
-def test_folders_that_are_no_data_set(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="make one with `vultus prepare"):
+def test_a_split_that_is_empty(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset(people={"train": 2})
+    dataset = PreparedDataset(folder)
+    messages = []
+    for select in (lambda: PreparedDataset(folder, "test"), lambda: dataset.with_split("test")):
+        with pytest.raises(UserError, match="no image in split 'test'") as caught:
+            select()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert dataset.split == "train"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}"])
+def test_another_manifest_is_refused(tiny_dataset: Callable[..., Path], text: str) -> None:
+    folder = tiny_dataset()
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a prepared data set"):
+        PreparedDataset(folder)
+
+
+def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="create one with `vultus prepare"):
         PreparedDataset(tmp_path)
     (tmp_path / "progress").mkdir()
     with pytest.raises(UserError, match="not finished"):
         PreparedDataset(tmp_path)
-    with pytest.raises(UserError, match="no image in split 'test'"):
-        PreparedDataset(tiny_dataset(people={"train": 2}), "test")

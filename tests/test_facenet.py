@@ -1,4 +1,4 @@
-"""FaceNet: the published figures, both weight files through one code, downloads that fail, and that it is frozen."""
+"""FaceNet: published figures, both weight files, failing downloads, and that it is frozen."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ OFFICIAL = "20180402-114759-vggface2.pt"
 
 
 def celeba(shared: Path, *, people: int, photos: int) -> tuple[list[bytes], Tensor]:
-    """The first photos of the first unseen people with 5 or more, by number: encoded images, and whose they are."""
-    found: dict[int, list[bytes]] = {}
+    """The first photos of the first test identities that have 5 or more, by number: encoded images and identities."""
+    by_person: dict[int, list[bytes]] = {}
     for path in sorted((shared / "celeba").glob("test-*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            found.setdefault(row["celeb_id"], []).append(row["image"]["bytes"])
-    chosen = [person for person in sorted(found) if len(found[person]) >= 5][:people]
+            by_person.setdefault(row["celeb_id"], []).append(row["image"]["bytes"])
+    chosen = [person for person in sorted(by_person) if len(by_person[person]) >= 5][:people]
     numbers = torch.tensor(chosen).repeat_interleave(photos)
-    return [photo for person in chosen for photo in found[person][:photos]], numbers
+    return [photo for person in chosen for photo in by_person[person][:photos]], numbers
 
 
 def crops(photos: list[bytes], fraction: float = 1.0) -> Tensor:
@@ -49,7 +49,7 @@ def embed(facenet: FaceNet, x: Tensor) -> Tensor:
 
 
 def test_training_through_the_encoder_changes_the_image_alone(facenet: FaceNet) -> None:
-    """An optimizer step on an image through embed(), inside a model in training mode: the encoder stays bit for bit."""
+    """An optimizer step on an image through embed(), in a model in training mode: the encoder stays bit-identical."""
     before = {key: value.clone() for key, value in facenet.state_dict().items()}
     assert any(key.endswith("running_mean") for key in before)
     model = torch.nn.ModuleDict({"encoder": facenet}).train()
@@ -74,12 +74,12 @@ def test_training_through_the_encoder_changes_the_image_alone(facenet: FaceNet) 
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-# --- weights: both files, damage --------------------------------------------------------------------------------------
+# --- weights: both files, damaged files -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def own_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
-    """A function that pins a file of tmp_path/weights as the only FaceNet weights."""
+    """A function that makes a file of tmp_path/weights the only FaceNet weights."""
     monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "weights").mkdir()
@@ -134,12 +134,12 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{path}: cannot be read as FaceNet weights"):
         load_facenet_state(path)
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # the payload does work where it is let in
+    torch.load(path, weights_only=False)  # the payload works where pickles are allowed
     assert trace.exists()
 
 
 @pytest.mark.parametrize("name", ["facenet.safetensors", OFFICIAL])
-def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"not weights at all" * 50)
     with pytest.raises(UserError, match=f"{path}: cannot be read as FaceNet weights"):
@@ -152,7 +152,7 @@ GOOD = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache; no folder of the user's."""
+    """An empty cache, and no weights folder."""
     monkeypatch.delenv("VULTUS_WEIGHTS", raising=False)
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
@@ -172,7 +172,7 @@ def test_a_damaged_file_of_the_user_is_refused_and_left(
 ) -> None:
     path = tmp_path / "w.bin"
     path.write_bytes(CONTENT[:-1])
-    (cache / "w.bin").write_bytes(CONTENT)  # the user's folder comes first: the good copy does not hide the bad one
+    (cache / "w.bin").write_bytes(CONTENT)  # the weights folder comes first: the good copy does not hide the bad one
     monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=f"{path}: sha256 is .*fetch it again"):
         find_weights(WeightFile("w.bin", GOOD))
@@ -184,18 +184,18 @@ def test_a_damaged_file_of_the_user_is_refused_and_left(
         find_weights(WeightFile("w.bin", GOOD))
 
 
-# --- downloads, from a server that runs -------------------------------------------------------------------------------
+# --- downloads, from a local server -----------------------------------------------------------------------------------
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/good, /wrong (other bytes), /short (less than announced), /nonsense (not HTTP); all else is not found."""
+    """/good, /wrong (other bytes), /short (fewer bytes than announced), /nonsense (not HTTP); 404 for the rest."""
 
-    asked: list[str]
+    requests: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if self.path == "/nonsense":
-            self.wfile.write(b"these are not the headers of HTTP\r\n\r\n")
+            self.wfile.write(b"these are not HTTP headers\r\n\r\n")
             return
         if self.path not in ("/good", "/wrong", "/short"):
             self.send_error(404)
@@ -212,30 +212,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """The address of a server on this machine, and the list of what it was asked for."""
+    """The address of a local server, and the list of the paths that were requested."""
     monkeypatch.setenv("no_proxy", "*")
-    handler = type("Recorded", (Handler,), {"asked": []})
+    handler = type("Recorded", (Handler,), {"requests": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}", handler.asked
+        yield f"http://127.0.0.1:{running.server_address[1]}", handler.requests
         running.shutdown()
         thread.join()
 
 
 def test_a_download_arrives_once(cache: Path, server: tuple[str, list[str]]) -> None:
-    address, asked = server
+    address, requests = server
     weights = WeightFile("w.bin", GOOD, f"{address}/good")
     for _ in range(2):
-        path, found = find_weights(WeightFile("absent.bin", "0" * 64), weights)
-        assert found is weights
+        path, chosen = find_weights(WeightFile("absent.bin", "0" * 64), weights)
+        assert chosen is weights
         assert path.read_bytes() == CONTENT
-    assert asked == ["/good"]
+    assert requests == ["/good"]
     assert [file.name for file in cache.iterdir()] == ["w.bin"]
 
 
 @pytest.mark.parametrize("page", ["wrong", "short"])
-def test_wrong_content_is_refused_and_nothing_is_left(cache: Path, server: tuple[str, list[str]], page: str) -> None:
+def test_wrong_content_is_refused_and_removed(cache: Path, server: tuple[str, list[str]], page: str) -> None:
     url = f"{server[0]}/{page}"
     with pytest.raises(UserError, match=f"{url}: sha256 is"):
         find_weights(WeightFile("w.bin", GOOD, url))
@@ -254,7 +254,7 @@ def test_an_answer_without_a_file_is_one_line(cache: Path, server: tuple[str, li
 
 def test_a_refused_connection_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    with socket.socket() as closed:  # bound but not listening: nobody else takes the port, nobody answers
+    with socket.socket() as closed:  # bound but not listening: the port is reserved and refuses connections
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/w.bin"
         with pytest.raises(UserError, match=r"could not be fetched .*refused.*set VULTUS_WEIGHTS") as caught:
@@ -262,7 +262,7 @@ def test_a_refused_connection_is_one_line(cache: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_nowhere_is_named(cache: Path) -> None:
+def test_a_missing_file_is_named(cache: Path) -> None:
     with pytest.raises(UserError, match=r"a\.bin or b\.bin not found; .*set VULTUS_WEIGHTS"):
         find_weights(WeightFile("a.bin", GOOD), WeightFile("b.bin", GOOD))
 
@@ -271,7 +271,7 @@ def test_a_file_that_is_nowhere_is_named(cache: Path) -> None:
 
 
 def verification(c: Tensor, people: Tensor) -> tuple[float, float, float]:
-    """Mean cosine of two photos of one person, of two people; share of same pairs above all but 1 in 1,000 others."""
+    """Mean cosine of photos of one identity and of two; true accept rate at a false accept rate of 1 in 1,000."""
     row, column = torch.triu_indices(len(c), len(c), offset=1)
     cosines, same = (c @ c.T)[row, column], people[row] == people[column]
     others = cosines[~same].sort(descending=True).values
@@ -280,13 +280,12 @@ def verification(c: Tensor, people: Tensor) -> tuple[float, float, float]:
 
 
 def test_published_figures_on_real_faces(facenet: FaceNet, shared: Path) -> None:
-    """The figures of celeba/README.md, measured there "on 500 of such images" that it does not name.
+    """The figures of celeba/README.md, which were measured on 500 images that it does not name.
 
-    Here: of the unseen people, in the order of their numbers, the first 100 with 5 photos or more, 5 photos of each
-    (one of several conventions tried, taken because it comes nearest).
-    Over random choices of 500 images the three figures of the central 80 % spread by 0.015, 0.002 and 0.028 (standard
-    deviation; means 0.693, 0.022, 0.880): a share of accepted pairs can agree to 0.01 by choice of images only. So the
-    means must agree to 0.01, that share to 1.5 standard deviations, and the smaller crop must be the better one.
+    Here: the first 100 test identities with 5 photos or more, 5 photos of each (of several choices the one with the
+    closest figures). Over random choices of 500 images the three figures of the central 80 % have standard deviations
+    of 0.015, 0.002 and 0.028 (means 0.693, 0.022, 0.880), so the accept rate depends on the choice. The means must
+    agree to 0.01, the accept rate to 1.5 standard deviations, and the smaller crop must be better.
     """
     photos, people = celeba(shared, people=100, photos=5)
     whole = verification(embed(facenet, crops(photos)), people)
@@ -294,15 +293,15 @@ def test_published_figures_on_real_faces(facenet: FaceNet, shared: Path) -> None
     assert whole[:2] == pytest.approx((0.684, 0.043), abs=0.01)
     assert central[:2] == pytest.approx((0.693, 0.017), abs=0.01)
     assert whole[2] == pytest.approx(0.883, abs=0.042)
-    assert central[2] == pytest.approx(0.912, abs=0.01)  # reached by this choice
+    assert central[2] == pytest.approx(0.912, abs=0.01)  # with this choice of images
     assert central[1] < whole[1]
     assert central[2] > whole[2] + 0.02
 
 
 def test_bfloat16_gives_the_same_identities(facenet: FaceNet, shared: Path) -> None:
     faces = crops(celeba(shared, people=16, photos=1)[0], facenet.crop)
-    rough = FaceNet(facenet.network, dtype=torch.bfloat16)
-    assert rough.body.conv2d_1a.conv.weight.dtype == torch.bfloat16
-    c = embed(rough, faces)
+    bfloat16 = FaceNet(facenet.network, dtype=torch.bfloat16)
+    assert bfloat16.body.conv2d_1a.conv.weight.dtype == torch.bfloat16
+    c = embed(bfloat16, faces)
     assert c.dtype == torch.float32
     assert 0 < (1 - (c * embed(facenet, faces)).sum(1)).max() <= 1e-3

@@ -34,27 +34,27 @@ def inputs(count: int, resolution: int = 32) -> tuple[torch.Tensor, torch.Tensor
 def test_shapes(preset: str, resolution: int) -> None:
     G, D = networks(preset, resolution=resolution, base_width=8, max_width=16)
     z, c, x = inputs(2, resolution)
-    made = G(z, c)
-    assert made.shape == (2, 3, resolution, resolution)
-    assert made.dtype == torch.float32
+    out = G(z, c)
+    assert out.shape == (2, 3, resolution, resolution)
+    assert out.dtype == torch.float32
     assert D(x, c).shape == (2,)
 
 
 @pytest.mark.parametrize("preset", sorted(KINDS))
 def test_full_size_starts_sound(preset: str) -> None:
-    """Untrained pictures are neither flat nor saturated, and the discriminator is undecided."""
+    """Untrained images are neither flat nor saturated, and the discriminator is undecided."""
     G, D = networks(preset)
     resolution = KINDS[preset].generator.resolution
     z, c, x = inputs(4, resolution)
-    made = G(z, c)
-    assert 0.005 < made.std() < 0.7
-    assert made.abs().max() < 3
+    out = G(z, c)
+    assert 0.005 < out.std() < 0.7
+    assert out.abs().max() < 3
     assert D(x, c).abs().max() < 3
 
 
 @pytest.mark.parametrize("preset", sorted(KINDS))
 def test_both_inputs_matter(preset: str) -> None:
-    """A change of the embedding moves the untrained picture about as much as a change of the noise."""
+    """A change of the embedding changes the untrained image about as much as a change of the noise."""
     G, _ = networks(preset)
     G.eval()
     z, c, _ = inputs(8)
@@ -68,11 +68,11 @@ def test_both_inputs_matter(preset: str) -> None:
 def test_every_parameter_learns(preset: str) -> None:
     G, D = networks(preset, **SMALL)
     z, c, x = inputs(4)
-    for _ in range(3):  # zero-initialised layers open up one step after another
-        judged = D(x, c).sub(1).square().mean()
+    for _ in range(3):  # gradients reach zero-initialized layers one step after another
+        error = D(x, c).sub(1).square().mean()
         if isinstance(D, ProjectionDiscriminator):
-            judged = judged + D.read(x)[2].sub(1).square().mean()
-        for network, out in ((G, (G(z, c) - x).square().mean()), (D, judged)):
+            error = error + D.read(x)[2].sub(1).square().mean()
+        for network, out in ((G, (G(z, c) - x).square().mean()), (D, error)):
             network.zero_grad()
             out.backward()
             with torch.no_grad():
@@ -94,8 +94,8 @@ def test_bfloat16_stays_close(preset: str) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in G.parameters())
 
 
-def test_discriminator_judges_the_pair() -> None:
-    """Trained to tell right from wrong embeddings on the same pictures, it can."""
+def test_discriminator_uses_the_embedding() -> None:
+    """It learns to separate right from wrong embeddings of the same images."""
     for preset in ("reference-mse", "vultus-cpu"):
         _, D = networks(preset, **SMALL)
         _, c, x = inputs(16)
@@ -109,7 +109,7 @@ def test_discriminator_judges_the_pair() -> None:
 
 
 @pytest.mark.parametrize("resolution", [32, 64, 128, 256])
-def test_projection_discriminator_judges_patches(resolution: int) -> None:
+def test_projection_discriminator_outputs(resolution: int) -> None:
     G, D = networks("vultus-cpu", resolution=resolution, base_width=8, max_width=16, projection=16)
     z, c, _ = inputs(2)
     x = G(z, c)
@@ -120,7 +120,7 @@ def test_projection_discriminator_judges_patches(resolution: int) -> None:
 
 
 def test_conditional_norm_generator_as_published() -> None:
-    """Names and shapes that a snapshot of the preset holds at 128x128."""
+    """Names and shapes in a snapshot of the preset at 128x128."""
     state = networks("vultus-cpu")[0].state_dict()
     assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 5_363_692
     assert state["stem.weight"].shape == (256 * 16, 384)
@@ -169,4 +169,3 @@ def test_reconstruction_at_low_size_ignores_fine_detail() -> None:
 
 def test_presets_name_themselves() -> None:
     assert all(config.preset == name for name, config in PRESETS.items())
-    assert TrainConfig().preset == ""

@@ -1,4 +1,4 @@
-"""The thread that reads ahead."""
+"""Prefetch: order, bound, errors, and the end of its thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_order_is_kept() -> None:
         assert list(values) == list(range(1000))
 
 
-def test_it_runs_ahead_but_not_without_bound() -> None:
+def test_it_runs_ahead_within_its_bound() -> None:
     produced = 0
 
     def source() -> Generator[int, None, None]:
@@ -26,13 +26,13 @@ def test_it_runs_ahead_but_not_without_bound() -> None:
             yield number
 
     with Prefetch(source(), 5) as values:
-        for taken in range(1, 50):
+        for consumed in range(1, 50):
             next(values)
-            assert produced <= taken + 5 + 1  # what waits in the queue, and the one that does not fit into it
+            assert produced <= consumed + 5 + 1  # the queue, and one value that does not fit into it
         deadline = time.monotonic() + 10
-        while produced < taken + 5 and time.monotonic() < deadline:
+        while produced < consumed + 5 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert produced in (taken + 5, taken + 6)
+        assert produced in (consumed + 5, consumed + 6)
 
 
 def test_an_error_comes_after_the_values_before_it() -> None:
@@ -41,10 +41,10 @@ def test_an_error_comes_after_the_values_before_it() -> None:
         yield 2
         raise OSError("the disk is gone")
 
-    taken = []
+    values_read = []
     with Prefetch(source(), 5) as values, pytest.raises(OSError, match="the disk is gone"):
-        taken.extend(values)
-    assert taken == [1, 2]
+        values_read.extend(values)
+    assert values_read == [1, 2]
 
 
 def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:

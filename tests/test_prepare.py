@@ -1,8 +1,7 @@
-"""Photos to a prepared data set: content, splits, bad photos, and going on after kill -9 or a full disk."""
+"""From photos to a prepared data set: content, splits, unusable photos, resuming after kill -9 or a full disk."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from test_sources import write_parquet
+from vultus._files import folder_lock
 from vultus.data import prepare as module
 from vultus.data.prepare import in_test, prepare
 from vultus.errors import UserError
@@ -34,7 +34,7 @@ SRC = Path(module.__file__).resolve().parents[2]
 
 
 class TinyEncoder:
-    """A real encoder, small: a fixed random projection of a 16x16 crop."""
+    """A small encoder: a fixed random projection of a 16x16 crop."""
 
     id = "tiny"
     dim = 8
@@ -59,14 +59,14 @@ class TinyEncoder:
         return F.normalize(x.flatten(1) @ self.weight)
 
 
-def picture(number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+def random_image(number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 def jpeg(number: int) -> bytes:
     buffer = io.BytesIO()
-    picture(number).save(buffer, "JPEG", quality=90)
+    random_image(number).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -80,17 +80,19 @@ def write_photos(root: Path, people: int, photos: int) -> None:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     manifest = json.loads((out / "manifest.json").read_text())
-    found: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
     for shard in manifest["shards"]:
         table = pa.ipc.open_file(out / shard["file"]).read_all()
         assert table.num_rows == shard["rows"]
         assert hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
-        found += table.to_pylist()
-    return found
+        read += table.to_pylist()
+    return read
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    """Every file but the lock, which filelock may remove."""
+    files = (path for path in out.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 def skipped(out: Path) -> dict[str, str]:
@@ -115,7 +117,6 @@ def test_rows_manifest_and_order(photos: Path, tmp_path: Path, capsys: pytest.Ca
     )
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert sorted(content(out)) == [
-        ".lock",
         "manifest.json",
         *(f"shard-0000{k}.arrow" for k in range(4)),
         "skipped.jsonl",
@@ -163,7 +164,7 @@ def test_shards_can_be_mapped_into_memory(photos: Path, tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     with pa.memory_map(str(tmp_path / "out" / "shard-00000.arrow")) as mapped:
         table = pa.ipc.open_file(mapped).read_all()
-        assert pa.total_allocated_bytes() == before  # compressed columns would have to be unpacked
+        assert pa.total_allocated_bytes() == before  # compressed columns would need memory
         assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
         assert [str(table.schema.field(name).type) for name in ("image", "identity", "key", "split")] == [
             "binary",
@@ -180,7 +181,7 @@ def test_split_depends_on_the_name_alone() -> None:
     assert abs(len(test) / len(names) - 0.1) < 0.01
     assert set(test) < {name for name in names if in_test(name, 0.2)}
     assert not any(in_test(name, 0.0) for name in names)
-    assert test[:4] == ["9", "39", "49", "51"]  # a prepared data set must not change its split with the version
+    assert test[:4] == ["9", "39", "49", "51"]  # the same in every version of vultus
 
 
 def test_embedding_does_not_depend_on_the_resolution(photos: Path, tmp_path: Path) -> None:
@@ -191,16 +192,16 @@ def test_embedding_does_not_depend_on_the_resolution(photos: Path, tmp_path: Pat
     assert Image.open(io.BytesIO(large[0]["image"])).size == (64, 64)
 
 
-# --- bad photos ------------------------------------------------------------------------------------------------------
+# --- unusable photos -------------------------------------------------------------------------------------------------
 
 
-def test_bad_photos_are_skipped_with_their_reason(
+def test_unusable_photos_are_skipped_with_their_reason(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "person 03" / "text.jpg").write_text("this is no picture")
+    (photos / "person 03" / "text.jpg").write_text("not an image")
     (photos / "person 03" / "cut.jpg").write_bytes(jpeg(1)[:600])
     (photos / "person 04" / "empty.png").touch()
-    (photos / "person 05" / "notes.txt").write_text("not read at all")
+    (photos / "person 05" / "notes.txt").write_text("not read")
     (photos / "person 06" / "tiny.jpg").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(photos / "person 06" / "tiny.jpg")
     out = tmp_path / "out"
@@ -209,15 +210,15 @@ def test_bad_photos_are_skipped_with_their_reason(
     assert sorted(reasons) == [
         f"person {name}" for name in ("03/cut.jpg", "03/text.jpg", "04/empty.png", "06/tiny.jpg")
     ]
-    assert reasons["person 03/text.jpg"] == "not a JPEG, PNG or WebP picture"
-    assert reasons["person 03/cut.jpg"].startswith("damaged picture")
+    assert reasons["person 03/text.jpg"].startswith("not a JPEG, PNG or WebP ")
+    assert reasons["person 03/cut.jpg"].startswith("damaged ")
     assert reasons["person 04/empty.png"] == "empty file"
     assert reasons["person 06/tiny.jpg"].startswith("too small: 8x8")
     assert manifest["counts"]["images"] == len(rows(out)) == 36
     assert manifest["counts"]["skipped"] == 4
     errors = capsys.readouterr().err
     assert "4 skipped" in errors
-    assert "skipped person 03/cut.jpg: damaged picture" in errors
+    assert "skipped person 03/cut.jpg: damaged " in errors
     assert str(out / "skipped.jsonl") in errors
 
 
@@ -236,7 +237,7 @@ def test_unreadable_photo_is_skipped(photos: Path, tmp_path: Path) -> None:
     assert skipped(tmp_path / "out") == {"person 02/1.jpg": "can't be read (No such file or directory)"}
 
 
-def test_a_shard_of_bad_photos_alone_has_no_file(tmp_path: Path) -> None:
+def test_a_shard_without_a_usable_photo_has_no_file(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / f"{number:02d}.jpg").write_bytes(b"bad" if 4 <= number < 8 else jpeg(number))
@@ -245,11 +246,11 @@ def test_a_shard_of_bad_photos_alone_has_no_file(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out")) == 8
 
 
-def test_all_bad_and_mended(tmp_path: Path) -> None:
+def test_no_usable_photo_and_then_one(tmp_path: Path) -> None:
     root, out = tmp_path / "photos", tmp_path / "out"
     root.mkdir()
     for name in ("a.jpg", "b.jpg"):
-        (root / name).write_text("no picture")
+        (root / name).write_text("not an image")
     with pytest.raises(UserError, match=r"none of 2 photos can be used .*a\.jpg: not a JPEG.*skipped\.jsonl") as caught:
         prepare(str(root), out, encoder=TinyEncoder())
     assert "\n" not in str(caught.value)
@@ -263,7 +264,7 @@ def test_nothing_to_read_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match="no photos in this folder"):
         prepare(str(tmp_path / "photos"), tmp_path / "out", encoder=TinyEncoder())
-    assert sorted(content(tmp_path / "out")) == [".lock"]
+    assert content(tmp_path / "out") == {}
 
 
 # --- Parquet splits --------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_splits_of_the_source_are_kept(tmp_path: Path) -> None:
     assert found == {**train, "000004.png": ("4", "test"), "000005.png": ("5", "test"), "000006.png": ("6", "test")}
 
 
-def test_person_in_both_splits_stays_in_test(tmp_path: Path) -> None:
+def test_identity_in_both_splits_stays_in_test(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in" / "train-0.parquet", [1, 2, 2, 3])
     write_parquet(tmp_path / "in" / "test-0.parquet", [2, 4], first=4)
     manifest = prepare(str(tmp_path / "in"), tmp_path / "out", encoder=TinyEncoder(), shard_items=1)
@@ -287,7 +288,7 @@ def test_person_in_both_splits_stays_in_test(tmp_path: Path) -> None:
     assert manifest["counts"]["splits"] == {"train": {"images": 2, "people": 2}, "test": {"images": 2, "people": 2}}
 
 
-def test_a_source_with_one_split_is_divided_by_person(tmp_path: Path) -> None:
+def test_a_source_with_one_split_is_divided_by_identity(tmp_path: Path) -> None:
     people = [number // 2 for number in range(60)]
     write_parquet(tmp_path / "in" / "train-0.parquet", people)
     prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0.5, encoder=TinyEncoder())
@@ -339,21 +340,21 @@ def test_out_is_a_file(photos: Path, tmp_path: Path) -> None:
         prepare(str(photos), tmp_path / "out", encoder=TinyEncoder())
 
 
-def test_complete_folder_is_left_alone(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_folder_is_not_changed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     manifest = prepare(str(photos), out, encoder=TinyEncoder())
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
     capsys.readouterr()
     encoder = TinyEncoder()
     assert prepare(str(photos), out, encoder=encoder) == manifest
     assert not encoder.batches
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"} == before
     assert "already complete, 36 images of 12 people" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"was begun with resolution 128, now it is 64"):
         prepare(str(photos), out, resolution=64, encoder=TinyEncoder())
 
 
-def test_shards_of_unknown_make_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
+def test_shards_of_unknown_origin_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(str(photos), out, encoder=TinyEncoder())
     (out / "manifest.json").unlink()
@@ -361,18 +362,16 @@ def test_shards_of_unknown_make_are_not_overwritten(photos: Path, tmp_path: Path
         prepare(str(photos), out, encoder=TinyEncoder())
 
 
-def test_one_process_to_a_folder(photos: Path, tmp_path: Path) -> None:
+def test_one_process_per_folder(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with open(out / ".lock", "a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is at work in this folder"):
-            prepare(str(photos), out, encoder=TinyEncoder())
+    with folder_lock(out, "prepare"), pytest.raises(UserError, match="another process is at work in this folder"):
+        prepare(str(photos), out, encoder=TinyEncoder())
     prepare(str(photos), out, encoder=TinyEncoder())
 
 
 class Broken(TinyEncoder):
-    """Breaks off in the batch of a given number, as a lost GPU would."""
+    """Fails in the batch of a given number, as a lost GPU would."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -430,7 +429,7 @@ def test_changed_parquet_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shard lost", "shard damaged", "nothing"])
-def test_going_on_does_again_only_what_is_not_whole(photos: Path, tmp_path: Path, kind: str) -> None:
+def test_resuming_repeats_only_what_is_not_complete(photos: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     begin(photos, out)
     (out / ".shard-00002.arrow.12345.tmp").write_bytes(b"of a killed process")
@@ -451,7 +450,7 @@ def test_going_on_does_again_only_what_is_not_whole(photos: Path, tmp_path: Path
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 # Runs `prepare` and kills itself with SIGKILL at a named moment: before the file of that name gets its final name, or
-# ("rmtree") when the clean-up after the manifest has begun.
+# ("rmtree") when the clean-up after the manifest has started.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -479,8 +478,8 @@ def uninterrupted(source: Path, out: Path) -> dict[str, bytes]:
     return content(out)
 
 
-def test_kill_at_every_kind_of_moment_from_a_folder(photos: Path, tmp_path: Path) -> None:
-    (photos / "person 03" / "text.jpg").write_text("this is no picture")
+def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path) -> None:
+    (photos / "person 03" / "text.jpg").write_text("not an image")
     out = tmp_path / "out"
     moments = ["begun.json", "shard-00000.arrow", "shard-00001.json", "skipped.jsonl", "manifest.json", "rmtree"]
     for moment in moments:
@@ -518,11 +517,11 @@ def test_kill_from_outside_while_photos_are_encoded(photos: Path, tmp_path: Path
     assert not (out / "manifest.json").exists()
     encoder = TinyEncoder()
     prepare(str(photos), out, resolution=32, batch=4, encoder=encoder, shard_items=10)
-    assert 0 < sum(encoder.batches) <= 26  # the first shard was not done again
+    assert 0 < sum(encoder.batches) <= 26  # the first shard was kept
     assert content(out) == uninterrupted(photos, tmp_path / "whole")
 
 
-def test_full_disk_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
+def test_full_disk_keeps_complete_shards(photos: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
@@ -530,7 +529,7 @@ def test_full_disk_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
         if subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("mounting a small disk needs root")
     except FileNotFoundError:
-        pytest.skip("there is no mount here")
+        pytest.skip("there is no mount command")
     options: dict[str, Any] = {"resolution": 64, "batch": 4, "shard_items": 6}
     try:
         with pytest.raises(OSError, match="No space left") as caught:
@@ -549,7 +548,7 @@ def test_full_disk_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_ctrl_c_ends_at_once_and_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_at_once_and_the_next_run_resumes(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     class Interrupted(TinyEncoder):
@@ -587,7 +586,7 @@ def prepared(faces: Path, facenet: FaceNet, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def test_facenet_embeddings_tell_people_apart(prepared: Path, shared: Path) -> None:
+def test_facenet_embeddings_separate_identities(prepared: Path, shared: Path) -> None:
     found = rows(prepared)
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert manifest["encoder"]["id"] == "facenet-vggface2"
@@ -609,11 +608,11 @@ def test_facenet_embeddings_are_those_of_the_photo(prepared: Path, faces: Path, 
     with torch.inference_mode():
         direct = facenet.embed(to_x(from_pil([centre_crop(photo, 160) for photo in photos[:8]])))
     stored = torch.tensor([row["embedding"] for row in rows(prepared)[:8]])
-    # FaceNet's own crop resizes bilinearly, the preparation with Lanczos: the same face all the same.
+    # FaceNet.embed resizes bilinearly, the preparation with Lanczos: almost the same embedding.
     assert (direct * stored).sum(1).min() > 0.99
 
 
-def test_facenet_kill_and_go_on_gives_the_same_bytes(prepared: Path, faces: Path, tmp_path: Path) -> None:
+def test_facenet_kill_and_resume_gives_the_same_bytes(prepared: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (
         "import sys; from pathlib import Path; from vultus.data.prepare import prepare; "
@@ -643,14 +642,14 @@ def test_align(faces: Path, shared: Path, tmp_path: Path) -> None:
     root.mkdir()
     for index, image in enumerate(table["image"].to_pylist()):
         (root / f"{index}.webp").write_bytes(image["bytes"])
-    picture(1, (160, 160)).save(root / "no face.jpg")
+    random_image(1, (160, 160)).save(root / "no face.jpg")
     manifest = prepare(str(root), tmp_path / "out", align=True, encoder=TinyEncoder())
     assert manifest["crop"]["kind"] == "aligned"
     assert skipped(tmp_path / "out")["no face.jpg"] == "no face found"
     assert manifest["counts"]["images"] >= 4
 
 
-def test_mended_source_goes_on_in_the_dtype_it_was_begun_with(
+def test_a_repaired_source_resumes_in_the_same_dtype(
     facenet: FaceNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = tmp_path / "in.parquet", tmp_path / "out"
@@ -662,7 +661,7 @@ def test_mended_source_goes_on_in_the_dtype_it_was_begun_with(
         prepare(str(source), out, batch=4, shard_items=4)
     begun = json.loads((out / "progress" / "begun.json").read_text())["encoder"]["dtype"]
     source.write_bytes(whole)
-    # "auto" measures; another time it may measure otherwise.
+    # "auto" depends on a measurement, which may differ the next time.
     other = torch.float32 if begun == "bfloat16" else torch.bfloat16
     monkeypatch.setattr(module, "fastest_dtype", lambda device: other)
     manifest = prepare(str(source), out, batch=4, shard_items=4)

@@ -1,4 +1,4 @@
-"""Folders, Parquet and the hub: what is read, in which order, and from where it goes on."""
+"""Folders, Parquet and the hub: what is read, in which order, and resuming from any position."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def every(part: Part) -> list[Item]:
     return list(part.items(None))
 
 
-def assert_goes_on_from_everywhere(part: Part) -> None:
-    """Stopping after any item and going on from its position, as JSON, yields exactly the rest."""
+def assert_resumes_from_everywhere(part: Part) -> None:
+    """Reading to any item and resuming from its position, as JSON, yields exactly the rest."""
     keys = [item.key for item in every(part)]
     for stop in range(1, len(keys) + 1):
         items = part.items(None)
@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_folder_in_order_of_paths_with_the_top_folder_as_person(folder: Path) -> None:
+def test_folder_in_order_of_paths_with_the_top_folder_as_identity(folder: Path) -> None:
     source = open_source(str(folder))
     (part,) = source.parts
     assert part.split is None
@@ -90,22 +90,22 @@ def test_folder_in_order_of_paths_with_the_top_folder_as_person(folder: Path) ->
     assert part.total == 8
 
 
-def test_flat_folder_is_one_person_to_a_photo(tmp_path: Path) -> None:
+def test_flat_folder_has_one_identity_per_photo(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg"):
         (tmp_path / name).write_bytes(png(0))
     (part,) = open_source(str(tmp_path)).parts
     assert [(item.key, item.identity) for item in every(part)] == [("a.jpg", "a.jpg"), ("b.png", "b.png")]
 
 
-def test_folder_goes_on_from_everywhere(folder: Path) -> None:
-    assert_goes_on_from_everywhere(open_source(str(folder)).parts[0])
+def test_folder_resumes_from_everywhere(folder: Path) -> None:
+    assert_resumes_from_everywhere(open_source(str(folder)).parts[0])
 
 
 def test_links(folder: Path) -> None:
-    (folder / "bea" / "up").symlink_to(folder)  # would never end
+    (folder / "bea" / "up").symlink_to(folder)  # a cycle
     (folder / "bea" / "self.png").symlink_to("self.png")
     (folder / "bea" / "gone.png").symlink_to("nothing")
-    (folder / "dora").symlink_to(folder / "bea")  # a person's photos kept elsewhere
+    (folder / "dora").symlink_to(folder / "bea")  # the photos of an identity in another folder
     keys = [item.key for item in every(open_source(str(folder)).parts[0])]
     assert [key for key in keys if key.startswith("dora/")] == ["dora/10.PNG", "dora/2.png"]
     assert len(keys) == 10
@@ -122,7 +122,7 @@ def test_name_that_is_not_utf8(tmp_path: Path) -> None:
     items = every(part)
     assert [item.key for item in items] == ["a\\xff.png", "b.png"]
     assert items[0].read() == png(3)
-    assert_goes_on_from_everywhere(part)
+    assert_resumes_from_everywhere(part)
 
 
 def test_file_that_is_much_too_large_is_not_read(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_file_that_is_much_too_large_is_not_read(tmp_path: Path) -> None:
         ("nothing", "no such file or folder"),
         ("/nothing/here", "no such file or folder"),
         ("../nothing", "no such file or folder"),
-        ("nothing/*.parquet", "no Parquet file has such a name"),
-        ("text.txt", "is needed here"),
+        ("nothing/*.parquet", "no Parquet file matches"),
+        ("text.txt", "not a folder of photos, a Parquet file or"),
         ("empty", "no photos in this folder"),
     ],
 )
@@ -179,13 +179,13 @@ def test_parquet_test_comes_first_and_names_give_the_splits(tmp_path: Path) -> N
     assert every(source.parts[2])[3].read() == png(3)
 
 
-def test_parquet_goes_on_from_everywhere(tmp_path: Path) -> None:
+def test_parquet_resumes_from_everywhere(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", list(range(11)), rows_per_group=4)
     write_parquet(tmp_path / "train-1.parquet", list(range(5)), first=11, rows_per_group=2)
-    assert_goes_on_from_everywhere(open_source(str(tmp_path)).parts[0])
+    assert_resumes_from_everywhere(open_source(str(tmp_path)).parts[0])
 
 
-def test_one_split_is_not_taken_for_the_sources_own_division(tmp_path: Path) -> None:
+def test_one_split_alone_is_divided_anew(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [1, 2])
     write_parquet(tmp_path / "test-0.parquet", [3], first=2)
     source = open_source(str(tmp_path), "train")
@@ -213,8 +213,10 @@ def test_missing_columns(tmp_path: Path) -> None:
     keys = ["train/0000000", "train/0000001"]
     assert [(item.key, item.identity) for item in every(part)] == list(zip(keys, keys, strict=True))
     pyarrow.parquet.write_table(table.drop_columns(["image"]), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match=r"b\.parquet: has no column 'image' \(it has Smiling\)"):
+    with pytest.raises(UserError, match=r"b\.parquet: has no column 'image' \(it has Smiling\); columns") as caught:
         open_source(str(tmp_path))
+    assert "'image' (struct of bytes, path)" in str(caught.value)
+    assert "'celeb_id'" in str(caught.value)
 
 
 def test_plain_bytes_and_empty_cells(tmp_path: Path) -> None:
@@ -222,12 +224,12 @@ def test_plain_bytes_and_empty_cells(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
     items = every(open_source(str(tmp_path)).parts[0])
     assert [items[0].read(), items[2].read()] == [png(1), png(2)]
-    with pytest.raises(BadImage, match="no picture in this row"):
+    with pytest.raises(BadImage, match="no image in this row"):
         items[1].read()
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is none PAR1")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not a table PAR1")
     with pytest.raises(UserError, match=r"a\.parquet: can't be read as Parquet") as caught:
         open_source(str(tmp_path))
     assert "\n" not in str(caught.value)
@@ -277,7 +279,7 @@ def test_split_names(file: str, name: str, use: str) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """Address of a stand-in hub that holds user/faces."""
+    """Address of a stand-in hub that has user/faces."""
     root = tmp_path / "hub"
     write_parquet(root / "data" / "train-00000-of-00001.parquet", [1, 1, 2, 2, 3], rows_per_group=2)
     write_parquet(root / "data" / "test-00000-of-00001.parquet", [4, 5], first=5)
@@ -290,8 +292,8 @@ def hub(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def ask_hub(tmp_path: Path, address: str, *names: str) -> list[dict]:
-    """In a process of its own, for the hub's client reads its address when it is imported."""
+def read_hub(tmp_path: Path, address: str, *names: str) -> list[dict]:
+    """In a separate process, because huggingface_hub reads its address when it is imported."""
     script = """
 import json, sys
 from vultus.errors import UserError
@@ -320,8 +322,8 @@ for name in sys.argv[1:]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_hub_streams_goes_on_and_reports_in_one_line(tmp_path: Path, hub: str) -> None:
-    faces, wrong, gated = ask_hub(tmp_path, hub, "user/faces", "user/wrong", "user/gated")
+def test_hub_streams_resumes_and_reports_in_one_line(tmp_path: Path, hub: str) -> None:
+    faces, wrong, gated = read_hub(tmp_path, hub, "user/faces", "user/wrong", "user/gated")
     size = len(png(0))
     assert faces["revision"] == SHA
     assert [[split, [key[:2] for key in keys]] for split, keys in faces["parts"]] == [
@@ -336,8 +338,8 @@ def test_hub_streams_goes_on_and_reports_in_one_line(tmp_path: Path, hub: str) -
         assert "\n" not in answer["error"]
 
 
-def test_hub_that_can_not_be_reached(tmp_path: Path) -> None:
-    (answer,) = ask_hub(tmp_path, "http://127.0.0.1:9", "user/faces")
-    assert answer["error"].startswith("user/faces: no such folder here, and as a Hugging Face data set it can't be")
+def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    (answer,) = read_hub(tmp_path, "http://127.0.0.1:9", "user/faces")
+    assert answer["error"].startswith("user/faces: no such local folder, and as a Hugging Face data set it can't be")
     assert "check the name, the network" in answer["error"]
     assert "\n" not in answer["error"]

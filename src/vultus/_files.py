@@ -1,9 +1,8 @@
-"""Files that are either whole or absent, and folders that only one process writes to."""
+"""Atomic writing of files, and the lock of a folder that only one process may write to."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -11,25 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from vultus.errors import UserError
+
+LOCK = ".lock"  # name of the lock file in a folder
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+    """Yield a temporary path in the folder of `path`; on success flush it to disk and rename it to `path`.
 
-    A reader therefore sees the old file or the new one, never a half-written one, even after `kill -9` or a power
-    cut. On an exception the temporary file is removed and `path` is untouched.
+    A reader sees the old file or the new one, never a part of it, even after `kill -9` or a power failure. On an
+    exception the temporary file is removed and `path` is unchanged. Raises OSError with the file name `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # A full disk reports no file name by itself; the user needs to know which file could not be written.
+        # The error of a full disk has no file name; the user needs to know which file could not be written.
         error.filename = str(path)
         raise
     finally:
@@ -49,7 +52,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Parse a JSON file. Raises UserError that names the file if it is missing or not JSON."""
+    """The value in a JSON file. Raises UserError that names the file if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,18 +62,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file, read in blocks."""
+    """The sha256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_stem(name: str) -> str:
-    """A name that may hold any characters, fit to begin the names of files."""
+    """`name` with every character that file names may not contain replaced by `-`; "snapshot" if nothing is left."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "snapshot"
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder with its parents. Raises UserError if something else stands there."""
+    """Create a folder and its parents, if missing. Raises UserError if the path is a file."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -80,21 +83,38 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, verb: str) -> Iterator[None]:
-    """Hold `folder` for one process. Raises UserError if another process holds it.
+def folder_lock(folder: Path, command: str) -> Iterator[None]:
+    """Lock `folder` for this process. Raises UserError if another process holds the lock.
 
-    The lock is the kernel's (flock): it disappears with the process, so a killed run leaves nothing to clean up.
+    `command` (prepare, train, ...) is named in the message. The operating system holds the lock on `folder/.lock` and
+    releases it when the process ends, also by `kill -9`; a file that remains does not block the next process.
     """
-    with open(folder / ".lock", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is at work in this folder; wait for it or {verb} into another --out"
-            ) from None
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is at work in this folder; wait until it ends, or {command} into another --out"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder`; False where the lock file is missing or cannot be opened."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder of another user, or on a read-only disk: nothing can be said
+        return False

@@ -1,8 +1,8 @@
 """The version of every file format that vultus writes, and the upgrades from older versions.
 
-A reader calls `upgrade(kind, version, value, where)`: it gets the value as the current version has it, or a UserError
-that names the file. A module that owns a format registers an upgrade for each older version with `@upgrades(kind,
-version)`. A golden file of each released version is in tests/golden/ and is read by tests/test_formats.py.
+A reader calls `upgrade(kind, version, value, where)` and gets the value in the form of the current version, or a
+UserError that names the file. The module that owns a format registers an upgrade from each older version with
+`@upgrades(kind, version)`. tests/golden/ holds a file of each released version, which tests/test_formats.py reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSIONS = {
     "onnx": 1,  # an exported generator, metadata key `vultus`, `format` in it
     "samples": 2,  # samples/*.png of a run folder, with samples/*.npz beside them from 2 on
     "evaluation": 2,  # results.json, key `format` of each result
-    "feature cache": 2,  # counted up when what is computed from the same images and networks changes
+    "feature cache": 2,  # increased when the features of the same images and networks change
 }
 
 Upgrade = Callable[[Any], Any]
@@ -29,7 +29,7 @@ _UPGRADES: dict[tuple[str, int], Upgrade] = {}
 
 
 def upgrades(kind: str, version: int) -> Callable[[Upgrade], Upgrade]:
-    """Register a function that turns a value of `version` into one of `version` + 1."""
+    """Decorator: register a function that turns a value of `version` into one of `version + 1`."""
 
     def register(function: Upgrade) -> Upgrade:
         _UPGRADES[kind, version] = function
@@ -39,23 +39,23 @@ def upgrades(kind: str, version: int) -> Callable[[Upgrade], Upgrade]:
 
 
 def upgrade(kind: str, version: Any, value: Any, where: object) -> Any:
-    """`value` of format `kind` as its current version has it.
+    """`value` of the format `kind` in the form of its current version.
 
-    `version` is what the file says; `where` names the file in messages. Raises UserError for a version that this
-    program does not know, newer ones above all.
+    `version` is what the file states, a number or its digits; `where` names the file in error messages. Raises
+    UserError for a newer version, for no version and for one from which there is no upgrade.
     """
     current = VERSIONS[kind]
     try:
-        found = int(version)
+        known = int(version)
     except (TypeError, ValueError):
-        found = 0
-    if found > current:
+        known = 0  # not a version of any release
+    if known > current:
         raise UserError(
-            f"{where}: {kind} of version {found}, this vultus reads up to {current}; install a newer vultus"
+            f"{where}: {kind} of version {known}, this vultus reads up to version {current}; install a newer vultus"
         )
-    while found < current:
-        if (kind, found) not in _UPGRADES:
-            raise UserError(f"{where}: {kind} of version {version!r}, which this vultus cannot read; write it again")
-        value = _UPGRADES[kind, found](value)
-        found += 1
+    while known < current:
+        if (kind, known) not in _UPGRADES:
+            raise UserError(f"{where}: {kind} of version {version!r}, which this vultus cannot read; create it again")
+        value = _UPGRADES[kind, known](value)
+        known += 1
     return value

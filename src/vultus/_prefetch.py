@@ -1,4 +1,4 @@
-"""An iterator that runs in a thread of its own, a bounded number of steps ahead of its reader."""
+"""Prefetch: run an iterator in a thread, a bounded number of values ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Iterate over `source` at most `count` values ahead; an error in `source` is raised where the values are taken.
+    """Iterate over `source` at most `count` values ahead. An exception of `source` is raised in the consumer.
 
-    Use it as a context: at the end the thread is stopped and `source` closed, whatever was left in it.
+    A context manager: its end stops the thread and closes `source`, also if values remain.
     """
 
     def __init__(self, source: Generator[T, None, None], count: int) -> None:
-        """Nothing runs before the context is entered."""
+        """The thread starts when the context is entered."""
         self._source = source
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vultus-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vultus-prefetch", daemon=True)
 
     def __enter__(self) -> Iterator[T]:
-        """Start the thread; the values of `source`, once."""
+        """Start the thread and return an iterator over the values of `source`."""
         self._thread.start()
         return self._values()
 
     def __exit__(self, *_: object) -> None:
         """Stop the thread, which closes `source`."""
         self._stopped.set()
-        # A read that hangs in the network is left to die with the process.
+        # A thread that hangs in a network read is a daemon: it ends with the process.
         self._thread.join(timeout=5)
 
     def _values(self) -> Iterator[T]:
-        while (taken := self._queue.get()) is not None:
-            if isinstance(taken, BaseException):
-                raise taken
-            yield taken[0]
+        while (entry := self._queue.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
 
     def _run(self) -> None:
         last: BaseException | None = None

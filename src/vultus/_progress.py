@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress on stderr: a bar on a terminal, otherwise at most one line every ten seconds."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-INTERVAL = 10.0  # seconds between two lines where stderr is no terminal
+INTERVAL = 10.0  # seconds between two lines if stderr is not a terminal
 
 
 def progress(total: int | None, *, title: str = "", unit: str = "img", initial: int = 0) -> Progress:
-    """Progress of `total` items (None: unknown), of which `initial` are done already. Use it as a context."""
+    """Context manager that shows the progress of `total` items (None: unknown); `initial` of them are already done."""
     return _Bar(total, title, unit, initial) if sys.stderr.isatty() else _Lines(total, title, unit, initial)
 
 
 def message(text: str) -> None:
-    """Print a line to stderr without breaking a bar that is shown there."""
+    """Print a line to stderr, above the bar if there is one."""
     tqdm.write(text, file=sys.stderr)
 
 
 class Progress:
-    """What both kinds of progress offer."""
+    """Interface of both kinds of progress."""
 
     def __enter__(self) -> Progress:
-        """Start to show it."""
+        """Start."""
         return self
 
     def __exit__(
@@ -36,11 +36,11 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1) -> None:
-        """`count` more items are done."""
+        """Add `count` items that are done."""
         raise NotImplementedError
 
     def show(self, values: dict[str, Any], *, total: int | None = None) -> None:
-        """Values to show beside the count, and a new `total` where it has become known."""
+        """Set the values that are shown next to the count, and a new `total`."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -94,10 +94,10 @@ class _Lines(Progress):
         self._last, self._printed = time.monotonic(), self._done
         seconds = self._last - self._start
         rate = (self._done - self._initial) / max(seconds, 1e-9)
-        of = "" if self._total is None else f"/{self._total} ({self._done / max(self._total, 1):.0%})"
+        total = "" if self._total is None else f"/{self._total} ({self._done / max(self._total, 1):.0%})"
         shown = "".join(f", {key} {value}" for key, value in self._values.items())
         print(
-            f"{self._title}: {self._done}{of} {self._unit}, {rate:.3g} {self._unit}/s, {seconds:.0f} s{shown}",
+            f"{self._title}: {self._done}{total} {self._unit}, {rate:.3g} {self._unit}/s, {seconds:.0f} s{shown}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,18 +1,18 @@
-"""Exceptions that the command line turns into an exit code, and a notebook into a line."""
+"""Exceptions that the command line turns into an exit code and an error message of one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, with the file or key, and the remedy.
+    """An error that the user can fix. The message is one line: what is wrong, with the file or key, and the remedy.
 
     The command line prints it as `vultus: error: <message>` and exits with code 2.
     """
 
 
 class Stopped(Exception):
-    """A signal asked the training to stop; the checkpoint is written. `signal` is its number."""
+    """Training was stopped by a signal, after it had written a checkpoint. `signal` is the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -20,14 +20,14 @@ class Stopped(Exception):
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Print a UserError as one line and go on behind the block: the other cells of a notebook still run."""
+def report_user_error() -> Iterator[None]:
+    """Print a UserError of the block as one line and continue after the block, so that a notebook runs to its end."""
     try:
         yield
     except UserError as error:
-        print(f"left out: {error}")
+        print(f"skipped: {error}")
 
 
 def in_one_line(error: Exception) -> str:
-    """An exception in one line of bounded length."""
+    """The message of an exception (or its type, if it has none) in one line of at most 200 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,1 +1,1 @@
-"""Photos to a prepared data set, and a prepared data set to batches."""
+"""From photos to a prepared data set (sources, prepare, shards), and from a prepared data set to batches (dataset)."""

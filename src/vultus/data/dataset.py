@@ -1,13 +1,14 @@
-"""A prepared data set as batches, in an order that is a function of (seed, images seen)."""
+"""Batches of a prepared data set, in an order that is a function of (seed, images seen)."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from vultus._files import read_json
-from vultus.data.shards import SCHEMA
+from vultus._formats import upgrade
 from vultus.errors import UserError
 from vultus.images.io import from_pil
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a prepared data set: images uint8 [B, 3, R, R], c float32 [B, 512] of unit norm, and whose they are."""
+    """Rows of a prepared data set: images uint8 [B, 3, R, R], unit-norm embeddings c float32 [B, dim], identities."""
 
     images: Tensor
     c: Tensor
@@ -32,34 +33,52 @@ class Batch:
 
 
 class PreparedDataset:
-    """What `vultus prepare` wrote, memory-mapped.
+    """A prepared data set, memory-mapped, or one split of it.
 
     Args:
-        folder: the prepared data set.
+        folder: that `vultus prepare` wrote.
         split: "train", "test", or None for all rows.
-        max_images: use a random subset of this many rows, drawn by `seed`; 0 uses all.
+        max_images: use a random subset of this many rows; 0 uses all.
+        seed: of that subset.
 
-    Raises UserError if the folder is not a finished prepared data set or the split is empty.
+    Attributes:
+        manifest: the content of manifest.json.
+        resolution: side R of the images in pixels.
+
+    Raises UserError if the folder is not a complete prepared data set or the split is empty.
     """
 
     def __init__(self, folder: str | Path, split: str | None = "train", *, max_images: int = 0, seed: int = 0) -> None:
         self.folder = Path(folder)
-        self.split = split
         if not (self.folder / "manifest.json").is_file():
-            what = (
+            reason = (
                 "not finished: run the same `vultus prepare` again"
                 if (self.folder / "progress").is_dir()
-                else ("not a prepared data set: make one with `vultus prepare SOURCE --out DIR`")
+                else "not a prepared data set: create one with `vultus prepare SOURCE --out DIR`"
             )
-            raise UserError(f"{self.folder}: {what}")
-        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
-        if self.manifest.get("schema") != SCHEMA:
-            raise UserError(
-                f"{self.folder / 'manifest.json'}: schema {self.manifest.get('schema')} is not {SCHEMA}; "
-                f"prepare the data set again with this version"
-            )
+            raise UserError(f"{self.folder}: {reason}")
+        path = self.folder / "manifest.json"
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or "schema" not in manifest:
+            raise UserError(f"{path}: not the manifest of a prepared data set; prepare the data set again")
+        self.manifest: dict[str, Any] = upgrade("prepared data set", manifest["schema"], manifest, path)
         self.resolution: int = self.manifest["resolution"]
         self._tables = [self._open(shard["file"]) for shard in self.manifest["shards"]]
+        self._select(split, max_images, seed)
+
+    def with_split(self, split: str | None, *, max_images: int = 0, seed: int = 0) -> Self:
+        """Another split of the same data set, with the arguments of the constructor. No file is opened again.
+
+        Raises UserError if the split is empty.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("identities", None)
+        other._select(split, max_images, seed)
+        return other
+
+    def _select(self, split: str | None, max_images: int, seed: int) -> None:
+        """Set the rows (number of the table, row in it) of the data set."""
+        self.split = split
         rows: list[tuple[int, int]] = []
         for number, table in enumerate(self._tables):
             splits = table.column("split").to_pylist()
@@ -87,34 +106,34 @@ class PreparedDataset:
 
     @functools.cached_property
     def identities(self) -> list[str]:
-        """The identity of every row."""
+        """The identity of each row."""
         columns = [table.column("identity") for table in self._tables]
         return [columns[number][int(row)].as_py() for number, row in self._rows]
 
     def embeddings(self, indices: Sequence[int] | np.ndarray | None = None) -> Tensor:
-        """Float32 [B, dim] of the given rows, or of all."""
+        """Embeddings float32 [B, dim] of the given rows, or of all."""
         chosen = self._rows if indices is None else self._rows[np.asarray(indices)]
-        found = np.empty((len(chosen), self.manifest["encoder"]["dim"]), np.float32)
+        embeddings = np.empty((len(chosen), self.manifest["encoder"]["dim"]), np.float32)
         for number, table in enumerate(self._tables):
             places = np.flatnonzero(chosen[:, 0] == number)
             if len(places):
                 values = table.column("embedding").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-                found[places] = values[chosen[places, 1]]
-        return torch.from_numpy(found)
+                embeddings[places] = values[chosen[places, 1]]
+        return torch.from_numpy(embeddings)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Decode the given rows."""
+        """The given rows, images decoded."""
         rows = [(self._tables[number], int(row)) for number, row in self._rows[np.asarray(indices)]]
-        pictures = [Image.open(io.BytesIO(table.column("image")[row].as_py())) for table, row in rows]
+        images = [Image.open(io.BytesIO(table.column("image")[row].as_py())) for table, row in rows]
         return Batch(
-            images=from_pil(pictures),
+            images=from_pil(images),
             c=self.embeddings(indices),
             identities=[table.column("identity")[row].as_py() for table, row in rows],
             keys=[table.column("key")[row].as_py() for table, row in rows],
         )
 
     def people(self, count: int) -> list[int]:
-        """Indices of the first photos of the first `count` different people."""
+        """The first row of each of the first `count` identities."""
         first: dict[str, int] = {}
         for index, identity in enumerate(self.identities):
             first.setdefault(identity, index)
@@ -124,7 +143,7 @@ class PreparedDataset:
 
 
 class Order:
-    """Which rows a step reads: a fresh permutation for every pass, a function of (seed, images seen) alone."""
+    """The rows of a training step: a new permutation for each pass, a function of (seed, images seen) alone."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
@@ -135,22 +154,22 @@ class Order:
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
     def __call__(self, cur_nimg: int, count: int) -> np.ndarray:
-        """The `count` rows that follow after cur_nimg images. A batch may span the end of a pass."""
-        found: list[np.ndarray] = []
+        """The next `count` rows after `cur_nimg` images. They may span the end of a pass."""
+        rows: list[np.ndarray] = []
         while count > 0:
             epoch, start = divmod(cur_nimg, self.length)
             part = self._permutation(epoch)[start : start + count]
-            found.append(part)
+            rows.append(part)
             cur_nimg, count = cur_nimg + len(part), count - len(part)
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
 
 def batches(
     dataset: PreparedDataset, *, batch: int, cur_nimg: int, seed: int, pin: bool = False
 ) -> Generator[tuple[int, Batch], None, None]:
-    """Yield (images seen before the batch, batch) for ever. Run it in a thread with ahead.Ahead.
+    """Yield (images seen before the batch, batch) without end, from `cur_nimg` on. Run it in a thread with Prefetch.
 
-    `pin` puts the tensors into page-locked memory, from which a GPU copies without waiting.
+    `pin` puts the tensors into page-locked memory, from which they are copied to a GPU asynchronously.
     """
     order = Order(len(dataset), seed)
     while True:

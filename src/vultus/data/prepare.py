@@ -1,7 +1,7 @@
 """Photos to a prepared data set: crops, FaceNet embeddings, identities and splits.
 
-A shard covers a fixed run of the source's items (a bad photo counts as an item), and batches start anew with every
-shard. So a killed run goes on at the last whole shard and ends with the same bytes as one that was never killed.
+A shard covers a fixed number of items of the source, unusable photos included, and no batch spans two shards. A killed
+run therefore resumes after the last complete shard and ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from vultus._files import folder_lock, make_folder, processors, read_json
 from vultus._prefetch import Prefetch
+from vultus._progress import Progress, progress
 from vultus.data.shards import PreparedFolder
 from vultus.data.sources import Item, Part, Position, Source, open_source
 from vultus.errors import UserError
 from vultus.images.io import BadImage, centre_crop, decode_image, encode_jpeg, from_pil, to_x
 from vultus.models.facenet import DTYPES, Encoder, fastest_dtype, load_facenet
 
-SHARD_ITEMS = 1024  # items of the source to a shard: some 20 s of work on two cores, all that a kill can cost
-LOOK_AHEAD = 3  # batches that are decoded while the encoder works; bounds the memory, whatever the source's size
-SHOWN = 3  # reasons for skipping that the summary shows
+SHARD_ITEMS = 1024  # items per shard: about 20 s of work on two cores, which is what a kill can cost
+PREFETCH = 3  # batches that are decoded while the encoder computes; bounds the memory
+SHOWN = 3  # skipped photos in the summary
 
 
 class CropEncoder(Encoder, Protocol):
-    """An encoder that also takes ready crops, and says what it computes in."""
+    """An encoder that also embeds crops, and has a dtype."""
 
     dtype: torch.dtype
 
@@ -47,7 +47,7 @@ class CropEncoder(Encoder, Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the bytes of a prepared data set, besides the photos and the weights; see `prepare`."""
+    """The options that determine the content of a prepared data set; see `prepare`."""
 
     source: str
     resolution: int
@@ -79,7 +79,7 @@ class Options:
             raise UserError(f"device {self.device!r}: not usable here ({str(error).splitlines()[0]})") from None
 
     def check_same(self, out: Path, begun: dict[str, Any]) -> None:
-        """Raise UserError that names the first option in which `begun`, of an earlier run, differs."""
+        """Raise UserError that names the first option that differs from `begun`, the options of an earlier run."""
         for name, value in vars(self).items():
             if name not in begun or begun[name] != value:
                 raise UserError(
@@ -108,23 +108,23 @@ def prepare(
 
     Args:
         source: a folder of photos, Parquet (file, folder or glob) or the id of a Hugging Face data set.
-        out: the folder to write; the same call again goes on with it, or does nothing if it is complete.
-        resolution: side of the stored crops in pixels.
-        split: read this split of the source only.
-        test_fraction: share of the people in the test split, where what is read does not itself carry train and test.
-        align: find the face and align it first; photos without a face are skipped.
-        licence: free text for the manifest.
-        limit: read at most so many photos; with splits of the source's own, `test_fraction` of them from its test.
-        batch: photos to an encoder batch.
-        device: where the encoder runs.
-        dtype: what it computes in: "float32", "bfloat16", or "auto" for the faster one.
-        encoder: another encoder than FaceNet, on `device`; it keeps its own dtype.
-        shard_items: items of the source to a shard.
+        out: the folder to write; the same call again resumes it, or does nothing if it is complete.
+        resolution: side of the stored crops in pixels, 16 to 1024.
+        split: read only this split of the source.
+        test_fraction: fraction of the identities in the test split, if the source does not have train and test splits.
+        align: detect the face and align it first; photos without a face are skipped.
+        licence: of the photos; free text for the manifest.
+        limit: read at most this many photos; if the source has splits, `test_fraction` of them from its test split.
+        batch: photos per batch of the encoder.
+        device: of the encoder.
+        dtype: of the encoder: "float32", "bfloat16", or "auto" for the faster one.
+        encoder: another encoder than FaceNet, on `device`; it keeps its dtype.
+        shard_items: items of the source per shard.
 
-    Where the source's own splits have a person in both, the person's train photos are skipped.
+    If an identity is in both splits of the source, its train photos are skipped. Messages and progress go to stderr.
 
-    Raises UserError for options or sources that can't be used, and OSError where `out` can't be written: what was
-    done is then kept, and the same call goes on.
+    Raises UserError for an invalid option or source, a locked folder, or one that was begun with other options, and
+    OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
     options = Options(
         source, resolution, split, test_fraction, align, licence, limit, batch, device, dtype, shard_items
@@ -143,7 +143,7 @@ def prepare(
             options.check_same(out, begun["options"])
         opened = open_source(source, split, revision=begun["revision"] if begun else None)
         if encoder is None:
-            # "auto" is decided by a measurement, so once for the whole folder.
+            # "auto" depends on a measurement, so it is resolved once for the whole folder.
             name = begun["encoder"]["dtype"] if begun else dtype
             encoder = load_facenet(device=device, dtype=fastest_dtype(device) if name == "auto" else DTYPES[name])
         now = {"options": vars(options), "encoder": _encoder_entry(encoder), "revision": opened.revision}
@@ -170,12 +170,12 @@ def _encoder_entry(encoder: CropEncoder) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Crops:
-    jpeg: bytes  # resolution x resolution, what is stored
-    face: Image.Image  # encoder.size x encoder.size, what the encoder reads
+    jpeg: bytes  # resolution x resolution, stored in the data set
+    face: Image.Image  # encoder.size x encoder.size, input of the encoder
 
 
 def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool) -> _Crops | str:
-    """Decode and crop; the reason in a few words if the photo can't be used. Runs in a thread."""
+    """The decoded crops, or the reason why the photo is not usable. Runs in a thread."""
     try:
         photo = decode_image(item.read())
     except OSError as error:
@@ -183,23 +183,23 @@ def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool)
     except BadImage as error:
         return str(error)
     if align:
-        from vultus.images import align as faces
+        from vultus.images.align import align as align_face
 
-        aligned = faces.align(photo)
+        aligned = align_face(photo)
         if aligned is None:
             return "no face found"
         photo = aligned
-    # Both crops come from the photo's own pixels, so the embedding does not depend on the resolution.
+    # Both crops are taken from the original pixels, so the embedding does not depend on the resolution.
     return _Crops(encode_jpeg(centre_crop(photo, resolution)), centre_crop(photo, size, fraction))
 
 
 def in_test(identity: str, test_fraction: float) -> bool:
-    """Whether a person belongs to the test split; depends on nothing but the name and the fraction."""
+    """Whether an identity belongs to the test split; a function of its name and the fraction alone."""
     value = int.from_bytes(hashlib.sha256(identity.encode("utf-8", "backslashreplace")).digest()[:8], "big")
     return value < test_fraction * 2**64
 
 
-# --- the work --------------------------------------------------------------------------------------------------------
+# --- the preparation -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +214,16 @@ class _Photo:
 class _ShardEnd:
     items: int
     part: int
-    position: Position  # behind the shard's last item
+    position: Position  # after the last item of the shard
 
 
 @dataclass(slots=True)
 class _Shard:
-    """What the open shard holds so far."""
+    """The content of the shard that is not written yet."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
-    waiting: list[tuple[dict[str, Any], Image.Image]] = field(default_factory=list)  # rows without an embedding yet
+    pending: list[tuple[dict[str, Any], Image.Image]] = field(default_factory=list)  # rows without an embedding
 
 
 class _Preparation:
@@ -232,24 +232,24 @@ class _Preparation:
         self.options = options
         self.source = source
         self.encoder = encoder
-        self.test_people: set[str] = set()
+        self.test_identities: set[str] = set()
 
     def run(self) -> dict[str, Any]:
         start = time.perf_counter()
         done = self.folder.done()
         for entry in done:
-            self._remember_test_people(entry)
+            self._add_test_identities(entry)
         before = sum(entry["items"] for entry in done)
         if done:
-            print(f"{self.folder.folder}: going on after {before} photos", file=sys.stderr)
+            print(f"{self.folder.folder}: resuming after {before} photos", file=sys.stderr)
         cores = processors()
         pool = ThreadPoolExecutor(max(2, cores), "vultus-decode")
         try:
             with (
-                Prefetch(self._read(done, pool), LOOK_AHEAD * self.options.batch) as events,
-                tqdm(total=self._total(), initial=before, unit="img", file=sys.stderr, desc="prepare") as bar,
+                Prefetch(self._read(done, pool), PREFETCH * self.options.batch) as events,
+                progress(self._total(), title="prepare", initial=before) as shown,
             ):
-                done += self._encode(events, len(done), bar)
+                done += self._encode(events, len(done), shown)
         finally:
             pool.shutdown(cancel_futures=True)
         seconds = time.perf_counter() - start
@@ -259,7 +259,7 @@ class _Preparation:
         return manifest
 
     def _total(self) -> int | None:
-        """Photos to read, where that is known."""
+        """The number of photos to read, if it is known."""
         total = 0
         for part in self.source.parts:
             if part.total is None:
@@ -268,7 +268,7 @@ class _Preparation:
         return min(total, self.options.limit or total)
 
     def _read(self, done: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Generator[_Photo | _ShardEnd, None, None]:
-        """Photos behind the shards that are done, with a shard's end after every so many items of a part."""
+        """The photos after the complete shards, and a _ShardEnd after every `shard_items` items and after each part."""
         size, fraction = self.encoder.size, self.encoder.crop
         seen = sum(entry["items"] for entry in done)
         first = done[-1]["part"] if done else 0
@@ -288,7 +288,7 @@ class _Preparation:
                         break
 
     def _room(self, part: Part, seen: int) -> int:
-        """How many items the limit leaves to this part after the `seen` ones; parts for testing are read first."""
+        """How many items of this part the limit allows after `seen` items. Test parts are read first."""
         limit = self.options.limit
         if limit is None:
             return sys.maxsize
@@ -296,53 +296,53 @@ class _Preparation:
             limit = max(1, round(limit * self.options.test_fraction))
         return max(0, limit - seen)
 
-    def _encode(self, events: Iterator[_Photo | _ShardEnd], first: int, bar: Any) -> list[dict[str, Any]]:
-        """Take the photos through the encoder and write the shards from number `first` on; returns their sidecars."""
+    def _encode(self, events: Iterator[_Photo | _ShardEnd], first: int, shown: Progress) -> list[dict[str, Any]]:
+        """Embed the photos and write the shards from number `first` on. Returns their sidecars."""
         written: list[dict[str, Any]] = []
         shard = _Shard()
         for event in events:
             if isinstance(event, _Photo):
                 self._take(event, shard)
-                if len(shard.waiting) == self.options.batch:
+                if len(shard.pending) == self.options.batch:
                     self._embed(shard)
-                bar.update()
+                shown.update()
                 continue
             self._embed(shard)
             more = {"items": event.items, "part": event.part, "position": event.position}
             index = first + len(written)
             written.append(self.folder.write(index, shard.rows, self.encoder.dim, shard.skipped, **more))
-            self._remember_test_people(written[-1])
+            self._add_test_identities(written[-1])
             shard = _Shard()
         return written
 
     def _take(self, photo: _Photo, shard: _Shard) -> None:
-        """Wait for a photo's crops; line them up for the encoder, or note why not."""
+        """Wait for the crops of a photo; add it to the pending rows, or to the skipped photos with the reason."""
         crops = photo.crops.result()
         split = photo.split if self.source.has_splits else None
         if split is None:
             split = "test" if in_test(photo.identity, self.options.test_fraction) else "train"
-        elif split == "train" and photo.identity in self.test_people:
+        elif split == "train" and photo.identity in self.test_identities:
             crops = "this person is in the test split"
         if isinstance(crops, str):
             shard.skipped.append({"key": photo.key, "reason": crops})
         else:
             row = {"image": crops.jpeg, "identity": photo.identity, "key": photo.key, "split": split}
-            shard.waiting.append((row, crops.face))
+            shard.pending.append((row, crops.face))
 
     def _embed(self, shard: _Shard) -> None:
-        """Embed what is waiting, as one batch."""
-        if not shard.waiting:
+        """Embed the pending rows as one batch."""
+        if not shard.pending:
             return
         with torch.inference_mode():
-            x = to_x(from_pil([face for _, face in shard.waiting]).to(self.options.device))
+            x = to_x(from_pil([face for _, face in shard.pending]).to(self.options.device))
             embeddings = self.encoder.embed_crop(x).float().cpu().numpy()
-        for (row, _), embedding in zip(shard.waiting, embeddings, strict=True):
+        for (row, _), embedding in zip(shard.pending, embeddings, strict=True):
             shard.rows.append({**row, "embedding": embedding})
-        shard.waiting.clear()
+        shard.pending.clear()
 
-    def _remember_test_people(self, entry: dict[str, Any]) -> None:
+    def _add_test_identities(self, entry: dict[str, Any]) -> None:
         if self.source.has_splits and self.source.parts[entry["part"]].split == "test":
-            self.test_people.update(identity for identity, _ in self.folder.people(entry))
+            self.test_identities.update(identity for identity, _ in self.folder.people(entry))
 
     def _finish(self, done: list[dict[str, Any]]) -> dict[str, Any]:
         options = self.options
@@ -373,4 +373,4 @@ def _report(folder: PreparedFolder, counts: dict[str, Any], skips: list[dict[str
         print(f"  ... all {counts['skipped']} are in {folder.skipped_file}", file=sys.stderr)
     for name, split in counts["splits"].items():
         if not split["images"]:
-            print(f"  note: no photo fell into the {name} split", file=sys.stderr)
+            print(f"  note: the {name} split has no photo", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""The folder of a prepared data set while it is written: shards, what is done so far, and the manifest at the end.
+"""The folder of a prepared data set while it is written.
 
-At work:  shard-*.arrow, progress/begun.json, progress/shard-*.json (a sidecar says that its shard is whole)
-Complete: shard-*.arrow, skipped.jsonl, manifest.json (written last)
+Incomplete: shard-*.arrow, progress/begun.json, progress/shard-*.json (a sidecar: its shard is complete)
+Complete:   shard-*.arrow, skipped.jsonl, manifest.json (written last)
 
-A shard is one uncompressed Arrow file, which a reader maps into memory.
+A shard is one uncompressed Arrow file, which readers memory-map.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Any
 import pyarrow as pa
 
 from vultus._files import atomic_path, read_json, sha256_file, write_json
+from vultus._formats import VERSIONS
 from vultus.errors import UserError
 
-SCHEMA = 1
 SPLITS = ("train", "test")
 
 Json = dict[str, Any]
 
 
 class PreparedFolder:
-    """One writer at a time; the caller holds the folder's lock."""
+    """Writes the folder. The caller holds its lock, so that there is one writer at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` exists."""
+        """`folder` must exist."""
         self.folder = folder
         self.progress = folder / "progress"
         self.manifest_file = folder / "manifest.json"
         self.skipped_file = folder / "skipped.jsonl"
 
     def clean(self) -> None:
-        """Remove what a killed process may have left behind."""
-        for place in (self.folder, self.progress):
-            for leftover in place.glob(".*.tmp"):
-                leftover.unlink()
+        """Remove temporary files of a killed process."""
+        for parent in (self.folder, self.progress):
+            for temporary in parent.glob(".*.tmp"):
+                temporary.unlink()
         if self.manifest_file.exists():
             shutil.rmtree(self.progress, ignore_errors=True)
 
     def begun(self) -> Json | None:
-        """What `begin` was given, or None in a new folder. Raises UserError if it holds shards of unknown make."""
+        """The argument of `begin`, or None in a new folder. Raises UserError for shards of unknown origin."""
         file = self.progress / "begun.json"
         if file.exists():
             begun: Json = read_json(file)
@@ -58,13 +58,13 @@ class PreparedFolder:
         return None
 
     def begin(self, begun: Json) -> None:
-        """Start anew; `begun` is for the process that goes on after a kill."""
+        """Start from the first item. `begun` is stored for a process that resumes."""
         shutil.rmtree(self.progress, ignore_errors=True)
         self.progress.mkdir()
         write_json(self.progress / "begun.json", begun)
 
     def done(self) -> list[Json]:
-        """The sidecars, in order, up to the first whose shard is not whole."""
+        """The sidecars, in order, up to the first whose shard is missing or damaged."""
         entries: list[Json] = []
         for index in itertools.count():
             sidecar = self.progress / f"shard-{index:05d}.json"
@@ -78,16 +78,16 @@ class PreparedFolder:
         return entries
 
     def write(self, index: int, rows: Sequence[Mapping[str, Any]], dim: int, skipped: list[Json], **more: Any) -> Json:
-        """Write shard `index`, then its sidecar; returns the sidecar, which holds `more` too."""
+        """Write shard `index`, then its sidecar, which contains `more` too. Returns the sidecar."""
         file = self.folder / f"shard-{index:05d}.arrow"
-        # A shard of nothing but bad photos has no file.
+        # A shard without a usable photo has no file.
         sha256 = _write_rows(file, rows, dim) if rows else None
         entry = {"file": file.name, "rows": len(rows), "sha256": sha256, **more, "skipped": skipped}
         write_json(self.progress / f"shard-{index:05d}.json", entry)
         return entry
 
     def people(self, entry: Json) -> Iterator[tuple[str, str]]:
-        """(identity, split) of every row of a shard, without reading its images."""
+        """(identity, split) of each row of a shard; its images are not read."""
         if entry["rows"]:
             with pa.memory_map(str(self.folder / entry["file"])) as mapped:
                 table = pa.ipc.open_file(mapped).read_all()
@@ -96,7 +96,7 @@ class PreparedFolder:
     def finish(self, entries: Iterable[Json], head: Json, tail: Json) -> Json:
         """Write skipped.jsonl, then manifest.json: `head`, counts, `tail`, shards. Returns the manifest.
 
-        Raises UserError if there is no row at all; the same command then starts anew.
+        Raises UserError if there is no row; the same command then starts from the first photo again.
         """
         entries = list(entries)
         skips = [skip for entry in entries for skip in entry["skipped"]]
@@ -109,7 +109,7 @@ class PreparedFolder:
             raise UserError(f"none of {len(skips)} photos can be used{first}; the reasons are in {self.skipped_file}")
         content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
         manifest = {
-            "schema": SCHEMA,
+            "schema": VERSIONS["prepared data set"],
             **head,
             "counts": self._counts(entries, len(skips)),
             **tail,
@@ -132,7 +132,7 @@ class PreparedFolder:
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], dim: int) -> str:
-    """Write `rows` as one record batch, atomically; the file's sha256. The same rows give the same bytes."""
+    """Write `rows` as one record batch and return the sha256 of the file. Equal rows give equal bytes."""
     schema = pa.schema(
         [
             ("image", pa.binary()),  # JPEG

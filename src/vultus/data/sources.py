@@ -1,7 +1,7 @@
 """Where photos come from: a folder, local Parquet files, or a Hugging Face data set read as a stream.
 
-A source is a list of parts. A part yields its items in a fixed order and can tell, after any item, the position from
-which another process goes on with the very next one. Nothing here decodes a picture.
+A source is a list of parts. A part yields its items in a fixed order. After any item it has a position, as JSON, from
+which another process can resume with the next item. No image is decoded here.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from typing import Any, Protocol
 from vultus.errors import UserError
 from vultus.images.io import SUFFIXES, BadImage
 
-MAX_FILE_BYTES = 200_000_000  # a larger "photo" is a mistake and would fill the memory
-IMAGE, PERSON = "image", "celeb_id"  # columns of the public flwrlabs/celeba; others are ignored
+MAX_FILE_BYTES = 200_000_000  # a larger file is not a photo and could fill the memory
+IMAGE, PERSON = "image", "celeb_id"  # columns as in the data set flwrlabs/celeba; others are ignored
+SCHEMA_HINT = f"columns needed: {IMAGE!r} (struct of bytes, path) and, for identities, {PERSON!r} (number or text)"
 
 Position = dict[str, Any]  # JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One photo of a source, not decoded: its bytes, or the path to read them from."""
+    """One photo of a source, not decoded: its bytes, or the path of its file."""
 
     key: str
     identity: str
     data: bytes | Path | None
 
     def read(self) -> bytes:
-        """The encoded picture. Raises OSError if the file can't be read, BadImage if there is nothing to read."""
+        """The encoded image. Raises OSError if the file cannot be read, BadImage if it is missing or too large."""
         if self.data is None:
-            raise BadImage("no picture in this row")
+            raise BadImage("no image in this row")
         if isinstance(self.data, bytes):
             return self.data
         size = self.data.stat().st_size
@@ -45,44 +46,49 @@ class Item:
 
 
 class Part(Protocol):
-    """A run of items of one split. One reader at a time."""
+    """A sequence of items of one split. It can be read by one reader at a time."""
 
-    split: str | None  # "train" or "test" as the source says; None where the source has no splits
-    total: int | None  # items, where that is known without reading them
+    split: str | None  # "train" or "test"; None if the source has no splits
+    total: int | None  # number of items, if it is known without reading them
 
     def items(self, position: Position | None) -> Generator[Item, None, None]:
-        """Items behind `position` (None: from the start)."""
+        """The items after `position` (None: all items)."""
         ...
 
     def position(self) -> Position:
-        """The position behind the item that `items` yielded last."""
+        """The position after the item that `items` yielded last."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Parts in the order in which they are read: "test" before "train", so that test people are known first."""
+    """Parts in reading order: "test" before "train", so that the identities of the test split are known first.
+
+    `revision` changes with the files of the source, as far as this can be checked without reading them.
+    """
 
     parts: Sequence[Part]
-    revision: str  # changes with the files behind the source, as far as that is cheap to tell
+    revision: str
 
     @property
     def has_splits(self) -> bool:
-        """Whether the source itself says what is train and what is test."""
+        """Whether the source has both a train and a test split."""
         return {part.split for part in self.parts} >= {"train", "test"}
 
 
 def open_source(source: str, split: str | None = None, *, revision: str | None = None) -> Source:
-    """Tell what `source` is and open it.
+    """Open a folder of photos, local Parquet files, or a Hugging Face data set.
 
-    `split` keeps one of the splits that it carries. `revision` is that of an earlier call: a data set of the hub is
-    read as it was then; elsewhere it is for the caller to compare.
+    Args:
+        source: a folder, a Parquet file, a glob of Parquet files, or the id user/name of a data set.
+        split: read only this split of the source.
+        revision: of an earlier call; a Hugging Face data set is read at this revision, other sources ignore it.
 
-    Raises UserError if there is nothing of that name, nothing to read in it, or no such split.
+    Raises UserError if there is no such source, it has no photos, or it has no such split.
     """
     path = Path(source)
     if path.is_dir():
-        # A local copy of a hub data set keeps its Parquet files one folder down.
+        # A local copy of a Hugging Face data set has its Parquet files in a sub-folder.
         files = _parquet_files(path) or (None if _has_photo(path) else _parquet_files(path, "*/*.parquet"))
         if files:
             return _local_parquet(source, files, split)
@@ -95,12 +101,12 @@ def open_source(source: str, split: str | None = None, *, revision: str | None =
         return Source([part], "")
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise UserError(f"{source}: a folder of photos, Parquet files or a Hugging Face data set is needed here")
+            raise UserError(f"{source}: not a folder of photos, a Parquet file or a Hugging Face data set")
         return _local_parquet(source, [path], split)
     if glob.has_magic(source):
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if name.endswith(".parquet")]
         if not files:
-            raise UserError(f"{source}: no Parquet file has such a name")
+            raise UserError(f"{source}: no Parquet file matches")
         return _local_parquet(source, files, split)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", source) and not source.endswith(".parquet"):
         return _hub(source, split, revision)
@@ -111,17 +117,17 @@ def open_source(source: str, split: str | None = None, *, revision: str | None =
 
 
 class FolderPart:
-    """Photos below a folder, in the order of their paths; the top-level sub-folder names the person."""
+    """Photos in a folder and its sub-folders, ordered by path. The top-level sub-folder is the identity."""
 
     def __init__(self, folder: Path) -> None:
-        """Counts the photos, which takes a listing of every folder."""
+        """Counts the photos, which lists every folder."""
         self.folder = folder
         self.split: str | None = None
         self.total: int | None = sum(1 for _ in _walk(folder))
         self._last: list[str] = []
 
     def items(self, position: Position | None) -> Generator[Item, None, None]:
-        """Items behind the path in `position`, one folder's listing in memory at a time."""
+        """Items after the path in `position`. The listing of one folder at a time is in memory."""
         self._last = list(position["last"]) if position else []
         for parts, path in _walk(self.folder, after=tuple(self._last)):
             self._last = list(parts)
@@ -139,13 +145,13 @@ def _walk(
     after: tuple[str, ...] = (),
     above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """(path parts, path) of every photo whose parts are greater than `after`, in their order."""
+    """(path parts, path) of every photo whose parts are greater than `after`, in order."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder above would never end
+    if here in above:  # a link to a parent folder, which would never end
         return
     with os.scandir(folder) as entries:
-        # Keys are stored as UTF-8, so a name that is not UTF-8 is shown with escapes.
+        # Keys are stored as UTF-8; a name that is not UTF-8 gets escapes.
         named = [(os.fsencode(entry.name).decode("utf-8", "backslashreplace"), entry) for entry in entries]
     for name, entry in sorted(named, key=lambda pair: pair[0]):
         if name.startswith("."):
@@ -161,7 +167,7 @@ def _walk(
 def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
-    except OSError:  # a link that leads nowhere or to itself
+    except OSError:  # a broken link or one to itself
         return False
 
 
@@ -170,14 +176,14 @@ def _has_photo(folder: Path) -> bool:
         return any(os.path.splitext(entry.name)[1].lower() in SUFFIXES for entry in entries)
 
 
-# --- Parquet, here or on the hub -------------------------------------------------------------------------------------
+# --- Parquet, local or on the hub ------------------------------------------------------------------------------------
 
 
 class StreamPart:
     """One split of a data set, read with `datasets` as a stream."""
 
     def __init__(self, name: str, stream: Any, split: str, total: int | None, source: str, has_person: bool) -> None:
-        """`stream` has the columns that `_stream_part` leaves; `source` is for messages."""
+        """`stream` has the columns that `_stream_part` selects; `source` is for error messages."""
         self.name = name
         self.split: str | None = split
         self.total = total
@@ -188,7 +194,7 @@ class StreamPart:
         self._row = 0
 
     def items(self, position: Position | None) -> Generator[Item, None, None]:
-        """Rows behind `position`. Raises UserError if the stream breaks off."""
+        """Rows after `position`. Raises UserError if the stream fails."""
         self._row = position["row"] if position else 0
         self._stream.load_state_dict(position["stream"] if position else self._start)
         rows = iter(self._stream)
@@ -198,10 +204,10 @@ class StreamPart:
                     row = next(rows)
                 except StopIteration:
                     return
-                except Exception as error:  # pyarrow, fsspec and the hub's client have each their own
+                except Exception as error:  # pyarrow, fsspec and huggingface_hub have their own exception classes
                     raise UserError(
                         f"{self.source}: reading broke off at row {self._row} of {self.name} ({_reason(error)}); "
-                        "what is done is kept: mend the source or the network and run the same command again"
+                        "what is done is kept: repair the source or the network and run the same command again"
                     ) from error
                 image = row[IMAGE] or {}
                 key = image.get("path") or f"{self.name}/{self._row:07d}"
@@ -209,11 +215,11 @@ class StreamPart:
                 self._row += 1
                 yield Item(key, key if person is None else str(person), image.get("bytes"))
         finally:
-            # Left open, the generators inside would complain at the interpreter's end.
+            # Generators that stay open would print errors when the interpreter exits.
             rows.close()
 
     def position(self) -> Position:
-        """What `datasets` needs to go on behind the last row."""
+        """The state of the stream after the last row, and the number of that row."""
         return {"row": self._row, "stream": self._stream.state_dict()}
 
 
@@ -222,14 +228,14 @@ def _parquet_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
 
 
 def split_of(name: str) -> str:
-    """What a split is used as: test, valid, validation, val and dev as "test", any other as "train"."""
+    """The use of a split: "test" for test, valid, validation, val and dev, "train" for any other."""
     return "test" if re.match(r"(test|valid|validation|val|dev)([-_.\d]|$)", name.lower()) else "train"
 
 
 def split_name(file: Path) -> str:
-    """The split that a file's name opens with: train-00000-of-00008.parquet -> train; "train" where it names none."""
-    found = re.match(r"(train|test|validation|valid|val|dev)([-_.\d]|$)", file.name.lower())
-    return found[1] if found else "train"
+    """The split at the start of a file name: test-00000-of-00002.parquet -> test; "train" if there is none."""
+    match = re.match(r"(train|test|validation|valid|val|dev)([-_.\d]|$)", file.name.lower())
+    return match[1] if match else "train"
 
 
 def _local_parquet(source: str, files: list[Path], split: str | None) -> Source:
@@ -247,9 +253,7 @@ def _local_parquet(source: str, files: list[Path], split: str | None) -> Source:
                 f"{file}: can't be read as Parquet ({_reason(error)}); fetch it again or move it away"
             ) from None
         if IMAGE not in columns:
-            raise UserError(
-                f"{file}: has no column {IMAGE!r} (it has {', '.join(columns[:8])}); see the README's schema"
-            )
+            raise UserError(f"{file}: {_no_image(columns)}")
         name = split_name(file)
         splits.setdefault(name, []).append(file)
         rows[name] = rows.get(name, 0) + count
@@ -277,7 +281,7 @@ def _hub(source: str, split: str | None, revision: str | None) -> Source:
     import huggingface_hub
 
     try:
-        # One plain request first: load_dataset retries for half a minute where there is no network.
+        # A single request first: without a network load_dataset would retry for half a minute.
         sha = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=20).sha)
         streams = datasets.load_dataset(source, revision=sha, streaming=True)
         _check_split(source, split, streams)
@@ -289,16 +293,16 @@ def _hub(source: str, split: str | None, revision: str | None) -> Source:
         raise
     except huggingface_hub.errors.GatedRepoError:
         raise UserError(
-            f"{source}: access to this data set is restricted; ask for it on its page, then `hf auth login`"
+            f"{source}: access to this data set is restricted; request access on its page, then `hf auth login`"
         ) from None
     except huggingface_hub.errors.RepositoryNotFoundError:
         raise UserError(
-            f"{source}: no such folder here, and no such data set on the hub, or a private one; check the name, or "
+            f"{source}: no such local folder, and no such data set on the hub, or a private one; check the name, or "
             "`hf auth login`"
         ) from None
-    except Exception as error:  # no network, offline mode, gated, not a data set: each layer has its own classes
+    except Exception as error:  # each layer below has its own exception classes
         raise UserError(
-            f"{source}: no such folder here, and as a Hugging Face data set it can't be opened ({_reason(error)}); "
+            f"{source}: no such local folder, and as a Hugging Face data set it can't be opened ({_reason(error)}); "
             "check the name, the network, and `hf auth login` if access is restricted"
         ) from None
     return _in_order(parts, sha)
@@ -309,7 +313,7 @@ def _stream_part(name: str, stream: Any, total: int | None, source: str) -> Stre
 
     columns = stream.column_names or list(next(iter(stream.take(1)), {}))
     if IMAGE not in columns:
-        raise UserError(f"{source}: has no column {IMAGE!r} (it has {', '.join(columns[:8])}); see the README's schema")
+        raise UserError(f"{source}: {_no_image(columns)}")
     has_person = PERSON in columns
     stream = stream.select_columns([IMAGE, PERSON] if has_person else [IMAGE])
     stream = stream.cast_column(IMAGE, datasets.Image(decode=False))
@@ -321,13 +325,17 @@ def _in_order(parts: list[StreamPart], revision: str) -> Source:
     return Source(ordered, revision)
 
 
+def _no_image(columns: Sequence[str]) -> str:
+    return f"has no column {IMAGE!r} (it has {', '.join(columns[:8])}); {SCHEMA_HINT}"
+
+
 def _check_split(source: str, split: str | None, splits: Any) -> None:
     if split is not None and split not in splits:
         raise UserError(f"{source}: has no split {split!r}; it has {', '.join(sorted(splits))}")
 
 
 def _datasets() -> Any:
-    """The `datasets` library with its own progress bars and retry messages silenced: errors come as one line."""
+    """The `datasets` library without its progress bars and retry messages."""
     import datasets
     from huggingface_hub.utils import logging
 
@@ -338,7 +346,7 @@ def _datasets() -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, not too long."""
+    """The first line of an error message, at most 200 characters."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip() if lines else ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -32,9 +32,10 @@ import numpy as np
 import torch
 
 from vultus._files import atomic_path, make_folder
+from vultus._formats import VERSIONS
 from vultus.errors import UserError
 from vultus.images.xmp import model_id
-from vultus.models.onnx_runtime import ABOUT, FORMAT, PEOPLE, encode_people, open_session
+from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, encode_population, open_session
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.latents import Floats, noise, sample_identities
 
@@ -78,10 +79,11 @@ def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = 
     settings = snapshot.network.settings()
     onnx = _onnx()
     make_folder(path.parent)
-    about = snapshot.metadata | {"format": FORMAT, "model": model_id(snapshot.path), "precision": precision}
-    about["generator"] = settings
-    people = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
-    entries = {ABOUT: json.dumps(about, ensure_ascii=False)} | ({PEOPLE: encode_people(people)} if people else {})
+    about = snapshot.metadata | {"format": str(VERSIONS["onnx"]), "model": model_id(snapshot.path)}
+    about |= {"precision": precision, "generator": settings}
+    entries = {METADATA_KEY: json.dumps(about, ensure_ascii=False)}
+    if snapshot.population:
+        entries[POPULATION_KEY] = encode_population(snapshot.population)
     with atomic_path(path) as temporary:
         for model in _models(snapshot, precision):
             onnx.helper.set_model_props(model, entries)

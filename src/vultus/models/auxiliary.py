@@ -1,6 +1,6 @@
-"""Networks that training with coded noise needs beside generator and discriminator; no snapshot holds them.
+"""Networks that method `coded` trains besides generator and discriminator. They are in checkpoints, not in snapshots.
 
-Shape legend as in networks.py. Weights are He-normal, biases 0.
+Shapes as in generators.py. Weights are He-normal, biases 0.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from vultus.models.layers import SLOPE, Conv2d, Linear, init_he
 
-PHOTO_SIDE = 32  # a code shall hold pose, light and background, not the face's detail
-MATCH_SIDE = 3  # deep features are averaged down to it before they are compared with an embedding
-LOG_VARIANCE = (-8.0, 2.0)  # keeps exp() tame before the code has settled
+PHOTO_SIDE = 32  # the latents shall encode pose, light and background, not the details of the face
+MATCH_SIDE = 3  # side to which deep features are pooled before they are compared with an embedding
+LOG_VARIANCE = (-8.0, 2.0)  # range; keeps exp() bounded early in training
 
 
 class PosteriorEncoder(nn.Module):
-    """What the embedding does not say about a photo (pose, light, background), read from it at 32x32: x [N, 3, R, R] ->
-    mean and logarithm of the variance of a normal distribution over noise vectors, each [N, z_dim] float32.
+    """Posterior q(z | x) of the latents of a photo: x [N, 3, R, R] -> mean and log variance, each [N, z_dim] float32.
 
-    The encoder of a variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114) in front of a GAN (Bao et al.
-    2017, arXiv:1703.10155; Zhu et al. 2017, arXiv:1711.11586).
+    It encodes what the embedding does not contain: pose, light, background. The photo is read at 32x32. The encoder of
+    a variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114) combined with a GAN (Bao et al. 2017,
+    arXiv:1703.10155; Zhu et al. 2017, arXiv:1711.11586).
     """
 
     def __init__(self, z_dim: int, width: int = 32) -> None:
@@ -35,7 +35,7 @@ class PosteriorEncoder(nn.Module):
         self.head = Linear(4 * width * 16, 2 * z_dim)
         self.apply(init_he)
         with torch.no_grad():
-            self.head.weight.mul_(0.3)  # codes start small
+            self.head.weight.mul_(0.3)  # the posterior starts close to the prior
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = F.adaptive_avg_pool2d(x, PHOTO_SIDE)
@@ -46,11 +46,11 @@ class PosteriorEncoder(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """Small heads on two depths of the frozen FaceNet, under spectral normalisation: projected GANs (Sauer et al. 2021,
-    arXiv:2111.01007) without their random projections. (shallow [N, 192, s, s], deep [N, 256, t, t]) -> patch logits
-    [N, 1, ., .] for each, float32. `match` judges the deep features together with an embedding.
+    """Discriminator of FaceNet features from two depths: (shallow [N, 192, s, s], deep [N, 256, t, t]) -> patch logits
+    [N, 1, ., .] float32 for each. `match` adds the condition: deep features and embedding -> logits [N].
 
-    `scale` [2] brings the features to a root mean square of 1; see calibrate().
+    Projected GANs (Sauer et al. 2021, arXiv:2111.01007) without the random projections. All layers have spectral
+    normalization. `scale` [2] brings the features to a root mean square of 1; see calibrate().
     """
 
     scale: Tensor
@@ -66,17 +66,17 @@ class FeatureDiscriminator(nn.Module):
         self.apply(init_he)
         for layer in (*self.shallow, *self.deep, *self.paired, self.from_c):
             spectral_norm(layer)
-        # Of the logits, which would otherwise be bounded. A product of two features of unit size starts smaller.
+        # Spectral normalization bounds the logits. The inner product in `match` is larger, so its gain starts smaller.
         self.gain = nn.Parameter(torch.tensor([1.0, 1.0, 0.25]))
         self.register_buffer("scale", torch.ones(2))
 
     @torch.no_grad()
     def calibrate(self, features: tuple[Tensor, Tensor]) -> None:
-        """Set `scale` by the features of real photos."""
+        """Set `scale` from the features of real photos."""
         self.scale.copy_(torch.stack([1 / feature.float().square().mean().sqrt() for feature in features]))
 
     def scaled(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Features as forward() takes them and as distances between pictures are measured."""
+        """The features multiplied by `scale`, as forward(), match() and the perceptual loss take them."""
         shallow, deep = features
         scale = self.scale.to(shallow.dtype)
         return shallow * scale[0], deep * scale[1]
@@ -90,7 +90,7 @@ class FeatureDiscriminator(nn.Module):
         return logits
 
     def match(self, deep: Tensor, c: Tensor) -> Tensor:
-        """How well deep features [N, 256, t, t] fit embeddings c [N, c_dim] -> [N], by projection."""
+        """Projection logits [N] of deep features [N, 256, t, t] and embeddings c [N, c_dim]."""
         first, second = self.paired
         h = F.adaptive_avg_pool2d(F.leaky_relu(first(deep), SLOPE), MATCH_SIDE)
         h = F.leaky_relu(second(h.flatten(1).float()), SLOPE)

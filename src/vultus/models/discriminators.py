@@ -1,9 +1,9 @@
 """Discriminators.
 
-Shape legend: x [N, 3, R, R] image in [-1, 1]; c [N, c_dim] unit-norm embedding; logits [N]. A network computes in the
-dtype of the image that it is given (float32 or bfloat16) and keeps its parameters in float32; logits are float32.
+Shapes: x [N, 3, R, R] image in [-1, 1]; c [N, c_dim] unit-norm embedding; logits [N]. A network computes in the dtype
+of x (float32 or bfloat16); its parameters and the logits are float32.
 
-Initialization: `dcgan` as in generators.py; `projection` He-normal weights, biases 0; spectral normalization on top.
+Initialization: `dcgan` as in generators.py; `projection` He-normal weights, biases 0. Both use spectral normalization.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vultus.models.layers import SLOPE, Conv2d, GainConv2d, Linear, init_dcgan, 
 
 
 class DCGANDiscriminator(nn.Module):
-    """Strided convolutions from R x R to 4x4; there the projected embedding joins, and one logit judges the pair.
+    """Strided convolutions from R x R to 4x4, concatenation with the projected embedding, one logit.
 
-    Spectral normalisation of the convolutions (Miyato et al. 2018, arXiv:1802.05957) stands in for DCGAN's batch-norm:
-    with batch-norm the gradient of the logit to the picture was twenty times that of 10 MSE, and the reconstruction
-    got worse with training (docs/log.md).
+    Spectral normalization of the convolutions (Miyato et al. 2018, arXiv:1802.05957) replaces DCGAN's batch-norm. With
+    batch-norm the gradient of the logit with respect to the image was twenty times that of 10 MSE, and the
+    reconstruction became worse during training.
     """
 
     def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
@@ -52,11 +52,11 @@ class DCGANDiscriminator(nn.Module):
 
 
 class ProjectionDiscriminator(nn.Module):
-    """Pixels folded to R/2 x R/2 x 12, strided convolutions under spectral normalisation to 4x4. The logit is an
-    unconditional term plus the projection of the features on the embedding (Miyato & Koyama 2018, arXiv:1802.05637).
+    """Pixel unshuffle to R/2 x R/2 x 12, then strided convolutions with spectral normalization to 4x4. The logit is an
+    unconditional term plus the inner product of features and projected embedding (Miyato & Koyama 2018,
+    arXiv:1802.05637).
 
-    `read` shares the convolutions between several questions about the same pictures: x -> (unconditional logits [N],
-    features [N, projection], a logit for each of 8x8 patches [N, 8, 8]); `match` gives the conditional term.
+    `read` runs the convolutions once for several outputs; `match` computes the conditional term from its features.
     """
 
     def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
@@ -75,23 +75,24 @@ class ProjectionDiscriminator(nn.Module):
         self.apply(init_he)
         for layer in (self.stem, *self.stages, self.patch, self.features, self.from_c, self.head):
             spectral_norm(layer)
-        self.gain = nn.Parameter(torch.ones(3))  # of the three logits, which would otherwise be bounded
+        self.gain = nn.Parameter(torch.ones(3))  # of the three logits, which spectral normalization bounds
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unconditional logits [N], features [N, projection], patch logits [N, 8, 8]."""
+        """x -> unconditional logits [N], features [N, projection], logits of 8x8 patches [N, 8, 8]."""
         h = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         h = F.leaky_relu(self.stem(h), SLOPE, inplace=True)
         for stage in self.stages:
-            # Spectral normalisation halves the signal at every leaky ReLU; the weight, which is small, gives it back.
+            # A leaky ReLU about halves the variance, and spectral normalization keeps the weights from growing. The
+            # gain of sqrt(2) compensates; it is applied to the weight, which is smaller than the features.
             h = F.leaky_relu(stage(h, math.sqrt(2)), SLOPE, inplace=True)
             if h.shape[-1] == 8:
                 patch = self.patch(h)
-        # The heads are small: float32.
+        # The last layers are small and stay in float32.
         h = F.leaky_relu(self.features(h.flatten(1).float()), SLOPE, inplace=True)
         return self.head(h).squeeze(1) * self.gain[0], h, patch.squeeze(1).float() * self.gain[1]
 
     def match(self, features: Tensor, c: Tensor) -> Tensor:
-        """How well features [N, projection] fit embeddings c [N, c_dim] -> [N]."""
+        """Conditional term of the logits [N]: features [N, projection] and embeddings c [N, c_dim]."""
         return (features * self.from_c(c * self.scale)).sum(1) * self.gain[2]
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -103,5 +104,5 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "proj
 
 
 def build_discriminator(*, kind: str, **arguments: Any) -> nn.Module:
-    """A discriminator by the fields of DiscriminatorConfig, channels_last, with fresh weights."""
+    """The discriminator with these fields of DiscriminatorConfig, in channels_last, with initial weights."""
     return DISCRIMINATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

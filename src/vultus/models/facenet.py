@@ -1,6 +1,6 @@
-"""Frozen face encoders. FaceNet gives the condition that a generator is trained on.
+"""FaceNet, the frozen face encoder whose embeddings are the condition of a generator.
 
-Shape legend: x [N, 3, S, S] float in [-1, 1]; embeddings c [N, 512] float32, unit norm.
+Shapes: x [N, 3, S, S] float in [-1, 1]; embeddings c [N, 512] float32, unit norm.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ FACENET_WEIGHTS = (
 )
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by the names used in settings
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in settings
 
 
 class Encoder(Protocol):
-    """What the rest of the program may ask of a face encoder."""
+    """Interface of a face encoder."""
 
     id: str
     dim: int
     weights_sha256: str
-    crop: float  # central fraction of the frame that the encoder reads
+    crop: float  # central fraction of the image that the encoder reads
     size: int  # side of its input in pixels
-    dtype: torch.dtype  # what it computes in
+    dtype: torch.dtype  # of its computation
 
     def embed(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Whole frames x [N, 3, S, S] in [-1, 1] -> unit-norm float32 [N, dim]; differentiable to x."""
+        """Whole images x [N, 3, S, S] in [-1, 1] -> unit-norm float32 [N, dim]; differentiable with respect to x."""
         ...
 
 
 # --- InceptionResnetV1 -------------------------------------------------------------------------------------------
-# Szegedy et al. 2016 (arXiv:1602.07261) with FaceNet's widths; module names are facenet-pytorch's, so that its files
-# load with strict=True.
+# Szegedy et al. 2016 (arXiv:1602.07261) with the widths of FaceNet. The module names are those of facenet-pytorch, so
+# that its weight files load with strict=True.
 
 
 class BasicConv2d(nn.Module):
@@ -131,7 +131,7 @@ class Reduction(nn.Module):
 
 
 class InceptionResnetV1(nn.Module):
-    """[N, 3, 160, 160] with values (rgb - 127.5) / 128 -> [N, 512] of unit norm. Any side from 75 pixels works."""
+    """[N, 3, 160, 160] with values (rgb - 127.5) / 128 -> [N, 512] of unit norm. Other sides work from 75 pixels on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,15 +171,15 @@ class InceptionResnetV1(nn.Module):
         return F.normalize(self.last_bn(x))
 
 
-# --- FaceNet as the condition's encoder -----------------------------------------------------------------------------
+# --- FaceNet as the encoder of the condition ------------------------------------------------------------------------
 
 
 @functools.cache
 def fastest_dtype(device: str) -> torch.dtype:
-    """bfloat16 where it is measured to be faster than float32, else float32.
+    """The faster dtype on `device`: bfloat16 or float32.
 
-    On a CPU the instruction set does not tell: of two processors with AVX512-BF16, one multiplies bfloat16 twice as
-    fast as float32 and the other half as fast. So a small convolution is timed in both (some 50 ms, once a process).
+    On a CPU the instruction set does not decide: of two CPUs with AVX512-BF16, one ran bfloat16 twice as fast as
+    float32, the other half as fast. A small convolution is therefore timed in both (about 50 ms, once per process).
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -198,11 +198,17 @@ def fastest_dtype(device: str) -> torch.dtype:
 
 
 class FaceNet(nn.Module):
-    """The frozen encoder: whole frames in, unit-norm embeddings of their central 80 % out.
+    """The frozen encoder: whole images -> unit-norm embeddings of their central 80 %.
 
-    It stays in evaluation mode (`train()` does nothing) and no parameter asks for a gradient; gradients flow to the
-    images only. `network` keeps the weights as loaded, in float32; the forward pass runs on a copy of it in `dtype` and
-    channels_last, the head in float32.
+    It stays in evaluation mode (`train()` does nothing) and its parameters require no gradient; gradients flow to the
+    images only. `network` has the weights as loaded, in float32. The forward pass runs on a copy of it in `dtype` and
+    channels_last; the last linear layer and its batch-norm stay in float32.
+
+    Args:
+        network: with the loaded weights.
+        device: of the computation.
+        dtype: of the computation; by default the faster one, see fastest_dtype().
+        weights_sha256: of the weight file.
     """
 
     id = "facenet-vggface2"
@@ -223,7 +229,7 @@ class FaceNet(nn.Module):
         self.dtype = fastest_dtype(str(device)) if dtype is None else dtype
         self.body = copy.deepcopy(self.network).to(dtype=self.dtype)
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # The head is small and sets the direction of the embedding: float32 whatever the body runs in.
+        # The last layer is small and determines the direction of the embedding: always float32.
         self.body.last_linear = self.network.last_linear
         self.body.last_bn = self.network.last_bn
         self.weights_sha256 = weights_sha256
@@ -234,23 +240,24 @@ class FaceNet(nn.Module):
         return self
 
     def embed(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Frames x [N, 3, S, S] in [-1, 1] -> [N, 512] float32, unit norm. Differentiable to x.
+        """Whole images x [N, 3, S, S] in [-1, 1] -> [N, 512] float32, unit norm. Differentiable with respect to x.
 
-        `size` is the side at which FaceNet reads its crop (160 by default; 96 costs a fifth and serves a loss).
+        `size` is the side in pixels to which the crop is resized: 160 by default; 96 costs a fifth and suffices for a
+        loss.
         """
         return self.embed_crop(crop_x(x, size or self.size, self.crop))
 
     def embed_crop(self, x: Tensor) -> Tensor:
-        """Crops as FaceNet reads them, x [N, 3, s, s] in [-1, 1] -> [N, 512] float32, unit norm."""
+        """Crops x [N, 3, s, s] in [-1, 1] (the central 80 % of images) -> [N, 512] float32, unit norm."""
         x = (x * (127.5 / 128)).to(self.dtype, memory_format=torch.channels_last)
         return self.body(x)
 
 
 class FaceFeatures(nn.Module):
-    """FaceNet cut in two, for losses that want its features and its embedding of the same pictures.
+    """FaceNet in two parts, for losses that need its features and its embedding of the same images.
 
-    Frozen as FaceNet is, and a copy of it: batch-norms are folded into the convolutions and ReLUs work in place, which
-    spares the way back through them.
+    A frozen copy of FaceNet. Batch-norms are folded into the convolutions and ReLUs are in place, which makes the
+    backward pass cheaper.
     """
 
     def __init__(self, encoder: FaceNet) -> None:
@@ -274,8 +281,8 @@ class FaceFeatures(nn.Module):
         return self
 
     def shallow(self, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Frames x [N, 3, S, S] in [-1, 1], their crop read at size x size -> features [N, 192, s, s] and
-        [N, 256, t, t] in `dtype`, s about a quarter of size and t half of that. Differentiable to x."""
+        """Whole images x [N, 3, S, S] in [-1, 1], cropped and resized to `size` -> features [N, 192, s, s] and
+        [N, 256, t, t] in `dtype`, where s is about size / 4 and t about size / 8. Differentiable with respect to x."""
         x = (crop_x(x, size, self.crop) * (127.5 / 128)).to(self.dtype, memory_format=torch.channels_last)
         b = self.body
         h = b.conv2d_2b(b.conv2d_2a(b.conv2d_1a(x)))
@@ -283,7 +290,7 @@ class FaceFeatures(nn.Module):
         return middle, b.repeat_1(b.conv2d_4b(middle))
 
     def rest(self, deep: Tensor) -> Tensor:
-        """The second of shallow()'s features -> the embedding that FaceNet.embed gives, [N, 512] float32."""
+        """The second features of shallow() -> the embedding that FaceNet.embed returns, [N, 512] float32."""
         b = self.body
         h = b.repeat_3(b.mixed_7a(b.repeat_2(b.mixed_6a(deep))))
         h = b.last_linear(b.block8(h).mean((2, 3)).float())
@@ -291,9 +298,9 @@ class FaceFeatures(nn.Module):
 
 
 def load_facenet_state(path: Path) -> dict[str, Tensor]:
-    """State dict of a safetensors file or an official `.pt` (read with weights_only), without `logits.*`, float32.
+    """State dict, float32, of a safetensors file or an official `.pt` (read with weights_only).
 
-    Raises UserError that names the file if it cannot be read.
+    The entries `logits.*`, a classifier, are left out. Raises UserError that names the file if it cannot be read.
     """
     try:
         if path.suffix == ".safetensors":
@@ -321,6 +328,9 @@ def _load_network() -> tuple[InceptionResnetV1, str]:
 
 
 def load_facenet(*, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FaceNet:
-    """FaceNet with its real weights (VGGFace2, 512-d). Raises UserError if they are not at hand and not reachable."""
+    """FaceNet with the VGGFace2 weights; `device` and `dtype` as in FaceNet.
+
+    Raises UserError if the weights are neither in the weights folder nor in the cache and cannot be downloaded.
+    """
     network, sha256 = _load_network()
     return FaceNet(copy.deepcopy(network), device=device, dtype=dtype, weights_sha256=sha256)

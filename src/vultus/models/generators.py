@@ -1,16 +1,15 @@
 """Generators.
 
-Shape legend: z [N, z_dim] noise, standard normal; c [N, c_dim] unit-norm embedding; x [N, 3, R, R] image in [-1, 1]. A
-network computes in the dtype of its noise (float32 or bfloat16) and keeps its parameters in float32; images come out in
-float32.
+Shapes: z [N, z_dim] noise, standard normal; c [N, c_dim] unit-norm embedding; x [N, 3, R, R] image in [-1, 1]. A
+network computes in the dtype of z (float32 or bfloat16); its parameters and its output are float32.
 
 Initialization:
 - dcgan: weights N(0, 0.02), batch-norm scales N(1, 0.02), biases 0 (Radford et al. 2016, arXiv:1511.06434).
-- conditional-norm: He-normal weights, biases 0; the layers that give scales and shifts 0.3 times that, so that the norms
-  start near plain ones; the last layer 0.3 times that, and equal for the four pixels of a shuffle (Aitken et al. 2017,
-  arXiv:1707.02937), which avoids a checkerboard pattern at the start.
-- An embedding of unit norm has entries of size 1/sqrt(c_dim); it is multiplied by sqrt(c_dim) on entry, so that its
-  entries have the scale of the noise.
+- conditional-norm: He-normal weights, biases 0. The layers that compute scales and shifts have weights 0.3 times as
+  large, so that a conditional norm starts close to a plain one. So has the last layer, with the same weights for the
+  four pixels of a pixel shuffle (Aitken et al. 2017, arXiv:1707.02937), which avoids a checkerboard pattern.
+- The entries of a unit-norm embedding are of the order 1/sqrt(c_dim). The embedding is multiplied by sqrt(c_dim), so
+  that its entries are of the same order as those of the noise.
 """
 
 from __future__ import annotations
@@ -37,9 +36,18 @@ from vultus.models.layers import (
 
 
 class GeneratorNetwork(nn.Module, HubMixin):
-    """What every generator has: generator(z, c) -> x, and the keyword arguments that it was built with.
+    """Base class of the generators: network(z, c) -> x.
 
-    `GeneratorNetwork.from_pretrained("user/name" or folder)` gives the generator of whatever kind; see pretrained.py.
+    `GeneratorNetwork.from_pretrained("user/name" or folder)` loads a generator of any kind; see hub.py.
+
+    Args:
+        resolution: side R of the images in pixels.
+        z_dim: length of the noise vector.
+        c_dim: length of the embedding.
+
+    Attributes:
+        population: the population prior (see sampling/population.py), or empty; save_pretrained stores it.
+        metadata: the metadata of the snapshot without `generator`; save_pretrained stores it.
     """
 
     def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
@@ -51,15 +59,18 @@ class GeneratorNetwork(nn.Module, HubMixin):
         self.metadata: dict[str, Any] = {}
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """Images x [N, 3, R, R] float32 in [-1, 1] of noise z [N, z_dim] and embeddings c [N, c_dim]."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
+        """The fields of GeneratorConfig that this network was built with."""
         kind = next(kind for kind, known in GENERATORS.items() if type(self) is known)
-        assert isinstance(self._hub_mixin_config, dict)  # the constructor's arguments, remembered by the mixin
+        assert isinstance(self._hub_mixin_config, dict)  # the arguments of the constructor, stored by ModelHubMixin
         return {"kind": kind} | self._hub_mixin_config
 
     @classmethod
     def build(cls, **settings: Any) -> Any:
+        """See build_generator."""
         return build_generator(**settings)
 
 
@@ -67,7 +78,7 @@ class GeneratorNetwork(nn.Module, HubMixin):
 
 
 class DCGANGenerator(GeneratorNetwork):
-    """Transposed convolutions from 4x4 to R x R with batch-norm and ReLU, tanh at the end."""
+    """Transposed convolutions from 4x4 to R x R with batch-norm and ReLU, then tanh."""
 
     def __init__(
         self, *, resolution: int, z_dim: int, c_dim: int, base_width: int, max_width: int, projection: int
@@ -92,12 +103,14 @@ class DCGANGenerator(GeneratorNetwork):
         return torch.tanh(self.to_rgb(h).float())
 
 
-# --- conditional batch-norm, ------------------------------------------------------------------------------------------
+# --- conditional batch-norm ------------------------------------------------------------------------------------------
 
 
 class ConditionalNorm(nn.Module):
-    """Batch-norm whose scale and shift are an affine function of w [N, w_dim], sample by sample (de Vries et al. 2017,
-    arXiv:1707.00683; of the noise too, Brock et al. 2018, arXiv:1809.11096)."""
+    """Batch-norm with a scale and a shift per sample and channel, affine functions of w [N, w_dim].
+
+    de Vries et al. 2017, arXiv:1707.00683; with noise in w, Brock et al. 2018, arXiv:1809.11096.
+    """
 
     def __init__(self, channels: int, w_dim: int) -> None:
         super().__init__()
@@ -109,8 +122,8 @@ class ConditionalNorm(nn.Module):
 
 
 class ConditionalNormBlock(nn.Module):
-    """1x1 to cout, upsample if `up`, then x + conv(act(norm(conv(act(norm(x)))))), or with one convolution if not
-    `deep`."""
+    """Residual block: 1x1 convolution to `cout` channels, upsampling by 2 if `up`, then
+    x + conv(act(norm(conv(act(norm(x)))))), or x + conv(act(norm(x))) if not `deep`."""
 
     def __init__(self, cin: int, cout: int, w_dim: int, *, up: bool, deep: bool) -> None:
         super().__init__()
@@ -131,10 +144,10 @@ class ConditionalNormBlock(nn.Module):
 
 
 class ConditionalNormGenerator(GeneratorNetwork):
-    """Residual blocks under conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels shuffled to
-    R x R pixels. `projection` is the width of w; the noise gets half as many features as the embedding.
+    """Residual blocks with conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels and a pixel
+    shuffle to R x R. `projection` is the width of w; the noise gets half as many features as the embedding.
 
-    Blocks of 64x64 and more have one convolution: a second one there costs as much as all the blocks before.
+    Blocks of 64x64 and larger have one convolution: a second one would cost as much as all smaller blocks together.
     """
 
     def __init__(
@@ -186,5 +199,5 @@ GENERATORS: dict[str, type[GeneratorNetwork]] = {
 
 
 def build_generator(*, kind: str, **arguments: Any) -> GeneratorNetwork:
-    """A generator by the fields of GeneratorConfig, channels_last, with fresh weights."""
+    """The generator with these fields of GeneratorConfig, in channels_last, with initial weights."""
     return GENERATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,10 +1,10 @@
-"""A generator as a folder, here or on the Hugging Face hub, by the hub's own mixin. Nothing in it is a pickle.
+"""A generator as a model folder, on disk or on the Hugging Face hub. Nothing in it is a pickle.
 
-config.json         the fields of GeneratorConfig, which are the arguments of build_generator; beside them `vultus`:
-                    what the snapshot says about itself (encoder, crop, licence, ...), and whether there are people
-model.safetensors   the weights under their plain names
-people.safetensors  the distribution of the training embeddings, to draw people who do not exist (see people.py)
-README.md           the model card
+config.json         the fields of GeneratorConfig (the arguments of build_generator), and under `vultus` the format
+                    version, the metadata of the snapshot, and whether there is a population prior
+model.safetensors   the weights
+people.safetensors  the population prior, from which random identities are sampled (see sampling/population.py)
+README.md           the model card; only `vultus publish` writes it
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import HfApi, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from vultus._files import atomic_path, read_json, write_json
+from vultus._files import atomic_path, make_folder, read_json, write_json
+from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
 
-FORMAT = "1"
 CONFIG, MODEL, PEOPLE, CARD = "config.json", "model.safetensors", "people.safetensors", "README.md"
 PREFIX = "hf://"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class HubMixin(ModelHubMixin):
-    """save_pretrained, from_pretrained and push_to_hub for a network that is built from the fields of GeneratorConfig.
+    """save_pretrained and from_pretrained for a network that is built from the fields of GeneratorConfig.
 
-    huggingface_hub's own mixin for PyTorch falls back to pytorch_model.bin, a pickle, and knows one class to a config;
-    this one reads safetensors only, and gives the class that the config names.
+    PyTorchModelHubMixin of huggingface_hub can fall back to pytorch_model.bin, a pickle, and knows one class per
+    config. This class reads safetensors only and builds the class that the config names.
 
     Attributes:
-        people: the distribution of the training embeddings, or empty (see people.py).
-        metadata: what the snapshot says about itself, without its `generator`.
+        population: the population prior, or empty (see sampling/population.py).
+        metadata: the metadata of the snapshot without `generator`.
     """
 
     population: dict[str, Tensor]
@@ -50,7 +50,7 @@ class HubMixin(ModelHubMixin):
 
     @classmethod
     def build(cls, **settings: Any) -> Self:
-        """The network of these settings, with fresh weights."""
+        """The network with these settings and initial weights."""
         raise NotImplementedError
 
     @classmethod
@@ -66,10 +66,10 @@ class HubMixin(ModelHubMixin):
         map_location: str | torch.device = "cpu",
         **model_kwargs: Any,
     ) -> Self:
-        """The network in a folder, or of `user/name` (or `hf://user/name`) on the hub, ready to run on map_location.
+        """The network of a model folder, or of `user/name` or `hf://user/name` on the hub, in evaluation mode.
 
-        The mixin's own would swallow some of the hub's errors and read config.json unchecked. Raises UserError in one
-        line, and TypeError for `model_kwargs`: what the config says cannot be changed.
+        The options are those of ModelHubMixin.from_pretrained. Raises UserError with one line if the model is missing,
+        damaged or not accessible, and TypeError for `model_kwargs`: the config in the folder cannot be changed.
         """
         if model_kwargs:
             raise TypeError(f"from_pretrained takes no {', '.join(model_kwargs)}")
@@ -84,77 +84,90 @@ class HubMixin(ModelHubMixin):
         stored = read_folder(folder)
         network = cls.build(**stored.settings)
         if not isinstance(network, cls):
-            raise UserError(f"{folder}: holds a {type(network).__name__}, not a {cls.__name__}; load it as Generator")
+            kinds = f"holds a {type(network).__name__}, not a {cls.__name__}"
+            raise UserError(f"{folder}: {kinds}; load it with GeneratorNetwork.from_pretrained")
         assert isinstance(network, nn.Module)
         fill(network, stored.state, folder)
-        network.population, network.metadata = stored.people, stored.metadata
+        network.population, network.metadata = stored.population, stored.metadata
         network.to(map_location).eval()
         return network
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        write_folder(self, save_directory)
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write config.json, model.safetensors and people.safetensors into a folder; no model card.
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload to `user/name`, with the card that `vultus publish` writes, though without pictures and figures."""
-        options["model_card_kwargs"] = {"repo": repo_id} | (options.get("model_card_kwargs") or {})
-        return super().push_to_hub(repo_id, **options)
+        Raises UserError for `push_to_hub=True` (see push_to_hub), and TypeError for any other option.
+        """
+        if options.pop("push_to_hub", False):
+            self.push_to_hub()
+        if options:
+            raise TypeError(f"save_pretrained takes no {', '.join(options)}")
+        write_folder(self, make_folder(save_directory))
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card; keywords are those of card.model_card."""
-        from vultus.export.model_card import model_card
-
-        return ModelCard(model_card(self.metadata, self.settings(), people=bool(self.population), **kwargs))
+    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises UserError: a model is published with its model card, which `vultus publish` writes."""
+        raise UserError(
+            "push_to_hub: publish with `vultus publish SNAPSHOT --repo user/name` or vultus.publish(...), which "
+            "write the model card with the licence and the limits of the model"
+        )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a folder holds: settings are the fields of GeneratorConfig; all floating numbers are float32."""
+    """The content of a model folder: `settings` are the fields of GeneratorConfig; floating tensors are float32."""
 
     settings: dict[str, Any]
     state: dict[str, Tensor]
-    people: dict[str, Tensor]
+    population: dict[str, Tensor]
     metadata: dict[str, Any]
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder is one that save_pretrained or `vultus publish` wrote."""
+    """Whether a folder is a model folder, as save_pretrained and `vultus publish` write it."""
     return (folder / CONFIG).is_file() and (folder / MODEL).is_file()
 
 
 def read_folder(folder: Path) -> Stored:
-    """Raises UserError that names the file which is missing, damaged or of something else."""
-    config = read_json(folder / CONFIG)
-    about = config.pop("vultus", None) if isinstance(config, dict) else None
-    if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
-        raise UserError(f"{folder / CONFIG}: not the config of a vultus generator of format {FORMAT}")
-    people = read_tensors(folder / PEOPLE) if about.pop("people", False) else {}
-    settings = to_dict(from_dict(GeneratorConfig, config, str(folder / CONFIG)))
-    return Stored(settings, read_tensors(folder / MODEL), people, about)
+    """Read a model folder. Raises UserError that names the file that is missing, damaged or of another program."""
+    path = folder / CONFIG
+    config = read_json(path)
+    about = config.get("vultus") if isinstance(config, dict) else None
+    if not isinstance(about, dict) or "format" not in about:
+        raise UserError(f"{path}: not the config of a vultus generator")
+    config = upgrade("model folder", about["format"], config, path)
+    about = config.pop("vultus")
+    del about["format"]
+    population = read_tensors(folder / PEOPLE) if about.pop("people", False) else {}
+    settings = to_dict(from_dict(GeneratorConfig, config, str(path)))
+    return Stored(settings, read_tensors(folder / MODEL), population, about)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, floating numbers as float32."""
+    """The tensors of a safetensors file, floating ones as float32. Raises UserError if it is missing or damaged."""
     try:
         tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; copy or download the whole folder again") from None
-    except Exception as error:  # the library has an exception of its own
+    except Exception as error:  # safetensors has no public class for its errors
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: damaged or not a safetensors file ({reason}); copy or download it again") from None
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def write_folder(network: HubMixin, folder: Path, *, dtype: torch.dtype = torch.float32, people: bool = True) -> None:
-    """Write config.json, model.safetensors and, unless `people` is False or there are none, people.safetensors."""
+    """Write config.json, model.safetensors and people.safetensors.
+
+    `dtype` is that of the floating weights in the file. people.safetensors is left out, and removed if it exists, if
+    `people` is False or the network has no population prior.
+    """
     assert isinstance(network, nn.Module)
     _write_tensors(folder / MODEL, network.state_dict(), dtype)
     people = people and bool(network.population)
     if people:
         _write_tensors(folder / PEOPLE, network.population, torch.float32)
     else:
-        (folder / PEOPLE).unlink(missing_ok=True)  # of an earlier call
-    about = {"format": FORMAT, "people": people} | network.metadata
-    write_json(folder / CONFIG, network.settings() | {"vultus": about})  # last: it says that the folder is whole
+        (folder / PEOPLE).unlink(missing_ok=True)
+    about = {"format": str(VERSIONS["model folder"]), "people": people} | network.metadata
+    write_json(folder / CONFIG, network.settings() | {"vultus": about})  # last: then the folder is complete
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -162,13 +175,13 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -
         key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in tensors.items()
     }
-    data = safetensors.torch.save(stored, metadata={"format": "pt"})  # the hub's pages ask for this word
+    data = safetensors.torch.save(stored, metadata={"format": "pt"})  # the hub expects this entry
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
-    """Load all weights, float32. Raises UserError if they are not exactly those of the network."""
+    """Load `state` into `network`. Raises UserError if its keys or shapes are not exactly those of the network."""
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -179,9 +192,9 @@ def fill(network: nn.Module, state: dict[str, Tensor], where: str | Path) -> Non
 
 
 def fetch(name: str | Path, **options: Any) -> Path:
-    """The local folder of a name: a folder as it is, `user/name` from the hub's cache or the hub itself.
+    """The local folder of a model: `name` itself if it is a folder, else `user/name` from the hub or its cache.
 
-    `options` are those of hf_hub_download. Raises UserError in one line: nothing of that name, no access, no network.
+    `options` are those of hf_hub_download. Raises UserError if there is no such model, no access or no network.
     """
     text = str(name)
     repo = text.removeprefix(PREFIX)
@@ -192,25 +205,25 @@ def fetch(name: str | Path, **options: Any) -> Path:
     try:
         try:
             if not options.get("local_files_only"):
-                # One plain request first, for hf_hub_download retries for minutes where there is no network.
+                # A single request first: without a network hf_hub_download would retry for minutes.
                 HfApi().model_info(repo, revision=revision, timeout=20, token=token)
         except Exception as error:
             if getattr(error, "response", None) is not None:
                 raise
-            with contextlib.suppress(Exception):  # no network: what an earlier call left in the cache will do
+            with contextlib.suppress(Exception):  # no network: use the cache, if the model is in it
                 return _download(repo, options | {"local_files_only": True})
             raise
         return _download(repo, options)
     except UserError:
         raise
-    except Exception as error:  # no network, offline, private, not there: each layer has classes of its own
+    except Exception as error:  # each layer below has its own exception classes
         raise UserError(f"{text}: {problem(error)}") from None
 
 
 def _download(repo: str, options: dict[str, Any]) -> Path:
-    """The folder of one commit in the hub's cache."""
+    """The folder of one commit in the cache of the hub, with all files of the model."""
     config = Path(hf_hub_download(repo, CONFIG, **options))
-    options = options | {"revision": config.parent.name}  # of one commit, even if a new one comes meanwhile
+    options = options | {"revision": config.parent.name}  # the same commit for all files
     hf_hub_download(repo, MODEL, **options)
     values = read_json(config)
     about = values.get("vultus") if isinstance(values, dict) else None
@@ -220,21 +233,21 @@ def _download(repo: str, options: dict[str, Any]) -> Path:
 
 
 def check_repo(repo: str, shown: str) -> None:
-    """Raise UserError unless `repo` can be the name of a model on the hub."""
+    """Raise UserError, which shows `shown`, unless `repo` is a valid name of a model on the hub."""
     if not REPO.fullmatch(repo) or len(repo) > 96 or re.search(r"--|\.\.|[.-]/|[.-]$|\.git$", repo):
-        raise UserError(f"{shown}: neither a folder here nor a name on the hub, which is like user/name")
+        raise UserError(f"{shown}: neither a local folder nor a name on the hub (user/name)")
 
 
 def problem(error: Exception) -> str:
-    """What went wrong with the hub, and the remedy, in one line."""
+    """The cause of an error of huggingface_hub and the remedy, in one line."""
     from huggingface_hub import constants, errors
 
     address = constants.ENDPOINT
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return "access to it is restricted; ask for it on its page, then `hf auth login`"
+        return "access to it is restricted; request access on its page, then `hf auth login`"
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return "not in the cache, and HF_HUB_OFFLINE forbids the network; unset it"
+        return "not in the cache, and HF_HUB_OFFLINE is set; unset it"
     if isinstance(error, errors.RepositoryNotFoundError) and status != 401:
         return f"no such model on {address}, or a private one; check the name, or `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):

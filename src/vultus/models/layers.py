@@ -1,4 +1,4 @@
-"""What the networks are made of: layers that compute in the dtype of their input, stages, and what a generator has."""
+"""Layers that compute in the dtype of their input, the sizes of the stages, and initializations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2  # of every leaky ReLU
+SLOPE = 0.2  # negative slope of every leaky ReLU
 
 
 class Conv2d(nn.Conv2d):
@@ -20,7 +20,7 @@ class Conv2d(nn.Conv2d):
 
 
 class GainConv2d(Conv2d):
-    """Convolution with its weights multiplied by `gain` in use."""
+    """Convolution whose weights are multiplied by `gain` in the forward pass."""
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -45,19 +45,19 @@ class Linear(nn.Linear):
 
 
 def stage_sides(resolution: int, finest: int) -> list[int]:
-    """[4, 8, ..., finest]. Raises ValueError unless resolution is a power of two from 32."""
+    """Sides of the stages: [4, 8, ..., finest]. Raises ValueError unless resolution is a power of two from 32."""
     if resolution < 32 or resolution & (resolution - 1):
         raise ValueError(f"resolution must be a power of two from 32, not {resolution}")
     return [2**i for i in range(2, finest.bit_length())]
 
 
 def widths(sides: list[int], base_width: int, max_width: int) -> list[int]:
-    """Channels for each side: base_width at the last, doubling towards the first, at most max_width."""
+    """Channels of each stage: base_width at the last, twice as many at each one before, at most max_width."""
     return [min(max_width, base_width * sides[-1] // side) for side in sides]
 
 
 class Condition(nn.Module):
-    """(z, c) -> [N, width]: concatenated, each first projected to `projection` features unless that is 0."""
+    """(z, c) -> [N, width]: z and c concatenated, each first projected to `projection` features unless that is 0."""
 
     def __init__(self, z_dim: int, c_dim: int, projection: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Condition(nn.Module):
 
 
 def init_he(module: nn.Module) -> None:
-    """He-normal weights for leaky ReLUs of SLOPE, zero biases; to be applied before spectral normalisation."""
+    """He-normal weights for leaky ReLUs of SLOPE, zero biases. To be called before spectral_norm."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, SLOPE)
         if module.bias is not None:

@@ -1,7 +1,7 @@
-"""A generator as one ONNX file, run by ONNX Runtime: numpy in, numpy out, and torch is not imported.
+"""A generator exported to one ONNX file, run by ONNX Runtime.
 
-The file is written by export.py. Its metadata hold two entries: `vultus`, JSON with what the snapshot says of itself,
-and `vultus.people`, JSON of the distribution of its training embeddings, float32 in base64.
+export/onnx_export.py writes the file. Its metadata have two entries: `vultus`, JSON with the format version and the
+metadata of the snapshot, and `vultus.people`, JSON with the population prior, float32 in base64.
 """
 
 from __future__ import annotations
@@ -9,85 +9,87 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
-from vultus._files import processors
+from vultus._files import sha256_file
+from vultus._formats import upgrade
 from vultus.errors import UserError, in_one_line
+from vultus.models.generators import GeneratorNetwork
 
-Floats = npt.NDArray[np.float32]
-
-FORMAT = "1"
 SUFFIX = ".onnx"
-ABOUT, PEOPLE = "vultus", "vultus.people"
+METADATA_KEY, POPULATION_KEY = "vultus", "vultus.people"
 MISSING = "an exported model needs ONNX Runtime: pip install 'vultus[export]'"
 
 
-class OnnxNetwork:
-    """generator(z [N, z_dim], c [N, c_dim]) -> x [N, 3, R, R] in [-1, 1], all float32, on the processor."""
+class OnnxGenerator(GeneratorNetwork):
+    """An exported generator. ONNX Runtime computes it, on the CPU and in the precision of the file.
 
-    def __init__(self, path: Path, about: Mapping[str, Any], session: Any) -> None:
-        self.path, self._session = path, session
-        self.resolution, self.z_dim, self.c_dim = (int(about[key]) for key in ("resolution", "z_dim", "c_dim"))
-
-    def __call__(self, z: Floats, c: Floats) -> Floats:
-        """Raises UserError if ONNX Runtime fails."""
-        try:
-            (x,) = self._session.run(["x"], {"z": z, "c": c})
-        except Exception as error:  # onnxruntime has a dozen kinds
-            raise UserError(f"{self.path}: failed on {len(z)} faces ({in_one_line(error)}); export it again") from None
-        faces: Floats = x
-        return faces
-
-
-@dataclass(frozen=True)
-class OnnxModel:
-    """An exported model; the attributes are those of checkpoint.Snapshot, in numpy.
-
-    Attributes:
-        generator: see OnnxNetwork.
-        people: as in people.fit_people, or empty.
-        metadata: that of the snapshot, and `model`, its id, and `precision`, of the file.
-        path: the file.
+    The only parameter is the sha256 of the file: it gives the network a device, and a checksum of its weights differs
+    between two files.
     """
 
-    network: OnnxNetwork
-    population: dict[str, npt.NDArray[np.float32]]
+    def __init__(self, path: Path, settings: Mapping[str, Any], session: Any) -> None:
+        super().__init__(*(int(settings[key]) for key in ("resolution", "z_dim", "c_dim")))
+        self.path, self._session = path, session
+        digest = torch.tensor(list(bytes.fromhex(sha256_file(path))), dtype=torch.float32)
+        self.sha256 = nn.Parameter(digest, requires_grad=False)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """As GeneratorNetwork, without gradient. Raises UserError if ONNX Runtime fails."""
+        inputs = {"z": z.detach().float().cpu().numpy(), "c": c.detach().float().cpu().numpy()}
+        try:
+            (x,) = self._session.run(["x"], inputs)
+        except Exception as error:  # onnxruntime has a dozen exception classes
+            raise UserError(f"{self.path}: failed on {len(z)} faces ({in_one_line(error)}); export it again") from None
+        return torch.from_numpy(x).to(z.device)
+
+    def settings(self) -> dict[str, Any]:
+        """Raises UserError: an exported model cannot be published or exported again."""
+        raise UserError(f"{self.path}: is an exported model; give the snapshot that it was exported from")
+
+
+class OnnxModel(NamedTuple):
+    """The content of an ONNX file; the fields are those of Snapshot.
+
+    `metadata` are those of the snapshot, and `model`, the id of the snapshot, and `precision` of the file.
+    """
+
+    network: OnnxGenerator
+    population: dict[str, Tensor]
     metadata: dict[str, Any]
-    path: Path
 
 
 def is_onnx(name: str | Path) -> bool:
-    """Whether a file of this name is an exported model."""
+    """Whether this is the name of an ONNX file."""
     return str(name).lower().endswith(SUFFIX)
 
 
 def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
     """Open a file that `vultus export` wrote; `threads` as in `open_session`.
 
-    Raises UserError if it is missing, damaged or of something else, or ONNX Runtime is not installed.
+    Raises UserError if it is missing, damaged, of another program or of a newer version, or if ONNX Runtime is not
+    installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; write it by vultus export SNAPSHOT --onnx --out {path}")
+        raise UserError(f"{path}: no such file; write it with vultus export SNAPSHOT --onnx --out {path}")
     session = open_session(path, threads=threads)
-    found = session.get_modelmeta().custom_metadata_map
+    entries = session.get_modelmeta().custom_metadata_map
     try:
-        about = json.loads(found[ABOUT])
-        people = decode_people(found.get(PEOPLE, "{}"))
-        right = about.pop("format") == FORMAT
-        network = OnnxNetwork(path, about["generator"], session)
+        stored = {"metadata": json.loads(entries[METADATA_KEY]), "population": entries.get(POPULATION_KEY, "{}")}
+        stored = upgrade("onnx", stored["metadata"]["format"], stored, path)
+        population, metadata = decode_population(stored["population"]), stored["metadata"]
+        del metadata["format"]
+        network = OnnxGenerator(path, metadata["generator"], session)
     except (KeyError, TypeError, ValueError):
-        right = False
-    if not right:
-        raise UserError(f"{path}: not a generator that vultus {FORMAT} exported; export its snapshot again")
-    return OnnxModel(network, people, about, path)
+        raise UserError(f"{path}: not a generator that vultus exported; export its snapshot again") from None
+    return OnnxModel(network.eval(), population, metadata)
 
 
 def open_session(
@@ -98,47 +100,45 @@ def open_session(
     missing: str = MISSING,
     remedy: str = "export it again",
 ) -> Any:
-    """An onnxruntime.InferenceSession on the processor, or with `cuda` on a GPU where this ONNX Runtime can.
+    """An onnxruntime.InferenceSession on the CPU, or with `cuda` on a GPU if this build of ONNX Runtime supports it.
 
-    `threads` None: as many as OMP_NUM_THREADS says, or as there are processors for this process (ONNX Runtime itself
-    knows neither). Raises UserError if the file is missing or damaged (with `remedy`) or ONNX Runtime is not installed
-    (`missing`).
+    `threads` is the number of threads of an operator; by default that of PyTorch (ONNX Runtime itself ignores
+    OMP_NUM_THREADS). Raises UserError if the file is missing or damaged (its message ends with `remedy`) or ONNX
+    Runtime is not installed (the message is `missing`).
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError:
         raise UserError(missing) from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes as an exception, too
-    options.intra_op_num_threads = threads or _threads()
+    options.log_severity_level = 4  # errors also come as exceptions
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     wanted = ["CUDAExecutionProvider"] if cuda else []
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen kinds
+    except Exception as error:  # onnxruntime has a dozen exception classes
         raise UserError(
             f"{path}: not an ONNX model that onnxruntime can read ({in_one_line(error)}); {remedy}"
         ) from None
 
 
-def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else processors()
-
-
-def encode_people(people: Mapping[str, npt.NDArray[np.float32]]) -> str:
+def encode_population(population: Mapping[str, Tensor]) -> str:
     """The entry `vultus.people`: {name: {"shape": [...], "float32": base64, little-endian}}."""
+    arrays = {key: value.detach().cpu().numpy().astype("<f4") for key, value in population.items()}
     return json.dumps(
         {
-            key: {"shape": list(value.shape), "float32": base64.b64encode(value.astype("<f4").tobytes()).decode()}
-            for key, value in people.items()
+            key: {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
+            for key, array in arrays.items()
         }
     )
 
 
-def decode_people(text: str) -> dict[str, npt.NDArray[np.float32]]:
-    """What encode_people was given. Raises KeyError, TypeError or ValueError for anything else."""
+def decode_population(text: str) -> dict[str, Tensor]:
+    """The inverse of encode_population. Raises KeyError, TypeError or ValueError for any other text."""
     return {
-        key: np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"]).astype(np.float32)
+        key: torch.from_numpy(
+            np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"]).astype(np.float32)
+        )
         for key, value in json.loads(text).items()
     }

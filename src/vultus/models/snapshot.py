@@ -1,9 +1,7 @@
-"""Training state (`checkpoint`) and what a user needs (`snapshot`).
+"""Snapshots: what a user needs to generate faces, in one safetensors file. Nothing in it is a pickle.
 
-A checkpoint holds everything that the next step depends on: networks, moving average, optimizers, images seen. The
-order of the data and every random number are functions of (seed, images seen), so no random state needs to be stored.
-It is read with weights_only. A snapshot is one safetensors file: the averaged generator, a description of the training
-embeddings as a distribution, and the metadata as JSON. Nothing that a user loads is a pickle.
+Tensors `generator.*` are the EMA generator, `people.*` the population prior (see sampling/population.py). The metadata
+entries are `format`, the version, and `vultus`, JSON with the keys of Snapshot.metadata.
 """
 
 from __future__ import annotations
@@ -17,26 +15,30 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vultus._files import atomic_path, sha256_file
+from vultus._files import atomic_path
+from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
 from vultus.models.generators import GeneratorNetwork, build_generator
 from vultus.models.hub import MODEL, PREFIX, fetch, fill, is_published
-from vultus.models.onnx_runtime import OnnxNetwork, is_onnx, open_onnx
+from vultus.models.onnx_runtime import is_onnx, open_onnx
 
-FORMAT = "1"
+DEFAULT = "default"  # name of the snapshot that is embedded in the package
 
 
 @dataclass
 class Snapshot:
-    """A generator ready to run, and where it comes from.
+    """A generator ready to run, and its origin.
 
     Attributes:
-        generator: generator(z [N, z_dim], c [N, c_dim]) -> x [N, 3, R, R] in [-1, 1], in evaluation mode.
-        people: `mean` [c_dim] and `factor` [c_dim, k] of the training embeddings (see people.py), or empty.
-        metadata: generator (its config), encoder, crop, data, metrics, cur_nimg, preset, licence.
+        network: network(z [N, z_dim], c [N, c_dim]) -> x [N, 3, R, R] in [-1, 1], in evaluation mode.
+        population: the population prior: `mean` [c_dim], `factor` [c_dim, k] and the rest of sampling/population.py,
+            fitted to the training embeddings; or empty.
+        metadata: `generator` (fields of GeneratorConfig), `encoder`, `crop`, `data`, `metrics`, `cur_nimg`, `preset`,
+            `licence`.
+        path: the file that it was read from.
     """
 
     network: GeneratorNetwork
@@ -53,9 +55,9 @@ def save_snapshot(
     metadata: dict[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write one safetensors file, atomically. `metadata["generator"]` must be the generator's GeneratorConfig.
+    """Write a snapshot file. `metadata["generator"]` must be the fields of the GeneratorConfig of `network`.
 
-    `dtype` float16 halves the file; the generator computes in float32 again once loaded.
+    `dtype` is that of the floating tensors in the file; load_snapshot converts them to float32.
     """
     tensors = {f"generator.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"people.{key}": value for key, value in population.items()}
@@ -63,23 +65,27 @@ def save_snapshot(
         key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in tensors.items()
     }
-    values = {"format": FORMAT, "vultus": json.dumps(metadata, ensure_ascii=False)}
-    data = safetensors.torch.save(stored, metadata=values)  # its save_file hides a full disk in an error of its own
+    values = {"format": str(VERSIONS["snapshot"]), "vultus": json.dumps(metadata, ensure_ascii=False)}
+    data = safetensors.torch.save(stored, metadata=values)  # save_file would hide the OSError of a full disk
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snapshot:
-    """Read a snapshot, the newest one of a run folder, a published folder, hf://user/name, or an exported model.
+    """Read a snapshot onto `device`, its network in evaluation mode and without gradients.
 
-    A bare user/name is a path here, so that a folder's name with a slip in it never asks the network. Raises UserError
-    that names the file and the remedy.
+    `path` is a snapshot file, a run folder, a model folder, an ONNX file, `hf://user/name` for a model on the hub, or
+    `default` for the embedded snapshot. A bare user/name is a local path, so that a misspelt folder causes no request.
+    Raises UserError that names the file and the remedy if it is missing, damaged or of a newer version.
     """
+    if path == DEFAULT:
+        path = default_snapshot()
     if str(path).startswith(PREFIX):
         path = fetch(path)
     path = Path(path)
     if is_onnx(path):
-        return _exported(path, device)
+        network, population, metadata = open_onnx(path)
+        return Snapshot(network.to(device), population, metadata, path)
     if path.is_dir():
         if (path / "snapshot.safetensors").is_file():
             path = path / "snapshot.safetensors"
@@ -89,61 +95,37 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
             raise UserError(f"{path}: no snapshot.safetensors in this folder; train into it first")
     if not path.is_file():
         raise UserError(f"{path}: no such snapshot (one on the Hugging Face hub is named {PREFIX}user/name)")
+    return _read_file(path, device)
+
+
+def _read_file(path: Path, device: torch.device | str) -> Snapshot:
     try:
         with safetensors.safe_open(path, "pt") as file:
             values = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: _float32(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged or not a safetensors file ({reason}); copy or train it again") from None
-    if values.get("format") != FORMAT or "vultus" not in values:
-        raise UserError(f"{path}: not a vultus snapshot of format {FORMAT} (found {values.get('format')})")
-    metadata = json.loads(values["vultus"])
-    config = from_dict(GeneratorConfig, metadata["generator"], str(path))
-    generator = build_generator(**to_dict(config))
-    state = {key.removeprefix("generator."): value for key, value in tensors.items() if key.startswith("generator.")}
-    fill(generator, {key: _float32(value) for key, value in state.items()}, path)
-    people = {
-        key.removeprefix("people."): _float32(value) for key, value in tensors.items() if key.startswith("people.")
-    }
-    # With these it can be published from Python, its licence and all.
-    generator.population, generator.metadata = people, {k: v for k, v in metadata.items() if k != "generator"}
-    return Snapshot(generator.to(device).eval().requires_grad_(False), people, metadata, path)
+    if not {"format", "vultus"} <= values.keys():
+        raise UserError(f"{path}: not a vultus snapshot; give a file that vultus train wrote")
+    stored = upgrade("snapshot", values["format"], {"metadata": json.loads(values["vultus"]), "tensors": tensors}, path)
+    metadata, tensors = stored["metadata"], stored["tensors"]
+    network = build_generator(**to_dict(from_dict(GeneratorConfig, metadata["generator"], str(path))))
+    fill(network, _under("generator.", tensors), path)
+    # save_pretrained stores these with the network.
+    network.population = _under("people.", tensors)
+    network.metadata = {key: value for key, value in metadata.items() if key != "generator"}
+    return Snapshot(network.to(device).eval().requires_grad_(False), network.population, metadata, path)
 
 
 def _published(folder: Path, device: torch.device | str) -> Snapshot:
-    generator = GeneratorNetwork.from_pretrained(folder, map_location=device)
-    metadata = {"generator": generator.settings()} | generator.metadata
-    return Snapshot(generator.requires_grad_(False), generator.population, metadata, folder / MODEL)
+    network = GeneratorNetwork.from_pretrained(folder, map_location=device)
+    metadata = {"generator": network.settings()} | network.metadata
+    return Snapshot(network.requires_grad_(False), network.population, metadata, folder / MODEL)
 
 
-class OnnxGenerator(GeneratorNetwork):
-    """An exported model among the generators, so that whatever measures or draws with these does so with it.
-
-    ONNX Runtime computes, on the processor and in the file's own precision. The only parameter is the file's sha256: it
-    tells the device, and tells the weights of two files apart.
-    """
-
-    def __init__(self, network: OnnxNetwork) -> None:
-        super().__init__(network.resolution, network.z_dim, network.c_dim)
-        self.network = network
-        digest = torch.tensor(list(bytes.fromhex(sha256_file(network.path))), dtype=torch.float32)
-        self.sha256 = nn.Parameter(digest, requires_grad=False)
-
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """See GeneratorNetwork; float32, without gradient."""
-        x = self.network(z.detach().float().cpu().numpy(), c.detach().float().cpu().numpy())
-        return torch.from_numpy(x).to(z.device)
-
-    def settings(self) -> dict[str, Any]:
-        """Raises UserError: it cannot be published, nor exported again."""
-        raise UserError(f"{self.network.path}: is an exported model; take the snapshot that it was made of")
-
-
-def _exported(path: Path, device: torch.device | str) -> Snapshot:
-    model = open_onnx(path, threads=torch.get_num_threads())
-    people = {key: torch.from_numpy(value) for key, value in model.population.items()}
-    return Snapshot(OnnxGenerator(model.network).to(device).eval(), people, model.metadata, path)
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _float32(value: Tensor) -> Tensor:
@@ -151,7 +133,7 @@ def _float32(value: Tensor) -> Tensor:
 
 
 def asset(name: str) -> Path:
-    """A file that the package carries. Raises UserError if it is missing from the installation."""
+    """The path of a file that is part of the package. Raises UserError if it is missing from the installation."""
     path = Path(str(importlib.resources.files("vultus"))) / "assets" / name
     if not path.is_file():
         raise UserError(f"{path}: missing from this installation; install vultus again")
@@ -159,10 +141,10 @@ def asset(name: str) -> Path:
 
 
 def default_snapshot() -> Path:
-    """The embedded snapshot."""
+    """The path of the embedded snapshot."""
     return asset("default.safetensors")
 
 
-def gallery() -> torch.Tensor:
-    """Embeddings [N, 512] of people who do not exist, drawn from the distribution in the embedded snapshot."""
+def gallery() -> Tensor:
+    """Embeddings [64, 512] float32 of random identities, sampled from the population prior of the embedded snapshot."""
     return safetensors.torch.load_file(asset("gallery.safetensors"))["embeddings"].float()

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vultus._download import missing_weights, weights_at_hand
+from vultus._download import missing_weights, weights_available
 from vultus.errors import UserError
 from vultus.evaluation.backbones import face_recognition as judges
 from vultus.evaluation.backbones.face_recognition import Judge, load_judge
@@ -258,7 +258,7 @@ def _or_missing(missing: dict[str, str], key: Literal["photos", "dlib"], load: C
 
 def _facenet(snapshot: Snapshot, device: str) -> FaceNet:
     check_encoder(snapshot)
-    if not weights_at_hand(*FACENET_WEIGHTS):
+    if not weights_available(*FACENET_WEIGHTS):
         raise UserError(f"photos need FaceNet: {missing_weights(*FACENET_WEIGHTS)}, then start the server again")
     return load_facenet(device=device, dtype=torch.float32)
 

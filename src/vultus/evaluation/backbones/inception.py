@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vultus._download import WeightFile, find_weights, missing_weights, weights_at_hand
+from vultus._download import WeightFile, find_weights, missing_weights, weights_available
 from vultus.errors import UserError
 from vultus.images.io import to_images
 
@@ -246,7 +246,7 @@ class InceptionFeatures(nn.Module):
 
 def inception_available() -> bool:
     """Whether the weights are at hand, without a download. Raises UserError if VULTUS_WEIGHTS names no folder."""
-    return weights_at_hand(*INCEPTION_WEIGHTS)
+    return weights_available(*INCEPTION_WEIGHTS)
 
 
 def load_inception(

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vultus._download import WeightFile, find_weights, missing_weights, weights_at_hand
+from vultus._download import WeightFile, find_weights, missing_weights, weights_available
 from vultus._files import sha256_file
 from vultus.errors import UserError
 
@@ -212,7 +212,7 @@ def _blurred(weight: Tensor, rows: str, columns: str) -> Tensor:
 
 def lpips_available() -> bool:
     """Whether AlexNet's weights are at hand, without a download. Raises UserError if VULTUS_WEIGHTS names no folder."""
-    return weights_at_hand(ALEXNET_WEIGHTS)
+    return weights_available(ALEXNET_WEIGHTS)
 
 
 def load_lpips(*, device: torch.device | str = "cpu", fetch: bool = False) -> LPIPS:
