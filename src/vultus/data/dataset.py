@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 from collections.abc import Generator, Sequence
@@ -60,6 +61,20 @@ class PreparedDataset:
             )
         self.resolution: int = self.manifest["resolution"]
         self._tables = [self._open(shard["file"]) for shard in self.manifest["shards"]]
+        self._select(split, max_images, seed)
+
+    def with_split(self, split: str | None, *, max_images: int = 0, seed: int = 0) -> PreparedDataset:
+        """Other rows of the same data set, with the same arguments; the opened tables are shared.
+
+        Raises UserError if the split is empty.
+        """
+        view = copy.copy(self)
+        view.__dict__.pop("identities", None)
+        view.split = split
+        view._select(split, max_images, seed)
+        return view
+
+    def _select(self, split: str | None, max_images: int, seed: int) -> None:
         rows: list[tuple[int, int]] = []
         for number, table in enumerate(self._tables):
             splits = table.column("split").to_pylist()
