@@ -36,7 +36,7 @@ def test_float16_snapshot_is_half_as_large_and_computes_in_float32(tmp_path: Pat
     write_snapshot(tmp_path / "half.safetensors", dtype=torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
     z, c = torch.randn(2, 100), torch.randn(2, 512)
-    made = load_snapshot(tmp_path / "half.safetensors").generator(z, c)
+    made = load_snapshot(tmp_path / "half.safetensors").network(z, c)
     assert made.dtype == torch.float32
     assert (made - generator(z, c)).abs().max() < 0.02
 
@@ -79,9 +79,22 @@ def test_last_checkpoints_are_kept(tmp_path: Path) -> None:
         "checkpoint-0000000016.pt",
         "checkpoint-0000000024.pt",
     ]
-    found = load_checkpoint(tmp_path)
-    assert found is not None
-    assert found[0]["cur_nimg"] == 24
-    found[1].write_bytes(b"cut")
-    with pytest.raises(UserError, match="delete it to go on from the one before"):
+    newest = load_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest[0]["cur_nimg"] == 24
+    newest[1].write_bytes(b"cut")
+    with pytest.raises(UserError, match="delete it to resume from the one before"):
+        load_checkpoint(tmp_path)
+
+
+def test_checkpoints_have_a_version(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, {"cur_nimg": 8}, 8, keep=1)
+    assert torch.load(path, weights_only=True) == {"format": 2, "cur_nimg": 8}
+    torch.save({"cur_nimg": 8}, path)  # as earlier versions wrote it
+    assert load_checkpoint(tmp_path) == ({"format": 2, "cur_nimg": 8}, path)
+    torch.save({"format": 99, "cur_nimg": 8}, path)
+    with pytest.raises(UserError, match=r"checkpoint-0000000008\.pt: checkpoint of version 99.*newer vultus"):
+        load_checkpoint(tmp_path)
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match="cannot be read"):
         load_checkpoint(tmp_path)
