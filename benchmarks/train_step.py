@@ -1,12 +1,12 @@
-"""Training rate of the default settings against the way both reference systems train, in one run.
+"""Training speed of a preset against that of the two reference systems' implementation, measured in one run.
 
     python benchmarks/train_step.py [--preset reference-dcgan] [--data DIR | --resolution SIDE] [--steps 4]
         [--rounds 3]
 
 Baseline: the same networks in float32, contiguous memory, with FaceNet run on every batch.
 Ours: the preset as `vultus train` runs it: the faster dtype, channels_last, embeddings read from the prepared data set.
-The two take turns, so that a machine whose speed drifts is unfair to neither; the ratio is that of the medians. Without
---data random pixels stand in for photos (nothing in a step depends on what they show).
+The two alternate, so that a change of the machine's speed affects both; the ratio is that of the medians. Without
+--data random pixels take the place of photos (the time of a step does not depend on what they show).
 """
 
 import argparse
@@ -26,11 +26,11 @@ from vultus.images.io import to_x
 from vultus.models.facenet import FaceNet, InceptionResnetV1, fastest_dtype, load_facenet
 from vultus.presets import fitted, get_preset
 from vultus.training.environment import peak_memory
-from vultus.training.trainer import METHODS
+from vultus.training.methods import METHODS
 
 
 def facenet(device: str) -> FaceNet:
-    """FaceNet in float32, contiguous; random weights cost the same where the real ones are not at hand."""
+    """FaceNet in float32, contiguous; with random weights, which cost the same, where there are no real ones."""
     try:
         encoder = load_facenet(device=device, dtype=torch.float32)
     except UserError:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--preset", default="reference-dcgan")
     pixels = parser.add_mutually_exclusive_group()
     pixels.add_argument("--data", help="prepared data set, read and decoded as in training")
-    pixels.add_argument("--resolution", type=int, help="side of the random pixels; default: that of the preset")
+    pixels.add_argument("--resolution", type=int, help="side of the random images; default: that of the preset")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -93,8 +93,8 @@ def main() -> None:
         rates["ours"].append(rate(default))
     stack.close()
     print(f"{options.preset}, batch {batch}, {side}x{side}, {device}, {torch.get_num_threads()} threads")
-    for name, found in rates.items():
-        print(f"{name:<9} {statistics.median(found):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in found)})")
+    for name, values in rates.items():
+        print(f"{name:<9} {statistics.median(values):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in values)})")
     ratio = statistics.median(rates["ours"]) / statistics.median(rates["baseline"])
     print(f"ratio     {ratio:7.2f}   ({str(dtype).removeprefix('torch.')}, channels_last, stored embeddings)")
     for name, mib in peak_memory(device).items():

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# The recipe and its figures, from photos to the tables of docs/results.md.
+# The recipe and its evaluation, from photos to the tables of docs/results.md.
 #
 #     bash runs/vultus-cpu.sh CELEBA [IMAGES] [THREADS]
 #
-# CELEBA is a folder of photos by person or of Parquet files, VULTUS_WEIGHTS a folder with FaceNet's weights. IMAGES are
-# seen in training, 156,000 by default: two to two and a half hours on two cores (three and a half on one), and 20
-# minutes for the evaluation.
-# Run it again after an interruption, it goes on where it was.
+# CELEBA is a folder with a sub-folder of photos for each person, or with Parquet files. VULTUS_WEIGHTS is a folder with
+# FaceNet's weights. IMAGES is the number of images seen in training, 156,000 by default: two to two and a half hours on
+# two cores (three and a half on one), and 20 minutes for the evaluation. After an interruption, run it again: it resumes.
 set -euo pipefail
 source=${1:?usage: bash runs/vultus-cpu.sh CELEBA [IMAGES] [THREADS]}
 images=${2:-156000}

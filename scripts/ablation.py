@@ -1,12 +1,11 @@
-"""The recipe with one part taken out at a time, each trained from scratch for the same number of images.
+"""Ablation study: the recipe without one of its parts, each variant trained from scratch for the same number of images.
 
     python scripts/ablation.py --data data/celeba --out runs/ablation [--images 9600] [--seeds 0 1] [--limit 300]
 
 Every run is `vultus train --preset vultus-cpu`, with the settings of `--set` in all of them, for instance
-`--set loss.augment=0`; the rest follows from the budget as always. Then all are measured on the same photos of unseen
-people and printed as one table (Markdown): a line a part, with the mean over seeds and, for several, the smallest and
-the largest. Run it again after an interruption: it goes on where it was. Twelve minutes of one core for each run of
-9,600 images.
+`--set loss.augment=0`. All are then evaluated on the same photos of unseen people and printed as one Markdown table: a
+row for each variant, with the mean over the seeds and, for several seeds, the minimum and the maximum. After an
+interruption, run it again: it resumes. Twelve minutes on one core for each run of 9,600 images.
 """
 
 import argparse
@@ -22,17 +21,17 @@ from vultus.evaluation.compare import compare
 
 ARMS: dict[str, tuple[str, ...]] = {
     "whole recipe": (),
-    "no noise read from photos": ("loss.coded_fraction=0", "loss.mse_weight=0", "loss.perceptual_weight=0"),
-    "no FaceNet features against the photo": ("loss.perceptual_weight=0",),
-    "no error against the photo at 64x64": ("loss.mse_weight=0",),
-    "no discriminator on FaceNet's features": ("loss.feature_weight=0", "loss.feature_match=0"),
+    "no posterior encoder": ("loss.coded_fraction=0", "loss.mse_weight=0", "loss.perceptual_weight=0"),
+    "no perceptual distance": ("loss.perceptual_weight=0",),
+    "no reconstruction error": ("loss.mse_weight=0",),
+    "no feature discriminator": ("loss.feature_weight=0", "loss.feature_match=0"),
     "no mismatched pairs": ("loss.mismatch=0",),
-    "no patches": ("loss.patch_weight=0",),
+    "no patch logits": ("loss.patch_weight=0",),
     "no identity loss": ("loss.identity_weight=0", "loss.identity_start=0"),
-    "no shifts and squares in front of D": ("loss.augment=0",),
+    "no augmentation": ("loss.augment=0",),
 }
 
-# Row of the evaluation, title, factor, digits.
+# Metric, title, factor, digits.
 COLUMNS = (
     ("identity_facenet", "FaceNet cosine", 1, 3),
     ("type1_dlib_far1e-3", "dlib, type I, %", 100, 1),
@@ -48,11 +47,11 @@ def name_of(arm: str, seed: int) -> str:
 
 
 def value(metrics: dict, row: str) -> float:
-    """The row of that name, or the only one whose name goes on with the number of faces."""
-    found = next((key for key in metrics if key == row or key.startswith(row + "_")), None)
-    if found is None:
-        raise UserError(f"the evaluation has no row {row}")
-    return metrics[found]["value"]
+    """The metric of that name, or the first whose name continues with the number of images."""
+    name = next((key for key in metrics if key == row or key.startswith(row + "_")), None)
+    if name is None:
+        raise UserError(f"the evaluation has no metric {row}")
+    return metrics[name]["value"]
 
 
 def cell(values: list[float], factor: float, digits: int) -> str:
@@ -71,8 +70,8 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=", ".join(ARMS)
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every run")
-    parser.add_argument("--limit", type=int, default=300, help="photos that each is measured on")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
+    parser.add_argument("--limit", type=int, default=300, help="photos that each run is evaluated on")
     options = parser.parse_args()
     runs = [(arm, seed, options.out / name_of(arm, seed)) for seed in options.seeds for arm in options.arms]
     for arm, seed, run in runs:
@@ -92,8 +91,8 @@ def main() -> None:
     write_json(options.out / "results.json", results)
     lines = [f"| | {' | '.join(title for _, title, _, _ in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for arm in options.arms:
-        found = [results[run.name]["metrics"] for name, _, run in runs if name == arm]
-        cells = [cell([value(each, row) for each in found], factor, digits) for row, _, factor, digits in COLUMNS]
+        metrics = [results[run.name]["metrics"] for name, _, run in runs if name == arm]
+        cells = [cell([value(each, row) for each in metrics], factor, digits) for row, _, factor, digits in COLUMNS]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     print("\n".join(lines))
 

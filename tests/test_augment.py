@@ -1,4 +1,4 @@
-"""Augmentation of what D sees: each change alone, how often it comes, its way back, and who sees it."""
+"""Augmentation: each change alone, its probability, its gradient, and which network sees it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from test_cvae_gan import WITHOUT_FACENET, model, photos
-from vultus.config import check_method
+from vultus.config import check_config
 from vultus.errors import UserError
 from vultus.training import augment as augmentation
 from vultus.training.augment import augment
@@ -25,45 +25,45 @@ def x() -> Tensor:
     return torch.rand(64, 3, 16, 16, generator=rng()) * 2 - 1
 
 
-def test_share_and_repetition(x: Tensor) -> None:
+def test_probability_and_repetition(x: Tensor) -> None:
     torch.testing.assert_close(augment(x, 0.0, rng()), x, atol=1e-5, rtol=0)
     assert torch.equal(augment(x, 0.6, rng(1)), augment(x, 0.6, rng(1)))
     assert not torch.equal(augment(x, 0.6, rng(1)), augment(x, 0.6, rng(2)))
-    errors = [(augment(x, share, rng(3)) - x).abs().amax((1, 2, 3)) for share in (0.1, 0.5, 0.9)]
+    errors = [(augment(x, probability, rng(3)) - x).abs().amax((1, 2, 3)) for probability in (0.1, 0.5, 0.9)]
     kept = [float((error < 1e-5).float().mean()) for error in errors]
-    assert kept[0] > 0.7 > 0.4 > kept[1] > 0.1 > kept[2]  # (1 - share)^2 of them
+    assert kept[0] > 0.7 > 0.4 > kept[1] > 0.1 > kept[2]  # (1 - probability)^2 of them
 
 
-def test_shifts_are_whole_pixels_with_grey_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augmentation, "HOLE", 0.0)
+def test_shifts_are_whole_pixels_with_grey_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "CUTOUT", 0.0)
     places = torch.arange(1, 257.0).reshape(1, 1, 16, 16).expand(64, 3, -1, -1)
     shown = augment(places, 1.0, rng())
-    found = set()
+    offsets = set()
     for one in shown[:, 0]:
         down, right = (torch.arange(16)[(one > 0.5).any(axis)] for axis in (1, 0))
         inside = one[down[0] : down[-1] + 1, right[0] : right[-1] + 1]
         top, left = divmod(round(float(inside[0, 0])) - 1, 16)
         torch.testing.assert_close(inside, places[0, 0, top : top + len(down), left : left + len(right)])
-        found.add((top - int(down[0]), left - int(right[0])))
+        offsets.add((top - int(down[0]), left - int(right[0])))
         assert len(down) == 16 - abs(top - int(down[0]))
-    # The greatest shift is an eighth, two pixels.
-    assert {row for row, _ in found} == {column for _, column in found} == {-2, -1, 0, 1, 2}
+    # The largest shift is an eighth of the side, two pixels.
+    assert {row for row, _ in offsets} == {column for _, column in offsets} == {-2, -1, 0, 1, 2}
 
 
-def test_the_square(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augmentation, "SHIFT", 0.0)
+def test_the_cut_out_square(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "MAX_SHIFT", 0.0)
     shown = augment(torch.full_like(x, 0.75), 1.0, rng())
     holes = (shown == 0).all(1).flatten(1).float().mean(1)
     assert holes.max() <= 0.25
-    assert 0.15 < holes.mean() < 0.23  # half of the side, and part of it over the edge: 0.19 expected
+    assert 0.15 < holes.mean() < 0.23  # half of the side, partly outside the image: 0.19 expected
 
 
-def test_gradient_goes_back_through_it() -> None:
+def test_gradient_passes_through() -> None:
     x = (torch.rand(3, 3, 8, 8, generator=rng(), dtype=torch.float64) * 2 - 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: augment(x, 0.8, rng(1)), x)
 
 
-def test_only_the_discriminator_sees_it_and_each_time_another() -> None:
+def test_only_the_discriminator_sees_it_and_each_use_differs() -> None:
     gan = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0)))
     plain = model(WITHOUT_FACENET)
     images, c = photos(8)
@@ -80,22 +80,20 @@ def test_only_the_discriminator_sees_it_and_each_time_another() -> None:
     assert all(torch.equal(value, named[key]) for key, value in twin.step(images, c, 0).items())
 
 
-def test_at_the_end_of_a_run_the_discriminator_sees_pictures_as_they_are() -> None:
+def test_no_augmentation_at_the_end_of_a_run() -> None:
     until = model(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.0, augment_until=0.5)))
     plain = model(WITHOUT_FACENET)
     images, c = photos(8)
     x = torch.rand(8, 3, 32, 32)
-    until.used = 0.49
-    assert not torch.equal(until._changed(x, 0, 0), x)
-    until.used = 0.5
-    found, expected = until.step(images, c, 0), plain.step(images, c, 0)
-    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    until.budget_used = 0.49
+    assert not torch.equal(until._augmented(x, 0, 0), x)
+    until.budget_used = 0.5
+    named, expected = until.step(images, c, 0), plain.step(images, c, 0)
+    assert all(torch.equal(value, named[key]) for key, value in expected.items())
 
 
-def test_settings_that_make_no_sense() -> None:
+def test_values_out_of_range() -> None:
     with pytest.raises(UserError, match=r"loss\.augment_until is -0\.1"):
-        check_method(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment_until=-0.1)))
+        check_config(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment_until=-0.1)))
     with pytest.raises(UserError, match=r"loss\.augment is 1\.2"):
-        check_method(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.2)))
-    with pytest.raises(UserError, match=r"loss\.augment is not a part of method gan"):
-        check_method(replace(WITHOUT_FACENET, method="gan", loss=replace(type(WITHOUT_FACENET.loss)(), augment=0.5)))
+        check_config(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.2)))

@@ -138,19 +138,10 @@ def test_widths_and_sides() -> None:
         stage_sides(100, 50)
 
 
-def test_gradient_penalty_is_the_squared_norm() -> None:
-    x = torch.randn(5, 3, 4, 4, requires_grad=True)
-    weight = torch.randn(3, 4, 4)
-    penalty = losses.gradient_penalty((x * weight).sum((1, 2, 3)), x)
-    assert torch.isclose(penalty, weight.square().sum())
-
-
 def test_losses_at_known_points() -> None:
     zero, far = torch.zeros(4), torch.full((4,), 30.0)
     assert torch.isclose(losses.bce_discriminator(zero, zero), torch.tensor(2.0).log() * 2)
-    assert torch.isclose(losses.relativistic_discriminator(zero, zero), torch.tensor(2.0).log())
-    assert losses.relativistic_discriminator(far, -far) < 1e-9
-    # A sure discriminator still moves the generator: the gradient to the logit is -1 over the batch.
+    # A certain discriminator still gives the generator a gradient: -1 / batch for each logit.
     logits = (-far).requires_grad_()
     losses.bce_generator(logits).backward()
     assert torch.allclose(logits.grad, torch.full((4,), -0.25))

@@ -34,7 +34,7 @@ from vultus.reporting import html as report_module
 from vultus.reporting.content import tell
 from vultus.reporting.run_folder import read_evaluations, read_run, read_runs
 from vultus.reporting.wandb_report import FILE, write_wandb_report
-from vultus.training.sample_grid import Samples
+from vultus.training.sample_grid import SampleGrid
 from vultus.training.trainer import Budget, train
 from vultus.training.validation import unseen_validation
 
@@ -205,7 +205,7 @@ def test_faces_of_a_sheet_as_training_draws_it(side: int, tmp_path: Path) -> Non
             return torch.tensor([-1.0, -1.0, 1.0]).view(1, 3, 1, 1).expand(len(z), 3, side, side)
 
     photos = torch.tensor(PHOTO, dtype=torch.uint8).view(1, 3, 1, 1).expand(3, 3, side, side).contiguous()
-    samples = Samples(tmp_path, photos, torch.zeros(3, 4), torch.zeros(2, 4))
+    samples = SampleGrid(tmp_path, photos, torch.zeros(3, 4), torch.zeros(2, 4))
     found = report_module._faces(samples.draw(Blue(), 8, "cpu", torch.float32), side)
     assert found is not None
     assert [[np.asarray(face)[[0, -1], [0, -1]].tolist() for face in row] for row in found] == [

@@ -1,4 +1,4 @@
-"""Tracking with the real trackers: what they wrote is read back from their own files and from a page."""
+"""The run log with the real trackers: what they wrote is read back from their own files and from a page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vultus.config import OptimConfig, TrainConfig
+from vultus.config import GANConfig, OptimConfig
 from vultus.errors import UserError
-from vultus.images.io import cell, from_pil
+from vultus.images.io import from_pil
 from vultus.presets import get_preset
 from vultus.training.run_log import RunLog, check_trackers, cut_stats, read_stats
-from vultus.training.sample_grid import ROWS, Samples
+from vultus.training.sample_files import read_samples
+from vultus.training.sample_grid import ROWS, SampleGrid
 from vultus.training.trainer import Budget, train
 
 ALL = ("tensorboard", "wandb", "trackio")
@@ -34,19 +35,18 @@ TINY = replace(
     TINY,
     generator=replace(TINY.generator, base_width=8, max_width=16),
     discriminator=replace(TINY.discriminator, base_width=8, max_width=16),
-    loss=replace(TINY.loss, adversarial="relativistic", gamma=1.0, penalty_every=1),
     optim=OptimConfig(batch=4, ema_nimg=50),
     dtype="float32",
     log_every_nimg=4,
     sample_every_nimg=800,
     checkpoint_every_nimg=8,
 )
-FIGURES = {"D_adversarial", "G_adversarial", "G_mse", "G_total", "D_r1", "D_r2", "G_grad_norm", "D_grad_norm", "lr"}
-FIGURES |= {"images_per_s", "data_wait", "peak_memory_mib", "seconds"}
+VALUES = {"D_adversarial", "G_adversarial", "G_mse", "G_total", "G_grad_norm", "D_grad_norm", "lr"}
+VALUES |= {"images_per_s", "data_wait", "peak_memory_mib", "seconds"}
 
 
 def alone(patch: pytest.MonkeyPatch, home: Path) -> None:
-    """No key, no settings, no home of the person who runs the tests."""
+    """Without the keys, settings and home folder of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "TRACKIO_", "NETRC", "HF_TOKEN"))]:
         patch.delenv(name)
     patch.setenv("HOME", str(home))
@@ -131,13 +131,13 @@ def ids(out: Path) -> dict[str, str]:
 # --- all of them at once ----------------------------------------------------------------------------------------------
 
 
-def probe(generator: torch.nn.Module) -> dict[str, float]:
+def validate(generator: torch.nn.Module) -> dict[str, float]:
     return {"identity_facenet": 0.25, "n_images": 4}
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 24 images in two sessions, told to every tracker."""
+    """A run of 24 images in two sessions, logged by every tracker."""
     from conftest import tiny_dataset
 
     folder = tmp_path_factory.mktemp("tracked")
@@ -146,16 +146,16 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         alone(patch, folder)
         for budget in (16, 24):
-            options: dict[str, Any] = {"evaluators": [("unseen", probe, 8)], "track": ALL, "project": "faces"}
+            options: dict[str, Any] = {"evaluators": [("unseen", validate, 8)], "track": ALL, "project": "faces"}
             train(TINY, data=data, out=out, budget=Budget(total_nimg=budget), **options)
     return out
 
 
-def test_jsonl_holds_every_figure(tracked: Path) -> None:
+def test_jsonl_has_every_value(tracked: Path) -> None:
     lines = [line for line in stats(tracked) if "evaluator" not in line]
     assert [line["cur_nimg"] for line in lines] == list(range(4, 25, 4))
     for line in lines:
-        assert line.keys() >= FIGURES
+        assert line.keys() >= VALUES
         assert line["lr"] == TINY.optim.lr
         assert 0 <= line["data_wait"] <= 1
         assert 10 < line["peak_memory_mib"] < 100_000
@@ -166,9 +166,9 @@ def test_jsonl_holds_every_figure(tracked: Path) -> None:
 def test_tensorboard_reads_back(tracked: Path) -> None:
     events = tensorboard(tracked)
     tags = events.Tags()
-    assert set(tags["scalars"]) >= {f"train/{name}" for name in FIGURES} | {"unseen/identity_facenet"}
-    found = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/G_mse")]
-    assert found == [(line["cur_nimg"], line["G_mse"]) for line in stats(tracked) if "G_mse" in line]
+    assert set(tags["scalars"]) >= {f"train/{name}" for name in VALUES} | {"unseen/identity_facenet"}
+    logged = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/G_mse")]
+    assert logged == [(line["cur_nimg"], line["G_mse"]) for line in stats(tracked) if "G_mse" in line]
     assert [event.step for event in events.Images("samples")] == [0, 8, 16, 24]
     sheet = events.Images("samples")[-1]
     assert sheet.encoded_image_string == (tracked / "samples" / "0000000024.png").read_bytes()
@@ -233,7 +233,7 @@ def test_provenance_of_both_sessions(tracked: Path) -> None:
 
 
 def test_trackio_page_in_a_browser(tracked: Path, tmp_path: Path) -> None:
-    """The page that a person opens shows the curves of this run and its pictures."""
+    """trackio's page shows the curves of this run and its images."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("chromium is not installed")
@@ -278,7 +278,7 @@ def test_trackio_page_in_a_browser(tracked: Path, tmp_path: Path) -> None:
         server.stdout.close()
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
@@ -289,7 +289,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
             *settings, *more]  # fmt: skip
 
 
-def test_kill_9_goes_on_with_the_same_runs(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_kill_9_resumes_the_same_runs(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     """Killed 20 images or more after a checkpoint: no step twice, none backwards, the same ids."""
     data, out = tiny_dataset(), tmp_path / "run"
     environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": "/nonexistent", "no_proxy": "*"}
@@ -321,18 +321,18 @@ def test_kill_9_goes_on_with_the_same_runs(tiny_dataset: Callable[..., Path], tm
     everything = [line["cur_nimg"] for line in stats(out) if "evaluator" not in line]
     assert everything == list(range(4, int(total) + 1, 4))
     rows = [row for path in wandb_files(out) for row in wandb_history(path)]
-    told = {
+    logged = {
         "tensorboard": [event.step for event in tensorboard(out).Scalars("train/G_mse")],
         "wandb": steps_of(rows, "train/G_mse", "_step"),
         "trackio": steps_of(trackio_rows(out)["logs"][0], "train/G_mse", "step"),
     }
-    for name, steps in told.items():
+    for name, steps in logged.items():
         assert steps == sorted(set(steps)), name
         assert steps[-1] == int(total), name
-        assert len(everything) - len(steps) <= 4, name  # what was under way when the process was killed
+        assert len(everything) - len(steps) <= 4, name  # calls in progress when the process was killed
 
 
-def test_a_tracker_that_joins_later_gets_what_it_missed(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_tracker_that_is_added_later_gets_the_whole_log(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     data, out = tiny_dataset(), tmp_path / "run"
     train(TINY, data=data, out=out, budget=Budget(total_nimg=8))
     train(TINY, data=data, out=out, budget=Budget(total_nimg=16), track=["tensorboard"])
@@ -341,7 +341,7 @@ def test_a_tracker_that_joins_later_gets_what_it_missed(tiny_dataset: Callable[.
     assert [event.step for event in events.Images("samples")] == [0, 8, 16]
 
 
-def test_lines_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "stats.jsonl"
     path.write_text('{"cur_nimg": 4, "a": 1}\n{"cur_nimg": 8}\n{"cur_nimg": 12}\n{"cur_ni')
     cut_stats(path, 8)
@@ -356,7 +356,7 @@ def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def descendants(name: str) -> list[Any]:
-    """Processes that this one started, or theirs."""
+    """Child processes of this one, and their children."""
     import psutil
 
     found = []
@@ -367,7 +367,7 @@ def descendants(name: str) -> list[Any]:
     return found
 
 
-def test_wandb_killed_warns_once_and_training_goes_on(
+def test_wandb_killed_warns_once_and_training_continues(
     tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """kill -9 of wandb's own service, found among the descendants of this process."""
@@ -415,7 +415,7 @@ def test_full_disk_of_a_tracker(
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tensorboard").write_text("a file stands in the way")
+    (tmp_path / "tensorboard").write_text("a file in place of the folder")
     with RunLog(tmp_path, trackers=["tensorboard"], project="p", config={}, cur_nimg=0) as sink:
         for nimg in (4, 8):
             sink.log({"G_mse": 1.0}, nimg)
@@ -432,25 +432,26 @@ def test_missing_extra_and_wrong_name(monkeypatch: pytest.MonkeyPatch, tmp_path:
         check_trackers(["tensorbord"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'vultus\[track\]'"):
-        train(TrainConfig(), data=tmp_path, out=tmp_path / "run", track=["wandb"])
+        train(GANConfig(), data=tmp_path, out=tmp_path / "run", track=["wandb"])
     assert not (tmp_path / "run").exists()
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def test_sheets_are_the_same_people_and_noise_with_the_photo_first(tracked: Path) -> None:
-    sheets = [Image.open(tracked / "samples" / f"{n:010d}.png").convert("RGB") for n in (0, 8, 16, 24)]
-    for row in range(4):
-        photos = {cell(sheet, row, 0, 32).tobytes() for sheet in sheets}
-        faces = {cell(sheet, row, 1, 32).tobytes() for sheet in sheets}
-        assert len(photos) == 1
-        assert len(faces) == 4
+def test_samples_are_the_same_people_and_noise(tracked: Path) -> None:
+    samples, messages = read_samples(tracked / "samples", 32)
+    assert messages == []
+    assert [each.cur_nimg for each in samples] == [0, 8, 16, 24]
+    assert all(np.array_equal(each.photos, samples[0].photos) for each in samples)
+    assert samples[0].generated.shape == (4, 5, 3, 32, 32)
+    for person in range(4):
+        assert len({each.generated[person, 0].tobytes() for each in samples}) == 4
 
 
 def test_progress_strip_shows_first_and_last_of_a_long_run(tmp_path: Path) -> None:
     photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    samples = Samples(tmp_path, photos, torch.zeros(3, 4), torch.zeros(2, 5))
+    samples = SampleGrid(tmp_path, photos, torch.zeros(3, 4), torch.zeros(2, 5))
 
     class Flat(torch.nn.Module):
         def forward(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -465,7 +466,7 @@ def test_progress_strip_shows_first_and_last_of_a_long_run(tmp_path: Path) -> No
     assert torch.equal(pixels[:, :64, 64:128], photos[0])
     levels = [int(pixels[0, row * 66 + 5, 70]) for row in range(1, ROWS)]
     assert levels[0] == 0
-    assert levels[-1] == 30  # later sheets belong to what a resumed run has yet to do again
+    assert levels[-1] == 30  # later samples belong to steps that a resumed run repeats
     assert levels == sorted(set(levels))
 
 

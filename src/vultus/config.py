@@ -1,14 +1,20 @@
-"""What a training run is made of: frozen dataclasses. presets.py has the runs worth repeating.
+"""The settings of a training run as frozen dataclasses. presets.py has named runs.
 
-The fields of a network's config are its constructor's keyword arguments and the `generator` object of a published
-snapshot. Progress, and every schedule, is counted in images seen (`*_nimg`), so a run means the same at any batch size.
+A method (`gan`, `cvae-gan`) has its own config class and its own loss settings, so a setting that the method does not
+use cannot be given. The fields of a network's config are the keyword arguments of its constructor, and the `generator`
+object in a snapshot's metadata. Progress, and every schedule, is counted in images seen (`*_nimg`), so that a run means
+the same at any batch size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from vultus._files import read_json
+from vultus._formats import upgrade, upgrades
 from vultus.errors import UserError
 
 T = TypeVar("T")
@@ -16,18 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Keyword arguments of `networks.build_generator`.
+    """Keyword arguments of `models.generators.build_generator`.
 
     Attributes:
-        kind: `dcgan` (transposed convolutions, batch-norm), `residual` (no normalisation, modulated blocks) or
-            `conditional-norm` (residual blocks under batch-norm that embedding and noise scale and shift).
-        resolution: side of the pictures in pixels, a power of two from 32.
+        kind: `dcgan` (transposed convolutions, batch normalisation) or `conditional-norm` (residual blocks whose batch
+            normalisation is scaled and shifted by embedding and noise).
+        resolution: side of the images in pixels, a power of two from 32.
         z_dim: length of the noise vector.
         c_dim: length of the face embedding.
-        base_width: channels at the finest stage; each coarser one has twice as many.
-        max_width: where the doubling stops.
-        projection: width to which embedding and noise are projected first; 0 feeds them as they are (not in
-            `conditional-norm`).
+        base_width: channels at the finest stage; each coarser stage has twice as many.
+        max_width: upper limit of the channels of a stage.
+        projection: width to which embedding and noise are projected first; 0 uses them without a projection (`dcgan`
+            only).
     """
 
     kind: Literal["dcgan", "conditional-norm"] = "dcgan"
@@ -41,11 +47,12 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Keyword arguments of `networks.build_discriminator`; as in GeneratorConfig. `projection` must be positive.
+    """Keyword arguments of `models.discriminators.build_discriminator`; as in GeneratorConfig. `projection` must be
+    positive.
 
     Attributes:
-        kind: `dcgan` or `residual`, or `projection` (strided convolutions that also judge patches), which method
-            `coded` needs.
+        kind: `dcgan`, or `projection` (a projection discriminator that also has logits for patches), which method
+            `cvae-gan` needs.
     """
 
     kind: Literal["dcgan", "projection"] = "dcgan"
@@ -58,46 +65,25 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The terms of the losses. A weight of 0 leaves a term out, with its cost.
+    """The loss terms that all methods share. A weight of 0 leaves a term out, and its cost.
 
     Attributes:
-        adversarial: `bce` (non-saturating), `relativistic` (paired real and fake) or `hinge`.
-        adversarial_weight: its weight in the generator's loss.
-        warmup_nimg: reconstruction alone for so many images: the layout of a face is learned fast, and before there is
-            one the identity loss only finds patterns that fool FaceNet.
-        label_smoothing: the real label is 1 minus this (bce).
-        gamma: weight of the zero-centred gradient penalties on real and fake pictures, R1 + R2.
-        penalty_every: they are computed every this many steps, with their weight multiplied by as much.
-        mse_weight: weight of the reconstruction error against the photo that the embedding came from (method `coded`:
-            of the pictures whose noise was read from it).
-        mse_size: side at which that error is taken (pictures are averaged down to it); 0 is full size.
-        mse_nimg: images over which mse_weight falls to a tenth; 0 keeps it.
-        identity_weight: weight of 1 - cosine between the embedding asked for and that of the picture made.
-        identity_start: its weight at the first image, from where it goes to identity_weight in a straight line.
-        identity_nimg: images over which it does; 0 takes identity_weight from the start.
-        identity_size: side at which FaceNet reads the picture for this loss; every step draws one near it and flips a
-            coin for the mirror image, so that no pattern tuned to one sampling pays.
-        identity_sizes: how many sides there are to draw from, 8 pixels apart, with identity_size in their middle.
-        identity_fraction: part of the batch it is computed on; pictures whose noise was read from a photo come last.
-        coded_fraction: part of the batch whose noise is read from the photo itself, and which is compared with it.
-        kl_weight: weight of what that noise says beyond plain noise, in nats.
-        perceptual_weight: weight of the difference between FaceNet's features of such a picture and of its photo.
-        mismatch: share of the discriminator's made side that goes to real photos with another person's embedding.
-        patch_weight: weight of the judgement of single patches, in both losses.
-        feature_weight: weight of the discriminator that sees pictures through FaceNet's features only.
-        feature_match: weight of its judgement of features and embedding together.
-        feature_fraction: part of the batch on which FaceNet's features are computed.
-        augment: probability that a picture is shifted before D sees it, and that a square of it is cut out.
-        augment_until: share of the run after which D sees pictures as they are: shifts and squares keep D from learning
-            its photos by heart on the way, and cost realism at the end. By the budget, as optim.lr_fall.
+        adversarial_weight: weight of the adversarial loss in the generator's loss.
+        mse_weight: weight of the mean squared error against the photo that the embedding was computed from (method
+            `cvae-gan`: of the images whose latents come from the posterior encoder).
+        mse_size: side at which that error is computed, after averaging both images down; 0 is full size.
+        mse_nimg: images over which mse_weight falls linearly to a tenth; 0 keeps it constant.
+        identity_weight: weight of 1 - cosine between the target embedding and that of the generated image.
+        identity_start: its weight at the first image, from where it changes linearly to identity_weight.
+        identity_nimg: images over which it changes; 0 uses identity_weight from the start.
+        identity_size: side at which FaceNet reads the image for this loss. Every step draws a side near it and whether
+            the image is mirrored, so that a pattern tuned to one sampling grid does not lower the loss.
+        identity_sizes: number of sides to draw from, 8 pixels apart, with identity_size in their middle.
+        identity_fraction: part of the batch that the identity loss is computed on. Images whose latents come from the
+            posterior encoder are the last to be chosen.
     """
 
-    adversarial: Literal["bce", "relativistic", "hinge"] = "bce"
     adversarial_weight: float = 1.0
-    warmup_nimg: int = 0
-    label_smoothing: float = 0.0
-    gamma: float = 0.0
-    penalty_every: int = 4
     mse_weight: float = 0.0
     mse_size: int = 0
     mse_nimg: int = 0
@@ -107,7 +93,42 @@ class LossConfig:
     identity_size: int = 96
     identity_sizes: int = 5
     identity_fraction: float = 0.5
-    # Of method `coded` alone:
+
+    def needs_encoder(self) -> bool:
+        """Whether FaceNet is part of the training."""
+        return bool(self.identity_weight or self.identity_start)
+
+
+@dataclass(frozen=True)
+class GANLossConfig(LossConfig):
+    """Loss terms of method `gan`: the non-saturating loss (binary cross-entropy).
+
+    Attributes:
+        label_smoothing: the discriminator's target for photos is 1 minus this.
+    """
+
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class CVAEGANLossConfig(LossConfig):
+    """Loss terms of method `cvae-gan`: the hinge loss, a posterior encoder and a feature discriminator.
+
+    Attributes:
+        coded_fraction: part of the batch whose latents come from the posterior encoder, and which is compared with the
+            source photo.
+        kl_weight: weight of the KL divergence between the posterior and the normal prior, in nats.
+        perceptual_weight: weight of the distance between FaceNet's features of such an image and of its source photo.
+        mismatch: share of the discriminator's fake loss that goes to photos with another person's embedding.
+        patch_weight: weight of the patch logits, in the losses of both networks.
+        feature_weight: weight of the feature discriminator, which sees FaceNet's features only.
+        feature_match: weight of its conditional logits, of features and embedding together.
+        feature_fraction: part of the batch on which FaceNet's features are computed.
+        augment: probability that an image is shifted before the discriminator sees it, and that a square is cut out.
+        augment_until: share of the run's budget after which images are no longer augmented. Augmentation keeps the
+            discriminator from memorising its photos, and costs realism at the end.
+    """
+
     coded_fraction: float = 0.0
     kl_weight: float = 0.0
     perceptual_weight: float = 0.0
@@ -121,8 +142,7 @@ class LossConfig:
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
-        names = ("identity_weight", "identity_start", "perceptual_weight", "feature_weight", "feature_match")
-        return any(getattr(self, name) for name in names)
+        return super().needs_encoder() or bool(self.perceptual_weight or self.feature_weight or self.feature_match)
 
 
 @dataclass(frozen=True)
@@ -131,17 +151,14 @@ class OptimConfig:
 
     Attributes:
         lr: learning rate of both networks.
-        lr_fall: share of the run, at its end, over which the rate falls to a twentieth in a straight line; 0 keeps it.
-            A longer budget on going on lets it rise again. With a budget in hours it follows the clock.
         beta1, beta2: Adam's.
         batch: images in a step.
         ema_nimg: half-life of the average in images.
-        ema_rampup: the half-life is at most this share of the images seen: short at first, so that a short run is
-            not averaged with its beginning.
+        ema_rampup: the half-life is at most this share of the images seen, so that the average of a short run does not
+            contain its beginning.
     """
 
     lr: float = 2e-4
-    lr_fall: float = 0.0
     beta1: float = 0.5
     beta2: float = 0.999
     batch: int = 64
@@ -151,11 +168,11 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Which images, in which order.
+    """Which images are read.
 
     Attributes:
         max_images: use a random subset of this many training images, drawn by `seed`; 0 uses all.
-        mirror: flip each picture with probability one half.
+        mirror: flip each image with probability one half.
     """
 
     max_images: int = 0
@@ -164,23 +181,22 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """One training run: what all methods share. Build the class of a method, see CONFIGS.
 
     Attributes:
-        preset: the preset that the rest started from.
-        method: `gan` (gan.py: a conditional GAN) or `coded` (coded.py: one whose noise is, for part of each batch, read
-            from the photo).
+        preset: name of the preset that the settings started from.
+        method: how it is trained; each method has a config class.
         epochs: length of the run in passes over the data, where no other budget is given.
         seed: seeds weights, order of the data and noise.
         dtype: what the networks compute in; `auto` takes bfloat16 where it is measured to be faster.
-        log_every_nimg: a line of statistics.
-        sample_every_nimg: a grid of samples and a measurement on unseen people.
-        checkpoint_every_nimg: a checkpoint and a snapshot.
-        keep: checkpoints kept.
+        log_every_nimg: images between two lines of statistics.
+        sample_every_nimg: images between two sample sheets, and between two validations on unseen people.
+        checkpoint_every_nimg: images between two checkpoints, each with a snapshot.
+        keep: number of checkpoints that are kept.
     """
 
     preset: str = ""
-    method: Literal["gan", "coded"] = "gan"
+    method: str = ""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -195,40 +211,56 @@ class TrainConfig:
     keep: int = 2
 
 
-UNUSED = {
-    "gan": (
-        "coded_fraction",
-        "kl_weight",
-        "perceptual_weight",
-        "mismatch",
-        "augment",
-        "patch_weight",
-        "feature_weight",
-        "feature_match",
-    ),
-    "coded": ("warmup_nimg", "label_smoothing", "gamma"),
+@dataclass(frozen=True)
+class GANConfig(TrainConfig):
+    """Settings of method `gan`, see training/gan.py."""
+
+    method: Literal["gan"] = "gan"
+    loss: GANLossConfig = field(default_factory=GANLossConfig)
+
+
+@dataclass(frozen=True)
+class CVAEGANConfig(TrainConfig):
+    """Settings of method `cvae-gan`, see training/cvae_gan.py."""
+
+    method: Literal["cvae-gan"] = "cvae-gan"
+    loss: CVAEGANLossConfig = field(default_factory=CVAEGANLossConfig)
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {"gan": GANConfig, "cvae-gan": CVAEGANConfig}
+ALIASES = {"coded": "cvae-gan"}  # names of methods in earlier versions
+
+# Settings of earlier versions that this one no longer has, with the value at which they did nothing.
+REMOVED: dict[str, Any] = {
+    "loss.adversarial": None,  # each method has one adversarial loss
+    "loss.gamma": 0.0,
+    "loss.penalty_every": None,  # without gamma it had no effect
+    "loss.warmup_nimg": 0,
+    "optim.lr_fall": 0.0,
 }
+ADVERSARIAL = {"gan": "bce", "cvae-gan": "hinge"}  # what `loss.adversarial` said in earlier versions
 
 
-def check_method(config: TrainConfig) -> None:
-    """Raise UserError that names the setting if the parts of a run do not go together."""
-    method, loss = config.method, config.loss
-    for name in UNUSED[method]:
-        if getattr(loss, name):
-            raise UserError(f"loss.{name} is not a part of method {method}; leave it out")
-    if method == "coded" and loss.adversarial != "hinge":
-        raise UserError(f"method coded takes loss.adversarial hinge, not {loss.adversarial}")
-    if method == "coded" and config.discriminator.kind != "projection":
-        raise UserError(f"method coded takes discriminator.kind projection, not {config.discriminator.kind}")
+def method_name(name: str) -> str:
+    """The current name of a method. Raises UserError that lists the methods for an unknown one."""
+    name = ALIASES.get(name, name)
+    if name not in CONFIGS:
+        raise UserError(f"method {name}: no such method; there are {', '.join(CONFIGS)}")
+    return name
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise UserError that names the setting if a value is out of range or two settings do not go together."""
+    loss = config.loss
+    if config.method == "cvae-gan" and config.discriminator.kind != "projection":
+        raise UserError(f"method cvae-gan takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
     for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction", "augment", "augment_until"):
-        if not 0 <= getattr(loss, name) <= 1:
+        if not 0 <= getattr(loss, name, 0) <= 1:
             raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
     if loss.identity_sizes < 1:
         raise UserError(f"loss.identity_sizes is {loss.identity_sizes}; it must be 1 or more")
-    if not 0 <= config.optim.lr_fall <= 1:
-        raise UserError(f"optim.lr_fall is {config.optim.lr_fall}; it must lie between 0 and 1")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -236,21 +268,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str, at: str = "") -> T:
-    """The strict inverse of to_dict: an unknown key or a value of another type raises UserError that names it."""
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    """The strict inverse of to_dict: an unknown key or a value of another type raises UserError that names it.
+
+    `where` names the source of the values in messages; `prefix` is what the keys of this level are preceded by.
+    """
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"{where}: unknown key {at + key}; known are {', '.join(sorted(known))}")
+            owner = next((name for name, config in CONFIGS.items() if _loss_class(config) is cls), None)
+            unknown = f"unknown key {prefix + key}; known are {', '.join(sorted(known))}"
+            raise UserError(f"{where}: {why_unknown(prefix + key, owner) or unknown}")
         hint = hints[key]
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {at + key} must be an object of settings, not {value!r}")
-            given[key] = from_dict(hint, value, where, f"{at}{key}.")  # type: ignore[arg-type]
+                raise UserError(f"{where}: {prefix + key} must be an object of settings, not {value!r}")
+            given[key] = from_dict(hint, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
         else:
-            given[key] = _checked(value, hint, where, at + key)
+            given[key] = _checked(value, hint, where, prefix + key)
     return cls(**given)
 
 
@@ -267,13 +304,128 @@ def _checked(value: Any, hint: Any, where: str, key: str) -> Any:
     return value
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]:
+def train_config(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A run from nested plain values, as to_dict gives them: the strict from_dict of the class of their `method`."""
+    method = values.get("method", "gan")
+    if not isinstance(method, str):
+        raise UserError(f"{where}: method must be one of {', '.join(CONFIGS)}, not {method!r}")
+    try:
+        method = method_name(method)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return from_dict(CONFIGS[method], {**values, "method": method}, where)
+
+
+def with_method(config: TrainConfig, method: str) -> TrainConfig:
+    """The same run by another method: settings that both have are kept, the others get their defaults."""
+    cls = CONFIGS[method_name(method)]
+    if isinstance(config, cls):
+        return config
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("method", "loss")}
+    loss_class = _loss_class(cls)
+    shared = {f.name: getattr(config.loss, f.name) for f in fields(loss_class) if hasattr(config.loss, f.name)}
+    return cls(**values, loss=loss_class(**shared))
+
+
+def merged(config: TrainConfig, settings: Mapping[str, Any], where: str) -> TrainConfig:
+    """`config` with other settings: nested, or by dotted keys ({"optim.lr": 1e-4}).
+
+    A `method` among them chooses the config class. Raises UserError that names an unknown key or a wrong type.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, last = str(key).split(".")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise UserError(f"{where}: {key} is given beside a value for {parent}")
+        if isinstance(value, Mapping) and isinstance(level.get(last), dict):
+            level[last].update(value)
+        else:
+            level[last] = dict(value) if isinstance(value, Mapping) else value
+    config = with_method(config, str(nested.pop("method", config.method)))
+    values = to_dict(config)
+    for key, value in nested.items():
+        inside = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | value if inside else value
+    return train_config(values, where)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two nested config dicts differ."""
-    found: list[str] = []
+    keys: list[str] = []
     for key in sorted(a.keys() | b.keys()):
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, f"{at}{key}.")
+            keys += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            found.append(at + key)
-    return found
+            keys.append(prefix + key)
+    return keys
+
+
+def why_unknown(key: str, method: str | None) -> str:
+    """Why a dotted key is not a setting of `method`, or "" where the key was never one of any method."""
+    if key in REMOVED:
+        return f"{key}: this version no longer has it; leave it out"
+    others = [name for name, config in CONFIGS.items() if key in _loss_keys(config)]
+    if method and others and method not in others:
+        return f"{key} is not a setting of method {method}; leave it out"
+    return ""
+
+
+def _loss_class(config: type[TrainConfig]) -> type[LossConfig]:
+    cls: type[LossConfig] = get_type_hints(config)["loss"]
+    return cls
+
+
+def _loss_keys(config: type[TrainConfig]) -> set[str]:
+    return {f"loss.{f.name}" for f in fields(_loss_class(config))}
+
+
+# --- config.json of a run folder --------------------------------------------------------------------------------------
+
+
+def read_run_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a run folder as the current version has it: `format`, `config` (nested settings of a
+    TrainConfig) and `data` (the data set it belongs to).
+
+    Raises UserError that names the file if it is missing, not a run's config, or of a run with a setting that this
+    version no longer has.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "data")):
+        raise UserError(f"{path}: not the config of a run; give the --out of vultus train")
+    try:
+        result: dict[str, Any] = upgrade("run config", record.get("format", 1), record, path)
+    except _NoLonger as error:
+        raise UserError(f"{path}: {error}") from None
+    return result
+
+
+class _NoLonger(UserError):
+    """A setting that was removed is in use. The message does not name the file."""
+
+
+@upgrades("run config", 1)
+def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
+    """Method `coded` is called `cvae-gan` now; a method has its own loss settings only."""
+    config = dict(record["config"])
+    method = ALIASES.get(config.get("method", "gan"), config.get("method", "gan"))
+    config["method"] = method
+    for section in ("loss", "optim"):
+        if isinstance(config.get(section), dict):
+            config[section] = dict(config[section])
+    inactive = REMOVED | {"loss.adversarial": ADVERSARIAL.get(str(method))}
+    for key, value in inactive.items():
+        section, name = key.split(".")
+        if name not in config.get(section, {}):
+            continue
+        given = config[section].pop(name)
+        if value is not None and given != value:
+            raise _NoLonger(f"{key} is {given}, a setting that this version no longer has; train again in a new --out")
+    if method in CONFIGS and isinstance(config.get("loss"), dict):
+        # Earlier versions wrote the settings of the other method too, with their defaults.
+        foreign = set().union(*(_loss_keys(cls) for cls in CONFIGS.values())) - _loss_keys(CONFIGS[method])
+        config["loss"] = {name: value for name, value in config["loss"].items() if f"loss.{name}" not in foreign}
+    return record | {"format": 2, "config": config}

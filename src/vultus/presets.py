@@ -1,21 +1,31 @@
-"""Runs worth repeating, by name, and how they follow from the resolution and the budget.
+"""Named training runs, and how they change with the resolution and the budget.
 
-Figures below each: 2,527 photos of 118 people never seen (CelebA), two noises, by `vultus evaluate`; times of one core
-(vultus-cpu: two) of an Intel Xeon (AVX512), data 14,035 photos at 128x128, seed 0. docs/results.md has them all, with
-intervals.
+The results below each preset: 2,527 photos of 118 unseen people (CelebA), two noise vectors each, by `vultus evaluate`;
+times on one core (vultus-cpu: two) of an Intel Xeon (AVX512), trained on 14,035 photos at 128x128, seed 0.
+docs/results.md has all results, with intervals.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from vultus.config import DiscriminatorConfig, GeneratorConfig, LoaderConfig, LossConfig, OptimConfig, TrainConfig
+from vultus.config import (
+    CVAEGANConfig,
+    CVAEGANLossConfig,
+    DiscriminatorConfig,
+    GANConfig,
+    GANLossConfig,
+    GeneratorConfig,
+    LoaderConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from vultus.errors import UserError
 
-REFERENCE_MSE = TrainConfig(
+REFERENCE_MSE = GANConfig(
     preset="reference-mse",
     generator=GeneratorConfig(projection=256),
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    loss=GANLossConfig(mse_weight=10.0, label_smoothing=0.1),
     optim=OptimConfig(batch=32),
     loader=LoaderConfig(max_images=5_000),
     epochs=10,
@@ -28,9 +38,9 @@ REFERENCE_MSE = TrainConfig(
 ST-LPIPS over noise 0.063.
 """
 
-REFERENCE_DCGAN = TrainConfig(
+REFERENCE_DCGAN = GANConfig(
     preset="reference-dcgan",
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    loss=GANLossConfig(mse_weight=10.0, label_smoothing=0.1),
     optim=OptimConfig(batch=64),
     epochs=2,
 )
@@ -41,28 +51,28 @@ REFERENCE_DCGAN = TrainConfig(
 26 minutes. FaceNet cosine 0.258; dlib, type I / II 1.5 / 0.7 %; Frechet distance 370; ST-LPIPS over noise 0.028.
 """
 
-DCGAN_IDENTITY = TrainConfig(
+DCGAN_IDENTITY = GANConfig(
     preset="dcgan-identity",
     generator=GeneratorConfig(projection=256),
-    loss=LossConfig(mse_weight=10.0, mse_nimg=60_000, label_smoothing=0.1, identity_weight=0.5, identity_fraction=0.25),
+    loss=GANLossConfig(
+        mse_weight=10.0, mse_nimg=60_000, label_smoothing=0.1, identity_weight=0.5, identity_fraction=0.25
+    ),
     optim=OptimConfig(batch=32),
     loader=LoaderConfig(mirror=True),
     epochs=7,
 )
-"""DCGAN networks with an identity loss: the way from the references to the recipe.
+"""DCGAN networks with an identity loss: a step between the reference systems and `vultus-cpu`.
 
     vultus train --preset dcgan-identity --data data/celeba --out runs/dcgan-identity --images 51200
 
 62 minutes. FaceNet cosine 0.537; dlib, type I / II 32 / 15 %; Frechet distance 289; ST-LPIPS over noise 0.075.
 """
 
-VULTUS_CPU = TrainConfig(
+VULTUS_CPU = CVAEGANConfig(
     preset="vultus-cpu",
-    method="coded",
     generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256),
     discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
-    loss=LossConfig(
-        adversarial="hinge",
+    loss=CVAEGANLossConfig(
         mse_weight=10.0,
         mse_size=64,
         identity_weight=8.0,
@@ -86,14 +96,14 @@ VULTUS_CPU = TrainConfig(
     loader=LoaderConfig(mirror=True),
     epochs=20,
 )
-"""The recipe, for a processor: hinge loss on pixels, patches and FaceNet's features; half of each batch is a
-conditional variational autoencoder. Nothing is computed above 64x64; 6 pictures of 16 go through FaceNet to the end.
+"""The recipe, for a CPU: hinge loss on pixels, patches and FaceNet's features; half of each batch is a conditional
+variational autoencoder. No convolution computes above 64x64; 6 images of 16 pass through all of FaceNet.
 
     vultus train --preset vultus-cpu --data data/celeba --out runs/vultus-cpu --images 156000
 
-147 minutes of two cores, 20 images a second after a slow beginning beside other work. FaceNet cosine on 128 unseen
-photos: 0.53 after 12,800 images, 0.71 after 38,400, 0.80 at the end. Then: FaceNet cosine 0.802; dlib, type I / II
-81 / 36 %; Frechet distance 54; ST-LPIPS over noise 0.214.
+147 minutes on two cores, 20 images/s (less at first, beside other work). FaceNet cosine on 128 unseen photos: 0.53
+after 12,800 images, 0.71 after 38,400, 0.80 at the end. Evaluation: FaceNet cosine 0.802; dlib, type I / II 81 / 36 %;
+Frechet distance 54; ST-LPIPS over noise 0.214.
 """
 
 VULTUS_BASE = replace(
@@ -108,33 +118,33 @@ VULTUS_BASE = replace(
     sample_every_nimg=64_000,
     checkpoint_every_nimg=64_000,
 )
-"""The same for one GPU: wider networks, larger batches, schedules in proportion.
+"""The same for one GPU: wider networks, larger batches, schedules in proportion to the length of the run.
 
     vultus train --preset vultus-base --data data/celeba --out runs/vultus-base --hours 0.5
 
-Not measured yet: it has been run for a few steps on a processor only.
+Not measured yet: it has been run for a few steps on a CPU only.
 """
 
-TINY = TrainConfig(
+TINY = GANConfig(
     preset="tiny",
     generator=GeneratorConfig(resolution=32, base_width=16, max_width=64, projection=64),
     discriminator=DiscriminatorConfig(resolution=32, base_width=16, max_width=64, projection=64),
-    loss=LossConfig(mse_weight=10.0, label_smoothing=0.1),
+    loss=GANLossConfig(mse_weight=10.0, label_smoothing=0.1),
     optim=OptimConfig(batch=16, ema_nimg=200),
     epochs=4,
     log_every_nimg=160,
     sample_every_nimg=800,
     checkpoint_every_nimg=800,
 )
-"""32x32, for `vultus demo`: a minute on faces that it draws itself, to see a training from end to end."""
+"""32x32, for `vultus demo`: a training of one minute on faces that the embedded snapshot generates."""
 
-PRESETS = {
+PRESETS: dict[str, TrainConfig] = {
     preset.preset: preset for preset in (REFERENCE_MSE, REFERENCE_DCGAN, DCGAN_IDENTITY, VULTUS_CPU, VULTUS_BASE, TINY)
 }
 
 
 def get_preset(name: str) -> TrainConfig:
-    """The preset of that name. Raises UserError that lists the names there are."""
+    """The preset of that name. Raises UserError that lists the presets for an unknown one."""
     if name not in PRESETS:
         raise UserError(f"--preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
@@ -143,11 +153,10 @@ def get_preset(name: str) -> TrainConfig:
 def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> TrainConfig:
     """The same run at another resolution, and for a budget of `images` where that is known.
 
-    - Above the resolution that the preset is for, the width of the finest stage halves with each doubling, so that a
-      picture costs twice as much and not four times; below it widths stay.
-    - Penalties on gradients grow with the number of pixels (Karras et al. 2020, arXiv:1912.04958, appendix B).
-    - Errors against the photo are taken at the same share of the full size.
-    - A short run has its schedules in its first 40 %: what is not reached would not be learnt.
+    - Above the preset's resolution the width of the finest stage halves with each doubling, so that an image costs
+      twice as much and not four times; below it the widths stay.
+    - The error against the photo is computed at the same share of the full size.
+    - In a short run the identity weight reaches its final value after 40 % of the images at the latest.
     """
     scale = resolution / config.generator.resolution
     generator, discriminator, loss = config.generator, config.discriminator, config.loss
@@ -159,10 +168,5 @@ def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> T
         discriminator=replace(
             discriminator, resolution=resolution, base_width=max(8, discriminator.base_width // narrower)
         ),
-        loss=replace(
-            loss,
-            gamma=loss.gamma * scale**2,
-            mse_size=round(loss.mse_size * scale),
-            identity_nimg=schedule,
-        ),
+        loss=replace(loss, mse_size=round(loss.mse_size * scale), identity_nimg=schedule),
     )

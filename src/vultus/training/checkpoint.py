@@ -1,7 +1,8 @@
 """Training checkpoints: everything that the next step depends on.
 
-Networks, EMA, optimizers, images seen. The order of the data and every random number are functions of (seed, images
-seen), so no random state is stored. A checkpoint is read with weights_only.
+A checkpoint is a dictionary of `format`, `gan` (state of networks, moving average and optimizers), `cur_nimg` and
+`seconds`. The order of the data and every random number are functions of (seed, images seen), so no random state is
+stored. It is read with weights_only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from vultus._files import atomic_path
+from vultus._formats import VERSIONS, upgrade, upgrades
 from vultus.errors import UserError
 
 PATTERN = "checkpoint-*.pt"
@@ -21,20 +23,31 @@ def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: in
     """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`."""
     path = folder / f"checkpoint-{cur_nimg:010d}.pt"
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        torch.save({"format": VERSIONS["checkpoint"]} | state, temporary)
     for old in sorted(folder.glob(PATTERN))[:-keep]:
         old.unlink()
     return path
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """The newest checkpoint of a run folder, or None if there is none. Raises UserError if it cannot be read."""
+    """The newest checkpoint of a run folder as the current version has it, with its path; None if there is none.
+
+    Raises UserError that names the file if it cannot be read.
+    """
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         return None
     try:
-        return torch.load(paths[-1], map_location="cpu", weights_only=True), paths[-1]
-    except Exception as error:
+        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        version = state.get("format", 1)
+    except Exception as error:  # torch.load raises many kinds of errors on damaged files
         raise UserError(
-            f"{paths[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
+            f"{paths[-1]}: cannot be read ({type(error).__name__}); delete it to resume from the one before"
         ) from None
+    return upgrade("checkpoint", version, state, paths[-1]), paths[-1]
+
+
+@upgrades("checkpoint", 1)
+def _upgrade_from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """The same without `format`."""
+    return state | {"format": 2}

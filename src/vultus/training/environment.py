@@ -1,4 +1,4 @@
-"""What a run was made with: versions, git revision, hardware; one entry a session in <run folder>/run.json."""
+"""What a run was made with: versions, git revision, hardware; one entry for each session in <run folder>/run.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vultus._files import processors, read_json, write_json
 
 
 class Session:
-    """One sitting of a run, kept up to date in run.json.
+    """One process that trains a run, kept up to date in run.json.
 
     run.json: `data` (content_sha256, counts, licence of the data set) and `sessions`, each with `began` (UTC),
     `seconds`, `from_nimg`, `cur_nimg`, `command`, `versions`, `git`, `hardware`, `dtype`, `trackers`.
@@ -42,13 +42,13 @@ class Session:
         write_json(self._path, self._record)
 
     def update(self, cur_nimg: int, seconds: float) -> None:
-        """How far this session has come: images seen by the run, seconds of training in this session."""
+        """Record the images seen by the run, and the seconds of training in this session."""
         self.entry |= {"cur_nimg": cur_nimg, "seconds": round(seconds, 1)}
         write_json(self._path, self._record)
 
 
 def versions() -> dict[str, str]:
-    """Of vultus, torch and Python."""
+    """Versions of vultus, torch and Python."""
     import torch
 
     return {
@@ -60,14 +60,14 @@ def versions() -> dict[str, str]:
 
 def revision() -> dict[str, Any] | None:
     """{revision, dirty} of the git checkout that this code runs from; None for an installed copy."""
-    here = Path(__file__).resolve()
+    file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # an environment inside somebody's repository is not a checkout
+        git("ls-files", "--error-unmatch", file.name)  # fails in an environment inside another project's repository
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
         return {"revision": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
@@ -75,21 +75,22 @@ def revision() -> dict[str, Any] | None:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What `device` is, in words and numbers: processor, cores that may be used, threads, memory, GPU."""
+    """What `device` is: CPU, usable cores, threads, memory in GiB (where the system reports it), and the GPU."""
     import torch
 
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "device": device,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": processors(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
+    if sys.platform != "win32":
+        values["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if device.startswith("cuda"):
         gpu = torch.cuda.get_device_properties(device)
-        found |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1), "cuda": torch.version.cuda}
-    return found
+        values |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    return values
 
 
 def _cpu() -> str:
@@ -103,13 +104,16 @@ def _cpu() -> str:
 
 
 def peak_memory(device: str) -> dict[str, float]:
-    """Most memory that this process has held so far, in MiB: its own, and what it has on a GPU. No waiting for one."""
-    import resource
-
+    """The largest memory that this process has held so far, in MiB: `peak_memory_mib` of its own (where the system
+    reports it), `peak_gpu_memory_mib` on a GPU. It does not wait for the GPU."""
     import torch
 
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    found = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    values = {}
+    if sys.platform != "win32":  # there is no module `resource` on Windows
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
+        values["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
     if device.startswith("cuda"):
-        found["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return found
+        values["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return values

@@ -1,4 +1,7 @@
-"""Losses as small pure functions. Every one returns a scalar; logits are float32, [N] unless said otherwise."""
+"""Losses as small pure functions, and the schedules of their weights.
+
+Every loss returns a scalar; logits are float32, [N] unless said otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vultus.config import LossConfig
+
+MSE_FLOOR = 0.1  # share of mse_weight that is left at the end of mse_nimg
+
+
+def mse_weight(loss: LossConfig, cur_nimg: int) -> float:
+    """The weight of the reconstruction error after so many images."""
+    left = 1 - (1 - MSE_FLOOR) * min(cur_nimg / loss.mse_nimg, 1.0) if loss.mse_nimg else 1.0
+    return loss.mse_weight * left
+
+
+def identity_weight(loss: LossConfig, cur_nimg: int) -> float:
+    """The weight of the identity loss after so many images."""
+    progress = min(cur_nimg / loss.identity_nimg, 1.0) if loss.identity_nimg else 1.0
+    return loss.identity_start + (loss.identity_weight - loss.identity_start) * progress
+
 
 def bce_discriminator(real_logits: Tensor, fake_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Goodfellow et al. 2014 (arXiv:1406.2661) on logits, with one-sided label smoothing (Salimans et al. 2016).
+    """Goodfellow et al. 2014 (arXiv:1406.2661) on logits, with one-sided label smoothing (Salimans et al. 2016,
+    arXiv:1606.03498).
 
-    On logits, because a sigmoid followed by a clamped logarithm gives no gradient once the discriminator is sure.
+    On logits, because a sigmoid followed by a clamped logarithm has no gradient where the discriminator is certain.
     """
     real = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, 1 - label_smoothing))
     return real + F.softplus(fake_logits).mean()
 
 
 def bce_generator(fake_logits: Tensor) -> Tensor:
-    """The non-saturating loss: -log sigmoid(D(fake))."""
+    """The non-saturating loss of the generator: -log sigmoid(D(fake))."""
     return F.softplus(-fake_logits).mean()
 
 
-def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Paired relativistic loss (Jolicoeur-Martineau 2019; Huang et al. 2024, arXiv:2501.05441, eq. 2)."""
-    return F.softplus(fake_logits - real_logits).mean()
-
-
-def relativistic_generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The same with the roles exchanged."""
-    return F.softplus(real_logits - fake_logits).mean()
-
-
 def hinge_real(logits: Tensor) -> Tensor:
-    """The discriminator's loss on real pictures (Lim & Ye 2017, arXiv:1705.02894), of logits of any shape."""
+    """The discriminator's hinge loss on photos (Lim & Ye 2017, arXiv:1705.02894), for logits of any shape."""
     return F.relu(1 - logits).mean()
 
 
 def hinge_fake(logits: Tensor) -> Tensor:
-    """The discriminator's loss on made pictures."""
+    """The discriminator's hinge loss on generated images."""
     return F.relu(1 + logits).mean()
 
 
 def hinge_generator(logits: Tensor) -> Tensor:
-    """The generator's loss, which goes with both."""
+    """The generator's loss that belongs to the hinge loss."""
     return -logits.mean()
-
-
-def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """Mean squared norm of the gradient of the logits to the pictures, summed over pixels in [-1, 1].
-
-    R1 on real pictures (Mescheder et al. 2018, arXiv:1801.04406, eq. 9), R2 on made ones. Needs x.requires_grad.
-    """
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return gradient.float().square().sum((1, 2, 3)).mean()
 
 
 def reconstruction(x: Tensor, target: Tensor, size: int = 0) -> Tensor:
@@ -64,17 +65,17 @@ def reconstruction(x: Tensor, target: Tensor, size: int = 0) -> Tensor:
     return F.mse_loss(x, target)
 
 
-def feature_distance(made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """Mean absolute difference of features scaled to unit size, summed over depths (Johnson et al. 2016,
+def feature_distance(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of features of unit size, summed over depths (perceptual loss, Johnson et al. 2016,
     arXiv:1603.08155)."""
-    return torch.stack([(a - b).abs().float().mean() for a, b in zip(made, real, strict=True)]).sum()
+    return torch.stack([(a - b).abs().float().mean() for a, b in zip(fake, real, strict=True)]).sum()
 
 
 def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) in nats, summed over [., z_dim], mean over the batch."""
+    """KL(N(mean, variance) || N(0, 1)) in nats, of [N, z_dim]: summed over z_dim, mean over the batch."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
 
 
-def identity(found: Tensor, asked: Tensor) -> Tensor:
-    """1 - mean cosine between unit-norm embeddings [N, 512]."""
-    return 1 - (found * asked).sum(1).mean()
+def identity(embedding: Tensor, target: Tensor) -> Tensor:
+    """1 - mean cosine between unit-norm embeddings [N, c_dim]."""
+    return 1 - (embedding * target).sum(1).mean()

@@ -1,12 +1,12 @@
-"""What a run reports, and to whom: `stats.jsonl` always, trackers by name.
+"""The log of a run: `stats.jsonl` always, and trackers by name.
 
-The trainer writes to a RunLog. Every line is in stats.jsonl before a tracker gets it, so the file is the record: a
-tracker that joins later, or that failed in an earlier session, is sent from it what it has not had. `tracking.json`
-holds, for each tracker, the id of its run and how far it was sent; it is written before the sending, so that a kill may
-cost a tracker one line but never sends one twice.
+The trainer writes to a RunLog. Every line is in stats.jsonl before a tracker gets it, so the file is complete: a
+tracker that is added later, or that failed in an earlier session, receives from it the lines that it does not have yet.
+`tracking.json` holds, for each tracker, the id of its run and how far it has received the log. It is written before a
+line is sent, so that a killed process may lose one line of a tracker but never sends a line twice.
 
-A tracker works in a process of its own (trackers.py), fed by a thread of its own: the training never waits for it. The
-first failure is said in one line and ends that tracker for this session.
+Each tracker runs in a process of its own (trackers.py), fed by a thread of its own: the training never waits for it.
+The first failure of a tracker is reported in one line and ends that tracker for this session.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 from vultus._files import read_json
+from vultus._progress import message
 from vultus.errors import UserError
 from vultus.training.trackers import NEEDS
 
-BEHIND = 10_000  # calls that wait for a tracker before it is given up
-CLOSING = 60.0  # seconds that trackers have at the end, together
-MEASURED = "train"  # what the trainer's own figures are filed under
+MAX_QUEUED = 10_000  # calls that may wait for a tracker; beyond that it has failed
+CLOSING = 60.0  # seconds that all trackers together have at the end
+MEASURED = "train"  # prefix of the trainer's own values in the trackers
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -47,32 +46,32 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def read_stats(path: Path, cur_nimg: float = math.inf) -> list[dict[str, Any]]:
-    """The lines of a stats.jsonl that belong to a run of `cur_nimg` images; a line cut short by a kill is left out."""
-    found = []
+    """The lines of a stats.jsonl up to `cur_nimg` images; an incomplete line, of a killed process, is left out."""
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             values = json.loads(line)
             if values["cur_nimg"] <= cur_nimg:
-                found.append(values)
-    return found
+                lines.append(values)
+    return lines
 
 
 def cut_stats(path: Path, cur_nimg: int) -> None:
-    """Forget lines written after `cur_nimg` images: a step done twice must not be counted twice."""
+    """Remove the lines after `cur_nimg` images: steps that are repeated must not be logged twice."""
     if path.is_file():
         lines = read_stats(path, cur_nimg)
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 class RunLog:
-    """Where the trainer reports to. Use it as a context.
+    """The log that the trainer writes to. Use it as a context.
 
     Args:
         out: the run folder.
         trackers: names from trackers.NEEDS; they are installed.
-        project: what the trackers file the run under.
+        project: the trackers' project.
         config: objects that describe the run, by title.
-        cur_nimg: images seen by the checkpoint that the run goes on from.
+        cur_nimg: images seen by the checkpoint that the run resumes from.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class RunLog:
         self._threads = [_Feeder(name, out, project, config, state, missed) for name in trackers if state]
 
     def __enter__(self) -> RunLog:
-        """Nothing more: the trackers are starting already."""
+        """The trackers are starting already."""
         return self
 
     def __exit__(
@@ -104,7 +103,7 @@ class RunLog:
             thread.finish(max(deadline - time.monotonic(), 0.1))
 
     def log(self, values: dict[str, Any], cur_nimg: int, evaluator: str | None = None) -> None:
-        """One line of figures: the trainer's own, or an evaluator's."""
+        """One line of values: the trainer's own, or an evaluator's."""
         line: dict[str, Any] = {"cur_nimg": cur_nimg} | ({"evaluator": evaluator} if evaluator else {}) | values
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -112,14 +111,14 @@ class RunLog:
             self._send(event)
 
     def image(self, name: str, path: Path, cur_nimg: int) -> None:
-        """A picture in the run folder."""
+        """An image file in the run folder."""
         self._send(_image(name, path, cur_nimg))
 
     def artifact(self, path: Path, metadata: dict[str, Any], cur_nimg: int) -> None:
-        """A file to keep, with a table of its figures: those in its metadata, and the latest of every evaluator."""
-        measured = metadata.get("metrics") or {}
-        figures = {name: value.get("value") if isinstance(value, dict) else value for name, value in measured.items()}
-        table = [[name, value] for name, value in (figures | self._latest).items()]
+        """A file to store, with a table of metrics: those in its metadata, and the latest of every evaluator."""
+        stored = metadata.get("metrics") or {}
+        metrics = {name: value.get("value") if isinstance(value, dict) else value for name, value in stored.items()}
+        table = [[name, value] for name, value in (metrics | self._latest).items()]
         arguments = {"path": str(path), "metadata": metadata, "table": table, "step": cur_nimg}
         self._send({"call": "artifact", "kind": "snapshot", "arguments": arguments})
 
@@ -149,20 +148,20 @@ class _State:
         self.entries: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
 
     def _write(self) -> None:
-        # Without waiting for the disk, as files.write_json does: every report passes here, and after a power cut the
-        # worst is a tracker that begins a new run.
+        # Not flushed to disk as by _files.write_json: every call writes it, and after a power failure the worst case is
+        # a tracker that begins a new run.
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         temporary.write_text(json.dumps(self.entries, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self._path)
 
     def opened(self, name: str, id: str) -> None:
-        """Keep the id of a tracker's run."""
+        """Store the id of a tracker's run."""
         with self._lock:
             self.entries[name]["id"] = id
             self._write()
 
     def sent(self, name: str, events: Sequence[dict[str, Any]]) -> None:
-        """Keep that these calls are about to be made."""
+        """Store that these calls are about to be made."""
         with self._lock:
             for event in events:
                 self.entries[name]["sent"][event["kind"]] = event["arguments"]["step"]
@@ -192,30 +191,30 @@ class _Feeder:
         names = {"project": project, "name": out.resolve().name, "id": entry["id"]}
         self._open = {"call": "open", "arguments": {"out": str(out.resolve()), "config": config} | names}
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._off = False
+        self._failed = False
         self._process: subprocess.Popen[str] | None = None
-        self._where = ""
+        self._location = ""
         self._thread = threading.Thread(target=self._run, name=f"vultus-{name}", daemon=True)
         self._thread.start()
 
     # --- for the trainer ------------------------------------------------------------------------------------------
 
     def put(self, event: dict[str, Any]) -> None:
-        """Hand over a call; never waits."""
-        if self._off:
+        """Queue a call; never waits."""
+        if self._failed:
             return
-        if self._queue.qsize() > BEHIND:
-            self._fail(f"it is {BEHIND} reports behind")
+        if self._queue.qsize() > MAX_QUEUED:
+            self._fail(f"{MAX_QUEUED} calls are waiting for it")
             return
         self._queue.put(event)
 
     def finish(self, seconds: float) -> None:
-        """Give the tracker so many seconds to end after `close`, and say where its records are."""
+        """Wait so many seconds for the tracker to end after `close`, and print where its records are."""
         self._thread.join(seconds)
-        if self._thread.is_alive() and not self._off:
+        if self._thread.is_alive() and not self._failed:
             self._fail("it did not end in time")
-        if self._where and not self._off:
-            print(f"{self.name}: {self._where}", file=sys.stderr)
+        if self._location and not self._failed:
+            print(f"{self.name}: {self._location}", file=sys.stderr)
 
     # --- in the thread --------------------------------------------------------------------------------------------
 
@@ -223,11 +222,11 @@ class _Feeder:
         try:
             self._process = _start(self.name)
             self._state.opened(self.name, self._call(self._open))
-            self._state.sent(self.name, self._missed)  # at once: it may be long
+            self._state.sent(self.name, self._missed)  # once for all of them: there may be many
             for event in self._missed:
                 self._call(event)
-            self._where = str(self._call({"call": "where", "arguments": {}}))
-            while not self._off:
+            self._location = str(self._call({"call": "where", "arguments": {}}))
+            while not self._failed:
                 event = self._queue.get()
                 if event["call"] == "close":
                     self._call(event)
@@ -235,7 +234,7 @@ class _Feeder:
                 if self._is_new(event):
                     self._state.sent(self.name, [event])
                     self._call(event)
-        except Exception as error:  # whatever it is, it must not reach the training
+        except Exception as error:  # an error of a tracker must not end the training
             self._fail(str(error) or type(error).__name__)
         self._end()
 
@@ -269,26 +268,25 @@ class _Feeder:
         process.wait()
 
     def _fail(self, reason: str) -> None:
-        if self._off:
+        if self._failed:
             return
-        self._off = True
+        self._failed = True
         shown = " ".join(reason.split())[:200]
-        # Not print: it would end up in the progress bar's line.
-        tqdm.write(f"vultus: warning: {self.name} is off for the rest of this session: {shown}", file=sys.stderr)
+        message(f"vultus: warning: {self.name} is off for the rest of this session: {shown}")
         if self._process is not None:
             self._process.kill()
 
 
 def _start(name: str) -> subprocess.Popen[str]:
-    """The tracker's process, deaf to Ctrl-C, that asks nobody about errors or versions."""
-    here = str(Path(__file__).resolve().parents[2])
+    """Start the tracker's process: Ctrl-C does not reach it, and it sends no telemetry and no error reports."""
+    source = str(Path(__file__).resolve().parents[2])
     quiet = {
         "DO_NOT_TRACK": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "WANDB_ERROR_REPORTING": "false",
     }
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "vultus.training.trackers", name],
         env=quiet | dict(os.environ) | {"PYTHONPATH": path},

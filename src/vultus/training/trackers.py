@@ -1,9 +1,9 @@
 """The trackers behind `--track`, each in a process of its own: `python -P -m vultus.training.trackers NAME`.
 
-A tracker is other people's code: it prints, starts servers, waits for a network, leaves handlers for the end of the
-process. Here it can do all that without stopping, slowing or littering the training. tracking.py starts the process and
-sends one JSON object a line to its standard input, `{"call": method, "arguments": {...}}`; each is answered by one line
-on standard output, `{"ok": value}` or `{"error": text}`. The end of the input, even by `kill -9`, closes the tracker.
+A tracker's library prints, starts servers, waits for a network and registers exit handlers. In its own process it does
+so without stopping or slowing the training. run_log.py starts the process and sends one JSON object per line to its
+standard input, `{"call": method, "arguments": {...}}`; each is answered by one line on standard output, `{"ok": value}`
+or `{"error": text}`. The end of the input, also after `kill -9` of the training, closes the tracker.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  
 
 
 class Tracker(Protocol):
-    """What a tracker does. `step` is the number of images seen; it never falls. A failure is an exception."""
+    """The interface of a tracker. `step` is the number of images seen; it never decreases. A failure raises."""
 
     def open(self, out: Path, project: str, name: str, id: str | None, config: dict[str, Any]) -> str:
-        """Begin the run `name`, or go on with the run `id`. Returns the run's id."""
+        """Begin the run `name`, or resume the run `id`. Returns the run's id."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Named figures."""
+        """Named values."""
 
     def image(self, name: str, path: str, step: int) -> None:
         """A PNG file."""
 
     def artifact(self, path: str, metadata: dict[str, Any], table: list[list[Any]], step: int) -> None:
-        """A file to keep, with its description and its figures: rows of [name, value]."""
+        """A file to store, with its metadata and its metrics: rows of [name, value]."""
 
     def where(self) -> str:
-        """How to see what was tracked: a command."""
+        """How to see what was tracked: a command or an address."""
 
     def close(self, complete: bool) -> None:
         """End the run; `complete` is False where the training failed or was killed."""
@@ -77,23 +77,23 @@ class TensorBoard:
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self._add(step, tag=name, simple_value=value)
-        self._writer.flush()  # the page shows it now, and a full disk is noticed here
+        self._writer.flush()  # so that TensorBoard shows it now, and a full disk is an error here
 
     def image(self, name: str, path: str, step: int) -> None:
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with Image.open(path) as picture:
-            width, height = picture.size
+        with Image.open(path) as image:
+            width, height = image.size
         data = Path(path).read_bytes()
-        picture_of = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-        self._add(step, tag=name, image=picture_of)
+        summary = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._add(step, tag=name, image=summary)
         self._writer.flush()
 
     def artifact(self, path: str, metadata: dict[str, Any], table: list[list[Any]], step: int) -> None:
-        rows = ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in table)]
-        described = json.dumps(metadata, indent=2)
-        self._text("snapshot", "\n".join([f"`{path}`", "", *rows, "", f"```json\n{described}\n```"]), step)
+        rows = ["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in table)]
+        text = json.dumps(metadata, indent=2)
+        self._text("snapshot", "\n".join([f"`{path}`", "", *rows, "", f"```json\n{text}\n```"]), step)
 
     def where(self) -> str:
         return f"tensorboard --logdir {self._out}"
@@ -103,10 +103,10 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases, its files in <out>/wandb. Offline unless there is a key or WANDB_MODE says otherwise."""
+    """Weights & Biases, with its files in <out>/wandb. Offline unless there is an API key or WANDB_MODE is set."""
 
     def open(self, out: Path, project: str, name: str, id: str | None, config: dict[str, Any]) -> str:
-        # Copies of artifacts that wait for an upload belong to the run, not into the home folder.
+        # Copies of artifacts that wait for an upload go into the run folder, not into the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str(out / "wandb" / "data"))
         os.environ.setdefault("WANDB_CACHE_DIR", str(out / "wandb" / "cache"))
         import wandb
@@ -121,7 +121,7 @@ class WandB:
             dir=str(out),
             config=config,
             mode=mode,
-            resume=None if self._offline else "allow",  # offline sessions of one id are joined when they are uploaded
+            resume=None if self._offline else "allow",  # W&B joins offline sessions of one id when they are uploaded
             settings=wandb.Settings(console="off", silent=True),
         )
         return str(self._run.id)
@@ -155,7 +155,7 @@ class WandB:
 
 
 def wandb_key() -> bool:
-    """Whether wandb could log in without asking."""
+    """Whether wandb can log in without a prompt."""
     import netrc
     from urllib.parse import urlsplit
 
@@ -173,14 +173,14 @@ def wandb_key() -> bool:
 
 
 class Trackio:
-    """trackio, its database in <out>/trackio; TRACKIO_DIR names another place, where runs are seen side by side."""
+    """trackio, with its database in <out>/trackio; with TRACKIO_DIR, several runs share one database."""
 
     def open(self, out: Path, project: str, name: str, id: str | None, config: dict[str, Any]) -> str:
         self._folder = os.environ.setdefault("TRACKIO_DIR", str(out / "trackio"))
         self._project = project
         if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
-            os.environ["HF_HUB_OFFLINE"] = "1"  # it would ask the hub whose token this is
-        # It reports failures, a full disk too, as warnings, partly from another thread.
+            os.environ["HF_HUB_OFFLINE"] = "1"  # otherwise it asks the Hugging Face hub for the owner of the token
+        # It reports failures, such as a full disk, as warnings, some from another thread.
         self._warned: list[str] = []
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: self._warned.append(" ".join(str(message).split()))
@@ -238,8 +238,8 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 
 
 def serve(name: str) -> None:
-    """Answer calls until the input ends."""
-    # Trackers print to standard output; the answers go to a copy of it that they do not know.
+    """Answer calls on standard input until it ends."""
+    # Trackers print to standard output, so it is redirected to stderr; the answers go to a copy of the original.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     tracker = TRACKERS[name]()

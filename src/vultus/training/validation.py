@@ -1,4 +1,4 @@
-"""The short measurement on unseen people that training takes as it goes; `evaluate` is the long one."""
+"""The short measurement on unseen people during training; `evaluate` is the long one afterwards."""
 
 from __future__ import annotations
 
@@ -15,56 +15,60 @@ from vultus.models.generators import GeneratorNetwork
 from vultus.sampling.population import noise
 
 NOISE_SEED = 2
-ALIKE = 0.9  # mean cosine of faces of different people above which they are one face; of real photos it is 0.02
-UNRELATED = 0.05  # mean cosine to the embeddings asked for, below which faces are nobody's; untrained: 0.03
+COLLAPSED = 0.9  # mean cosine between faces of different people, from which they count as one face; photos have 0.02
+UNRELATED = 0.05  # mean cosine to the target embeddings, below which there is no identity; untrained: 0.03
 
 
-def failure(found: Mapping[str, float]) -> str:
-    """What the figures of `unseen_validation` say is wrong with a generator that has been trained for a while, or ""."""
-    alike, cosine = found.get("alike", 0.0), found.get("identity_facenet", 1.0)
-    if alike > ALIKE:
-        return f"faces of different people are alike (cosine {alike:.2f}): collapsed"
+def failure(metrics: Mapping[str, float]) -> str:
+    """What the metrics of `unseen_validation` say is wrong with a generator after some training, or ""."""
+    alike, cosine = metrics.get("alike", 0.0), metrics.get("identity_facenet", 1.0)
+    if alike > COLLAPSED:
+        return f"faces of different people are alike (cosine {alike:.2f}): mode collapse"
     if cosine < UNRELATED:
-        return f"faces have nothing of their embeddings (cosine {cosine:.2f}): it does not learn"
+        return f"faces are unrelated to their embeddings (cosine {cosine:.2f}): it does not learn"
     return ""
 
 
 def unseen_validation(
-    folder: str | Path, encoder: Encoder | None, *, images: int = 128, batch: int = 32
+    data: str | Path | PreparedDataset, encoder: Encoder | None, *, images: int = 128, batch: int = 32
 ) -> Callable[[GeneratorNetwork], dict[str, float]] | None:
-    """A function of a generator that gives, on photos of unseen people spread over the test split:
+    """A function that measures a generator on photos of unseen people, spread evenly over the test split.
 
-    `identity_facenet`: mean cosine between the embedding asked for and that of the picture made, and `mse` in [-1, 1]
-    against the photo, one noise a photo; and `alike`: mean cosine between pictures made for different photos, which is
-    near 1 when all of them are one face. Without an encoder `mse` alone. None if the data set has no test split.
+    Its metrics, with one noise vector for each photo:
+
+    - `n_images`: number of photos.
+    - `mse`: mean squared error against the photo, values in [-1, 1].
+    - `identity_facenet`: mean cosine between the target embedding and that of the generated image.
+    - `alike`: mean cosine between the images generated for different photos; near 1 when all of them are one face.
+
+    Without an encoder there are only the first two. Returns None if the data set has no test split.
     """
     try:
-        dataset = PreparedDataset(folder, "test")
+        dataset = data.with_split("test") if isinstance(data, PreparedDataset) else PreparedDataset(data, "test")
     except UserError:
         return None
     count = min(images, len(dataset))
-    chosen = [index * len(dataset) // count for index in range(count)]
-    photos = dataset.batch(chosen)
+    photos = dataset.batch([index * len(dataset) // count for index in range(count)])
 
     @torch.inference_mode()
     def measure(generator: GeneratorNetwork) -> dict[str, float]:
         device = next(generator.parameters()).device
         z = noise(NOISE_SEED, 0, count, generator.z_dim)
         squared = 0.0
-        made = []
+        embeddings = []
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             c = photos.c[part].to(device)
             x = generator(z[part].to(device), c).clamp(-1, 1)
             if encoder is not None:
-                made.append(encoder.embed(x).cpu())
+                embeddings.append(encoder.embed(x).cpu())
             squared += float((x - to_x(photos.images[part].to(device))).square().mean((1, 2, 3)).sum())
-        found = {"n_images": count, "mse": round(squared / count, 5)}
+        metrics = {"n_images": count, "mse": round(squared / count, 5)}
         if encoder is None:
-            return found
-        e = torch.cat(made)
+            return metrics
+        e = torch.cat(embeddings)
         alike = float((e.sum(0).square().sum() - count) / max(count * (count - 1), 1))
         cosine = float((e * photos.c.cpu()).sum() / count)
-        return found | {"identity_facenet": round(cosine, 4), "alike": round(alike, 4)}
+        return metrics | {"identity_facenet": round(cosine, 4), "alike": round(alike, 4)}
 
     return measure

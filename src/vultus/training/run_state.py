@@ -1,0 +1,162 @@
+"""The state of a run: its settings, its networks, how many images it has seen; kept in the run folder to resume."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vultus._files import write_json
+from vultus._formats import VERSIONS
+from vultus.config import TrainConfig, differences, read_run_config, to_dict, train_config
+from vultus.data.dataset import PreparedDataset
+from vultus.errors import UserError
+from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
+from vultus.models.snapshot import save_snapshot
+from vultus.sampling.population import fit_population
+from vultus.training.checkpoint import load_checkpoint, save_checkpoint
+from vultus.training.methods import METHODS
+from vultus.training.run_log import cut_stats
+from vultus.training.statistics import StatisticsWindow
+
+SNAPSHOT = "snapshot.safetensors"
+MAY_CHANGE = frozenset(
+    {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
+)
+CALIBRATION = 64  # photos for Method.calibrate
+CHUNK = 8192  # embeddings that are read at once
+
+
+class RunState:
+    """A run in its folder, at the newest checkpoint or at the beginning.
+
+    Args:
+        config: the run, as given by the user.
+        dataset: the training photos.
+        out: the run folder; this process holds its lock.
+        device: cuda, mps or cpu.
+        encoder: FaceNet, needed where config.loss.needs_encoder().
+
+    Raises UserError if settings, data and folder do not fit together.
+    """
+
+    def __init__(
+        self, config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, encoder: Encoder | None
+    ) -> None:
+        _check_data(config, dataset)
+        self.dataset, self.out, self.device = dataset, out, device
+        self.record = _settle(config, dataset, out, device)
+        self.config = train_config(self.record["config"], str(out / "config.json"))
+        method = METHODS[self.config.method]
+        self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder)
+        self.cur_nimg = 0
+        self.seconds = 0.0  # of training, all sessions together
+        starts = range(0, len(dataset), CHUNK)
+        self.population = fit_population(
+            dataset.embeddings(range(start, min(start + CHUNK, len(dataset)))) for start in starts
+        )
+        self._resume()
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint, if there is one, and drop statistics written after it."""
+        for leftover in self.out.glob(".*.tmp"):
+            leftover.unlink()
+        checkpoint = load_checkpoint(self.out)
+        if checkpoint is None:
+            (self.out / "stats.jsonl").unlink(missing_ok=True)
+            self.model.calibrate(self.dataset.batch(range(min(CALIBRATION, len(self.dataset)))).images)
+            return
+        state, path = checkpoint
+        try:
+            self.model.load_state_dict(state["gan"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"{path}: belongs to other networks ({reason}); choose another --out") from None
+        self.cur_nimg, self.seconds = int(state["cur_nimg"]), float(state["seconds"])
+        cut_stats(self.out / "stats.jsonl", self.cur_nimg)
+        print(f"{self.out}: resuming from {path.name}", file=sys.stderr)
+
+    def due(self, every_nimg: int) -> bool:
+        """Whether the last step passed a multiple of `every_nimg`."""
+        return self.cur_nimg // every_nimg != (self.cur_nimg - self.config.optim.batch) // every_nimg
+
+    def check_losses(self, window: StatisticsWindow) -> None:
+        """Raise UserError, and write diverged.json, if a loss of the window has diverged."""
+        diverged = window.first_diverged()
+        if diverged is None:
+            return
+        nimg, keys, names = diverged
+        write_json(self.out / "diverged.json", {"cur_nimg": nimg, "losses": names, "keys": keys})
+        good = sorted(self.out.glob("checkpoint-*.pt"))
+        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
+        raise UserError(
+            f"{self.out}: {', '.join(names)} not finite or beyond 1e8 at step {nimg // self.config.optim.batch} "
+            f"({nimg} images), batch keys {shown}; last good checkpoint: "
+            f"{good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
+        )
+
+    def save(self) -> dict[str, Any]:
+        """Write checkpoint and snapshot; return the snapshot's metadata. Raises UserError if weights are not finite."""
+        if not all(bool(torch.isfinite(p).all()) for net in self.model.networks().values() for p in net.parameters()):
+            raise UserError(
+                f"{self.out}: weights are not finite at {self.cur_nimg} images; lower --optim.lr in a new --out"
+            )
+        state = {"gan": self.model.state_dict(), "cur_nimg": self.cur_nimg, "seconds": self.seconds}
+        save_checkpoint(self.out, state, self.cur_nimg, self.config.keep)
+        manifest = self.dataset.manifest
+        metadata = {
+            "generator": to_dict(self.config.generator),
+            "preset": self.config.preset,
+            "cur_nimg": self.cur_nimg,
+            "hours": round(self.seconds / 3600, 3),
+            "encoder": {key: manifest["encoder"][key] for key in ("id", "dim", "weights_sha256")},
+            "crop": manifest["crop"],
+            "data": {"content_sha256": manifest["content_sha256"], "images": len(self.dataset)},
+            "licence": manifest.get("licence"),
+        }
+        save_snapshot(self.out / SNAPSHOT, network=self.model.G_ema, population=self.population, metadata=metadata)
+        return metadata
+
+
+def _check_data(config: TrainConfig, dataset: PreparedDataset) -> None:
+    if dataset.resolution != config.generator.resolution or dataset.resolution != config.discriminator.resolution:
+        raise UserError(
+            f"generator.resolution is {config.generator.resolution} but {dataset.folder} holds images of "
+            f"{dataset.resolution}; leave it out or prepare the data at that size"
+        )
+    if len(dataset) < config.optim.batch:
+        raise UserError(
+            f"{dataset.folder}: {len(dataset)} training images are fewer than a batch; set --optim.batch "
+            f"{max(1, len(dataset) // 2)} or less"
+        )
+
+
+def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: str) -> dict[str, Any]:
+    """Write config.json, with dtype `auto` resolved, and return what it holds.
+
+    Where the folder has one, settings and data must be those that the run began with, apart from MAY_CHANGE.
+    """
+    path = out / "config.json"
+    data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
+    dtype: Any = config.dtype
+    if path.is_file():
+        begun = read_run_config(path)
+        before = to_dict(train_config(begun["config"], str(path)))  # with the defaults of settings added since
+        changed = [key for key in differences(before, to_dict(config)) if key.split(".")[0] not in MAY_CHANGE]
+        if changed:
+            raise UserError(
+                f"{out} was begun with other settings ({', '.join(changed)} differ); use those or another --out"
+            )
+        if begun["data"]["content_sha256"] != data["content_sha256"]:
+            raise UserError(f"{out} was begun on other data than {dataset.folder}; choose another --out")
+        dtype = before["dtype"]
+    elif next(out.glob("checkpoint-*.pt"), None):
+        raise UserError(f"{path} is missing beside the checkpoints; restore it or choose another --out")
+    elif dtype == "auto":
+        dtype = next(name for name, value in DTYPES.items() if value == fastest_dtype(device))
+    record = {"format": VERSIONS["run config"], "config": to_dict(replace(config, dtype=dtype)), "data": data}
+    write_json(path, record)
+    return record
