@@ -50,7 +50,7 @@ def run(folder: Path, parts: Backbones, tmp_path: Path) -> Callable[..., Any]:
             "two": snapshot(Memory(data), data),
             "three": snapshot(TinyGenerator(condition=0), data),
         }
-        given = {"encoder": parts.encoder, "instruments": parts, "cache": tmp_path / "cache"} | keywords
+        given = {"encoder": parts.encoder, "backbones": parts, "cache": tmp_path / "cache"} | keywords
         return compare(given.pop("snapshots", snapshots), given.pop("data", folder), **given)
 
     return call
@@ -75,7 +75,7 @@ def test_one_table_for_three_snapshots(run: Callable[..., Any]) -> None:
         assert (value, low, high) == pytest.approx((found["value"], found["low"], found["high"]), rel=0.02, abs=0.006)
     assert rows["n_images"][2:] == ["120", "120", "120"]
     order = [row[0] for row in table if row[0].startswith("**")]
-    groups = ["identity", "realism", "reconstruction", "diversity", "honesty", "circumstances"]
+    groups = ["identity", "realism", "reconstruction", "diversity", "memorization", "circumstances"]
     assert order == [f"**{group}**" for group in groups]
     assert "three: collapse: " in text.split("Alarms:")[1]
     assert "- fid, kid: not here" in text.split("Not measured:")[1]

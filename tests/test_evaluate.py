@@ -78,7 +78,7 @@ def run(dataset: PreparedDataset, train: PreparedDataset, parts: Backbones, tmp_
     def call(generator: GeneratorNetwork, **keywords: Any) -> dict[str, Any]:
         data = keywords.pop("dataset", dataset)
         source = keywords.pop("source", None) or snapshot(generator, data)
-        given = {"instruments": keywords.pop("instruments", parts), "other": keywords.pop("other", train)}
+        given = {"backbones": keywords.pop("backbones", parts), "other": keywords.pop("other", train)}
         settings = EvaluationSettings(**{"cache": tmp_path / "cache", "best_of": 3} | keywords)
         return evaluate(source, data, settings=settings, **given)
 

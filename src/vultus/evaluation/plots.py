@@ -27,8 +27,8 @@ COLOURS = {
     "generated": "#d1495b",
 }
 # Of the series of a chart. Each has a contrast of 3 or more on white and on a dark page (#121212).
-SERIES = ("#3b82c4", "#d2562a", "#2a9461", "#8e63c7", "#a97f10", "#178a95", "#c74f8b", "#808080")
-STYLE = "".join(f".s{number}{{--c:{colour}}}" for number, colour in enumerate(SERIES))  # for the legend of a page
+PALETTE = ("#3b82c4", "#d2562a", "#2a9461", "#8e63c7", "#a97f10", "#178a95", "#c74f8b", "#808080")
+STYLE = "".join(f".s{number}{{--c:{colour}}}" for number, colour in enumerate(PALETTE))  # for the legend of a page
 STANDALONE = "svg{color:#1b1b1b}@media (prefers-color-scheme:dark){svg{color:#ececec}}"
 MAX_POINTS = 300  # of one line; more are averaged
 _PAGE = "#010203"  # drawn where `to_svg` writes currentColor
@@ -162,8 +162,8 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "images seen
     for line, points in drawn:
         axes.plot(
             *zip(*points, strict=True),
-            color=SERIES[line.colour % len(SERIES)],
-            linestyle=(0, (4, 2)) if line.dashed or line.colour >= len(SERIES) else "-",
+            color=PALETTE[line.colour % len(PALETTE)],
+            linestyle=(0, (4, 2)) if line.dashed or line.colour >= len(PALETTE) else "-",
             marker="o" if line.dots or len(points) == 1 else None,
             markersize=3.5,
             linewidth=1.5,
@@ -201,7 +201,7 @@ def histogram(
         return None
     figure, axes = _panel(title, x_label)
     for _, colour, heights, area in parts:
-        shown = SERIES[colour % len(SERIES)]
+        shown = PALETTE[colour % len(PALETTE)]
         axes.stairs(heights, edges, color=shown, fill=area, alpha=0.4 if area else 1, linewidth=0 if area else 1.5)
     axes.set(xlim=(edges[0], edges[-1]), yticks=[])
     axes.set_ylim(bottom=0)
