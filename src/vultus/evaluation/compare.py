@@ -1,4 +1,4 @@
-"""Several snapshots measured alike and compared, on unseen people, on training people, or on both."""
+"""Evaluation of several snapshots, on unseen people, on training people, or on both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def evaluate_snapshots(
     Args:
         snapshots: "default" (the embedded snapshot), a snapshot file, a run folder, hf://user/name, an exported model
             or a loaded Snapshot (which is moved to the device); or several of them, or {name: one}.
-        data: folder of a prepared data set that was made with FaceNet.
+        data: folder of a data set that was prepared with FaceNet.
         split: "test" holds people that were never used in training. With "both" each snapshot has two results,
             "name (test)" and "name (train)".
         out: folder for results.json, table, plots and grids of faces; None writes nothing.

@@ -61,7 +61,7 @@ class RealFaces:
 class OtherFaces:
     """Another photo of the same person: the next one, after the last the first.
 
-    `following` [N] is the row of that photo, -1 for people with one photo, whose rows must not be asked for.
+    `following` [N] is the row of that photo, -1 for people with one photo, whose rows must not be used.
     """
 
     id = "other"

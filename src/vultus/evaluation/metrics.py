@@ -244,7 +244,7 @@ def ms_ssim_scales(side: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Multi-scale structural similarity: [N, 3, R, R] in [-1, 1] twice -> [N] float64, 1 for equal pictures.
+    """Multi-scale structural similarity: [N, 3, R, R] in [-1, 1] twice -> [N] float64, 1 for equal images.
 
     Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity for image quality assessment": Gaussian window of
     11 pixels (sigma 1.5), K1 0.01, K2 0.03, per channel, negative contrast terms counted as 0. Five scales need 176
