@@ -1,9 +1,9 @@
-"""The cost of an evaluation: time against its FaceNet pass alone, and memory against a quarter of the photos.
+"""The cost of an evaluation: time relative to its FaceNet pass, and memory relative to a quarter of the photos.
 
     python benchmarks/evaluate.py --data data/celeba [--limit 2527] [--snapshot default]
 
-Each part runs in a process of its own with an empty cache. Peak memory is the process's own (resident, without file
-pages that the kernel may drop, where the system tells them apart).
+Each part runs in its own process with an empty cache. Peak memory is resident memory, on Linux without file pages,
+which the kernel may drop.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def child(options: argparse.Namespace) -> None:
     from vultus.data.dataset import PreparedDataset
     from vultus.evaluation.backbones.loading import load_backbones
     from vultus.evaluation.evaluate import EvaluationSettings, evaluate
-    from vultus.evaluation.extract import GeneratedFaces, measure, vectors
+    from vultus.evaluation.extract import GeneratedFaces, extract, vectors
     from vultus.models.facenet import load_facenet
     from vultus.models.snapshot import default_snapshot, load_snapshot
 
@@ -59,7 +59,7 @@ def child(options: argparse.Namespace) -> None:
         if options.child == "facenet":
             faces = GeneratedFaces(snapshot, seed=0, device="cpu")
             rows = torch.arange(min(options.limit, len(test))).numpy()
-            measure(faces, test, rows, [vectors("facenet", backbones.encoder, settings.noises)], **settings.how)
+            extract(faces, test, rows, [vectors("facenet", backbones.encoder, settings.noises)], **settings.extraction)
         else:
             evaluate(snapshot, test, backbones=backbones, other=train, settings=settings)
         print(json.dumps({"seconds": time.perf_counter() - start, "peak_mib": peak}))
@@ -78,20 +78,20 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--snapshot", default="default")
     parser.add_argument("--limit", type=int, default=2527)
-    parser.add_argument("--child", choices=["facenet", "first"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["facenet", "evaluation"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options)
         return
     threads = os.environ.get("OMP_NUM_THREADS", processors())
-    facenet, first = run(options, "facenet", options.limit), run(options, "first", options.limit)
-    quarter = run(options, "first", options.limit // 4)
+    facenet, whole = (run(options, part, options.limit) for part in ("facenet", "evaluation"))
+    quarter = run(options, "evaluation", options.limit // 4)
     print(f"{options.limit} photos x 2 noises, {threads} threads")
     print(f"FaceNet on the faces alone   {facenet['seconds']:7.1f} s")
-    print(f"whole evaluation, cold cache {first['seconds']:7.1f} s   {first['seconds'] / facenet['seconds']:.2f} x")
+    print(f"whole evaluation, cold cache {whole['seconds']:7.1f} s   {whole['seconds'] / facenet['seconds']:.2f} x")
     print(
-        f"peak memory {first['peak_mib']:.0f} MiB, with a quarter of the photos {quarter['peak_mib']:.0f} MiB: "
-        f"{first['peak_mib'] / quarter['peak_mib']:.2f} x"
+        f"peak memory {whole['peak_mib']:.0f} MiB, with a quarter of the photos {quarter['peak_mib']:.0f} MiB: "
+        f"{whole['peak_mib'] / quarter['peak_mib']:.2f} x"
     )
 
 

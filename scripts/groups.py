@@ -1,11 +1,11 @@
-"""Where a generator breaks: its figures by kind of photo, and its worst faces.
+"""Where a generator fails: its metrics by kind of photo, and its worst faces.
 
     python scripts/groups.py SNAPSHOT --data DIR --groups scripts/groups.json --out failures.jpg
 
-The groups are lists of photos (CelebA's numbers), put together by eye from 432 photos spread over the test split;
-CelebA's attributes were not at hand. For each group: photos, FaceNet's cosine, and the share that dlib takes for the
-person of the very photo at a false accept rate of 1e-3 (threshold from all pairs of the split); last the photos of no
-group. The picture shows, a row for each group, the faces that dlib likes least; it holds no photos.
+The groups are lists of photos (CelebA's numbers), chosen by eye from 432 photos spread over the test split. For each
+group it prints the number of photos, FaceNet's cosine, and the share of faces that dlib accepts as the person of the
+source photo at a false accept rate of 1e-3 (threshold from all pairs of the split); the last row has the photos of no
+group. The image shows, a row for each group, the faces with the lowest score by dlib; it shows no photos.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Scores of real pairs: what two photos of one person have, and two people. The figures of serving.NATURAL.
+"""Scores of real pairs: two photos of one person, and of two people. The values of NATURAL in serving.
 
     python scripts/same_person.py --data data/celeba
 
-All pairs of the test split. FaceNet's embeddings are those of the data set, the judge's are computed (a minute).
+All pairs of the test split. FaceNet's embeddings are those of the data set; those of the judge are computed (a
+minute).
 """
 
 import argparse
@@ -16,7 +17,7 @@ from vultus.evaluation.verification import Similarity, pair_scores
 from vultus.images.io import to_x
 
 
-def tell(name: str, embeddings: torch.Tensor, people: list[str], similarity: Similarity) -> None:
+def show(name: str, embeddings: torch.Tensor, people: list[str], similarity: Similarity) -> None:
     for who, scores in zip(("one person", "two people"), pair_scores(embeddings, people, similarity), strict=True):
         low, high = np.percentile(scores.numpy(), [5, 95])
         print(f"{name}, {len(scores)} pairs of {who}: 5 % {low:.3f}, mean {scores.mean():.3f}, 95 % {high:.3f}")
@@ -27,11 +28,11 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="prepared data set")
     options = parser.parse_args()
     dataset = PreparedDataset(options.data, "test")
-    tell("facenet", dataset.embeddings(), dataset.identities, "cosine")
+    show("facenet", dataset.embeddings(), dataset.identities, "cosine")
     judge = load_judge("dlib")
     rows = np.arange(len(dataset))
     parts = [judge.embed(to_x(dataset.batch(rows[start : start + 64]).images)) for start in range(0, len(rows), 64)]
-    tell("dlib", torch.cat(parts), dataset.identities, judge.similarity)
+    show("dlib", torch.cat(parts), dataset.identities, judge.similarity)
 
 
 if __name__ == "__main__":

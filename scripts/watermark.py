@@ -29,7 +29,7 @@ from vultus._files import make_folder, write_json, write_text
 from vultus.cli.common import open_snapshot
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.evaluation.backbones.efficientnet import load_effnet
-from vultus.evaluation.extract import Column, FaceSet, GeneratedFaces, RealFaces, measure, vectors
+from vultus.evaluation.extract import Column, FaceSet, GeneratedFaces, RealFaces, extract, vectors
 from vultus.evaluation.metrics import FeatureStatistics, FrechetReference, ms_ssim, psnr
 from vultus.evaluation.scores import spread
 from vultus.images.io import from_pil, to_images, to_pil, to_x
@@ -182,7 +182,7 @@ def upper(count: int, total: int) -> float:
 
 
 def statistics(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, column: Column) -> FeatureStatistics:
-    features = measure(faces, dataset, rows, [column], batch=32, cache=cache_folder() / "features")
+    features = extract(faces, dataset, rows, [column], batch=32, cache=cache_folder() / "features")
     return FeatureStatistics(column.dim).update(features[column.name][:, 0])
 
 

@@ -7,7 +7,7 @@ import torch
 from vultus.config import GeneratorConfig, to_dict
 from vultus.errors import UserError
 from vultus.models.generators import build_generator
-from vultus.models.snapshot import load_snapshot, save_snapshot
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot, save_snapshot
 from vultus.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG = GeneratorConfig(resolution=32, base_width=8, max_width=16)
@@ -16,8 +16,8 @@ CONFIG = GeneratorConfig(resolution=32, base_width=8, max_width=16)
 def write_snapshot(path: Path, **options: torch.dtype) -> torch.nn.Module:
     torch.manual_seed(0)
     generator = build_generator(**to_dict(CONFIG)).eval()
-    people = {"mean": torch.randn(512), "factor": torch.randn(512, 4)}
-    save_snapshot(path, network=generator, population=people, metadata={"generator": to_dict(CONFIG)}, **options)
+    population = {"mean": torch.randn(512), "factor": torch.randn(512, 4)}
+    save_snapshot(path, network=generator, population=population, metadata={"generator": to_dict(CONFIG)}, **options)
     return generator
 
 
@@ -36,9 +36,9 @@ def test_float16_snapshot_is_half_as_large_and_computes_in_float32(tmp_path: Pat
     write_snapshot(tmp_path / "half.safetensors", dtype=torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
     z, c = torch.randn(2, 100), torch.randn(2, 512)
-    made = load_snapshot(tmp_path / "half.safetensors").network(z, c)
-    assert made.dtype == torch.float32
-    assert (made - generator(z, c)).abs().max() < 0.02
+    x = load_snapshot(tmp_path / "half.safetensors").network(z, c)
+    assert x.dtype == torch.float32
+    assert (x - generator(z, c)).abs().max() < 0.02
 
 
 def test_damaged_snapshots_name_the_file(tmp_path: Path) -> None:
@@ -57,6 +57,35 @@ def test_damaged_snapshots_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="train into it first"):
         load_snapshot(tmp_path / "empty")
+
+
+def test_the_embedded_snapshot_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder of this name does not hide it
+    snapshot, by_path = load_snapshot("default"), load_snapshot(default_snapshot())
+    assert snapshot.path == by_path.path == default_snapshot()
+    z, c = torch.randn(1, snapshot.network.z_dim), gallery()[:1]
+    assert torch.equal(snapshot.network(z, c), by_path.network(z, c))
+    assert torch.allclose(gallery().norm(dim=1), torch.ones(64), atol=1e-3)
+
+
+def test_a_network_is_saved_without_a_card_and_not_uploaded(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.safetensors")
+    network = load_snapshot(tmp_path).network
+    network.save_pretrained(tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "people.safetensors",
+    ]
+    z, c = torch.randn(2, 100), torch.randn(2, 512)
+    assert torch.equal(type(network).from_pretrained(tmp_path / "saved")(z, c), network(z, c))
+    for publish in (network.push_to_hub, lambda name: network.save_pretrained(tmp_path / "no", push_to_hub=True)):
+        with pytest.raises(UserError, match="vultus publish"):
+            publish("user/name")
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(TypeError, match="save_pretrained takes no repo_id"):
+        network.save_pretrained(tmp_path / "no", repo_id="user/name")
 
 
 def test_snapshot_of_another_generator(tmp_path: Path) -> None:

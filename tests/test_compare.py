@@ -50,7 +50,7 @@ def run(folder: Path, parts: Backbones, tmp_path: Path) -> Callable[..., Any]:
             "two": snapshot(Memory(data), data),
             "three": snapshot(TinyGenerator(condition=0), data),
         }
-        given = {"encoder": parts.encoder, "instruments": parts, "cache": tmp_path / "cache"} | keywords
+        given = {"encoder": parts.encoder, "backbones": parts, "cache": tmp_path / "cache"} | keywords
         return compare(given.pop("snapshots", snapshots), given.pop("data", folder), **given)
 
     return call
@@ -75,7 +75,7 @@ def test_one_table_for_three_snapshots(run: Callable[..., Any]) -> None:
         assert (value, low, high) == pytest.approx((found["value"], found["low"], found["high"]), rel=0.02, abs=0.006)
     assert rows["n_images"][2:] == ["120", "120", "120"]
     order = [row[0] for row in table if row[0].startswith("**")]
-    groups = ["identity", "realism", "reconstruction", "diversity", "honesty", "circumstances"]
+    groups = ["identity", "realism", "reconstruction", "diversity", "memorization", "circumstances"]
     assert order == [f"**{group}**" for group in groups]
     assert "three: collapse: " in text.split("Alarms:")[1]
     assert "- fid, kid: not here" in text.split("Not measured:")[1]
@@ -94,7 +94,7 @@ def test_rows_of_other_sizes_are_never_one_row(run: Callable[..., Any]) -> None:
     assert [rows[key][2:] for key in CONTEXT if key == "noises"] == [["2", "1"]]
 
 
-def test_the_strength_of_noise_is_a_row_where_it_is_not_the_usual(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_noise_strength_is_a_row_where_it_is_not_1(run: Callable[..., Any], tmp_path: Path) -> None:
     usual, whole = run()
     text, less = run(noise_strength=0.5, out=tmp_path / "less")
     assert not [row for row in cells(usual) if row[0] == "noise_strength"]
@@ -107,7 +107,7 @@ def test_the_strength_of_noise_is_a_row_where_it_is_not_the_usual(run: Callable[
     assert sheets[0] != sheets[1]
 
 
-def test_the_folder_holds_table_plots_and_pictures(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_folder_holds_table_plots_and_grids(run: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     text, results = run(out=out)
     assert (out / "table.md").read_text(encoding="utf-8").strip() == text.strip()
@@ -123,15 +123,15 @@ def test_the_folder_holds_table_plots_and_pictures(run: Callable[..., Any], tmp_
         with Image.open(out / name) as picture:
             colours = picture.convert("RGB").getcolors(1 << 20)
             assert picture.width > picture.height / 2
-            assert len(colours) > 20  # not an empty sheet
+            assert len(colours) > 20  # not an empty image
 
 
-def test_what_was_done_survives_an_interruption(run: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+def test_finished_results_survive_an_interruption(run: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     data = PreparedDataset(folder, "test")
     broken = TinyGenerator()
     broken.from_c.data[:] = float("nan")
     two = {"good": snapshot(TinyGenerator(), data), "bad": snapshot(broken, data)}
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="not finite"):
         run(snapshots=two, out=tmp_path / "out")
     assert list(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))) == ["good"]
 
@@ -156,7 +156,7 @@ def test_a_split_that_is_not_there(run: Callable[..., Any], tiny_dataset: Write,
     data = tiny_dataset("only", people={"test": 24}, photos=5, dim=DIM, embed=parts.encoder.embed)
     dataset = PreparedDataset(data, "test")
     _, results = run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)})
-    assert "real" not in results["a"]["metrics"]["fd_pool_120_test"]  # no other photos to take a floor from
+    assert "real" not in results["a"]["metrics"]["fd_pool_120_test"]  # no other real photos to compare with
     with pytest.raises(UserError, match="no image in split 'train'"):
         run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)}, split="both")
 

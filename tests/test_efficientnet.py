@@ -1,4 +1,4 @@
-"""The feature network: its weights, its range, its indifference to batches."""
+"""The feature network: its weights, its range, independence of the batch size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def effnet() -> EffnetFeatures:
 
 
 def pictures(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures in [-1, 1]."""
+    """Smooth random images in [-1, 1]."""
     rough = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return torch.nn.functional.interpolate(rough, size=(side, side), mode="bicubic").clamp(-1, 1)
 
@@ -38,7 +38,7 @@ def test_network_pads_as_same_and_keeps_strides() -> None:
 
 
 @needs_weights
-def test_real_weights_see_what_is_in_a_picture(effnet: EffnetFeatures) -> None:
+def test_real_weights_see_what_is_in_an_image(effnet: EffnetFeatures) -> None:
     """Real weights in the right places: a red disc on black is nearer to another than to a grid of stripes.
 
     Random weights or a wrong input range put everything at a cosine near 1.

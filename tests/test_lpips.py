@@ -1,4 +1,4 @@
-"""Perceptual distances: the same figures as a plain reading of the formulas, and weights that are checked."""
+"""Perceptual distances: the same values as a direct implementation of the formulas, and weights that are checked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from vultus.evaluation.backbones.lpips import (
     ALEXNET_WEIGHTS,
     LPIPS,
     LPIPS_HEADS,
-    MISSING_LPIPS,
     SCALE,
     SHAPES,
     SHIFT,
     STLPIPS,
     load_lpips,
     load_stlpips,
-    lpips_available,
     stlpips_path,
 )
 
@@ -52,7 +50,7 @@ def random_heads() -> list[Tensor]:
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:
-    """Smooth random pictures with noise, in [-1, 1]."""
+    """Smooth random images with noise, in [-1, 1]."""
     random = torch.Generator().manual_seed(seed)
     rough = torch.rand(count, 3, 6, 6, generator=random) * 2 - 1
     smooth = F.interpolate(rough, size=(side, side), mode="bicubic")
@@ -60,14 +58,14 @@ def pictures(count: int, side: int, seed: int = 0) -> Tensor:
 
 
 def waves(side: int, phase: float) -> Tensor:
-    """One picture that needs no random number: [1, 3, side, side]."""
+    """One image that needs no random number: [1, 3, side, side]."""
     t = torch.linspace(0, 1, side)
     rows = [torch.sin(6 * (c + 1) * t + phase)[:, None] * torch.cos(9 * t * (c + 1) - phase) for c in range(3)]
     return torch.stack(rows)[None]
 
 
 def plain_distance(layers: list[tuple[Tensor, Tensor]], heads: list[Tensor]) -> Tensor:
-    """The formula as the paper has it, in float64: activations of both pictures for each layer -> [N]."""
+    """The formula as the paper has it, in float64: activations of both images for each layer -> [N]."""
     total = torch.zeros(len(layers[0][0]), dtype=torch.float64)
     for (a, b), head in zip(layers, heads, strict=True):
         a, b = (y / (y.square().sum(1, keepdim=True).sqrt() + 1e-10) for y in (a, b))
@@ -98,7 +96,7 @@ def plain_layers(x: Tensor, trunk: list[tuple[Tensor, Tensor]], tolerant: bool) 
 @pytest.mark.parametrize("side", [32, 33, 64, 65, 128])
 @pytest.mark.parametrize("kind", [LPIPS, STLPIPS])
 def test_distance_is_the_formulas(kind: type[LPIPS] | type[STLPIPS], side: int) -> None:
-    """Also at the rim, where the first convolution and its blur are one only with care: sides even and odd."""
+    """Also at the border, which the merged first convolution and blur treat apart: even and odd sides."""
     trunk, heads = random_trunk(), random_heads()
     network = kind(trunk, heads)
     a, b = pictures(3, side, 1), pictures(3, side, 2)
@@ -150,8 +148,8 @@ def stlpips() -> STLPIPS:
 
 @needs_weights
 @pytest.mark.parametrize(("side", "expected"), [(128, 0.06699125213335197), (65, 0.03971337937273123)])
-def test_real_weights_give_the_packages_figures(stlpips: STLPIPS, side: int, expected: float) -> None:
-    """What stlpips_pytorch 0.0.2's own code gives for these two pictures, in float64."""
+def test_real_weights_give_the_values_of_the_package(stlpips: STLPIPS, side: int, expected: float) -> None:
+    """What stlpips_pytorch 0.0.2's own code gives for these two images, in float64."""
     found = stlpips.distance(stlpips.embed(waves(side, 0.0)), stlpips.embed(waves(side, 0.4)))
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
@@ -222,7 +220,6 @@ def test_lpips_loads_trunk_and_heads(folder: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=f"{path}: sha256 is .*fetch it again"):
         load_lpips()
     monkeypatch.setattr(perceptual, "ALEXNET_WEIGHTS", WeightFile(path.name, sha256_file(path)))
-    assert lpips_available()
     network = load_lpips()
     with safetensors.safe_open(LPIPS_HEADS, "pt") as file:
         heads = [file.get_tensor(f"lin{number}") for number in range(5)]
@@ -243,9 +240,7 @@ def test_a_file_without_a_layer_is_named(folder: Path, monkeypatch: pytest.Monke
         load_lpips()
 
 
-def test_absent_alexnet_is_not_fetched_unasked(folder: Path) -> None:
-    assert not lpips_available()
+def test_alexnet_is_not_downloaded_without_fetch(folder: Path) -> None:
     with pytest.raises(UserError, match=r"alexnet-owt-7be5be79\.pth not found; fetch https://download\.pytorch\.org/"):
         load_lpips()
-    assert MISSING_LPIPS.endswith("into a folder and set VULTUS_WEIGHTS to that folder")
     assert not (folder / "cache").exists()

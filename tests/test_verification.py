@@ -44,7 +44,7 @@ def test_pair_scores_are_every_pair_once(similarity: Similarity, monkeypatch: py
     assert sorted(same.tolist()) == pytest.approx(sorted(expected[True]), abs=1e-5)
     assert sorted(different.tolist()) == pytest.approx(sorted(expected[False]), abs=1e-5)
     assert len(same) == 12 * 10
-    with pytest.raises(ValueError, match="60 embeddings of 59 people"):
+    with pytest.raises(ValueError, match="60 embeddings, but 59 identities"):
         pair_scores(rows, people[1:], similarity)
 
 
@@ -91,8 +91,8 @@ def test_type_ii_and_ranks_by_brute_force(similarity: Similarity) -> None:
     assert 0 < (place == 0).double().mean() < 1
 
 
-def test_the_very_photo_is_not_in_the_gallery() -> None:
-    """A probe equal to its photo must not win by it: people whose photos are unlike each other are not recognised."""
+def test_the_source_photo_is_not_in_the_gallery() -> None:
+    """A probe equal to its source photo is not identified by it: people whose photos differ are not recognised."""
     rows, people = (
         torch.randn(60, 64, generator=torch.Generator().manual_seed(0)),
         [f"p{i % 20:02d}" for i in range(60)],
@@ -104,7 +104,7 @@ def test_the_very_photo_is_not_in_the_gallery() -> None:
 
 
 def test_people_are_resampled_not_photos() -> None:
-    """Ten copies of each person's value tell no more than one: the interval must not shrink."""
+    """Ten copies of each person's value hold no more information than one: the interval must not shrink."""
     random = torch.Generator().manual_seed(0)
     values = torch.randn(50, generator=random)
     names = [f"p{i}" for i in range(50)]
@@ -142,7 +142,7 @@ def test_undefined_values_are_left_out() -> None:
     assert several == Estimate(1.5, 1.5, 1.5)
 
 
-def test_a_statistic_keeps_its_place_and_takes_the_spread() -> None:
+def test_a_statistic_keeps_its_value_and_takes_the_spread() -> None:
     values = torch.randn(300, generator=torch.Generator().manual_seed(2))
     people = PersonBootstrap([f"p{i}" for i in range(300)])
     found = people.statistic(5.0, lambda w: float((w @ values.double()) / w.sum()) + 100, replicates=200)

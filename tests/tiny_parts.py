@@ -1,4 +1,4 @@
-"""Tiny stand-ins for the networks of an evaluation, and generators of known character."""
+"""Small stand-ins for the networks of an evaluation, and generators with known properties."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE, DIM, Z = 32, 16, 8
 
 
 class TinyEncoder(nn.Module):
-    """A fixed random projection of the central crop: an encoder, though it knows no faces."""
+    """A fixed random projection of the central crop."""
 
     id = "tiny-test"
     dim = DIM
@@ -36,7 +36,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyJudge:
-    """Another projection, of the whole frame, compared by distance; it counts the pictures it has seen."""
+    """Another projection, of the whole image, compared by distance; it counts its input images in `seen`."""
 
     id = "tiny-judge"
     short = "umpire"
@@ -55,7 +55,7 @@ class TinyJudge:
 
 
 class TinyFeatures:
-    """A feature network of 8 numbers that counts the pictures it has seen."""
+    """A feature network of 8 numbers that counts its input images in `seen`."""
 
     id = "tiny-features"
     short = "pool"
@@ -72,7 +72,7 @@ class TinyFeatures:
 
 
 class TinyPerceptual:
-    """Mean difference of pictures reduced to 4x4; it counts the pictures it has seen."""
+    """Mean difference of images reduced to 4x4; it counts its input images in `seen`."""
 
     id = "tiny-perceptual"
     short = "lpips_tiny"
@@ -91,7 +91,7 @@ class TinyPerceptual:
 
 
 class TinyGenerator(GeneratorNetwork):
-    """One linear layer; `noise` and `condition` say how much it listens to each."""
+    """One linear layer; `noise` and `condition` scale the weights of each input."""
 
     def __init__(self, noise: float = 0.1, condition: float = 1.0, side: int = SIDE) -> None:
         super().__init__(side, Z, DIM)
@@ -105,7 +105,7 @@ class TinyGenerator(GeneratorNetwork):
 
 
 class Memory(GeneratorNetwork):
-    """A generator that has learned a data set by heart: it answers with the photo of the nearest embedding."""
+    """A generator that has memorized a data set: it returns the photo of the nearest embedding."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(dataset.resolution, Z, dataset.manifest["encoder"]["dim"])
@@ -118,7 +118,7 @@ class Memory(GeneratorNetwork):
 
 
 class Recorder(TinyGenerator):
-    """Remembers which noise came with which embedding."""
+    """Records the noise that came with each embedding."""
 
     def __init__(self) -> None:
         super().__init__()

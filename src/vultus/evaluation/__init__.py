@@ -1,3 +1,4 @@
-"""Measurement of snapshots: metrics, bootstrap intervals, tables, plots.
+"""Evaluation of snapshots: metrics, bootstrap intervals, tables, plots.
 
-The networks that evaluation needs are in `backbones`."""
+The networks that it needs are in `backbones`, the names of the metrics in `registry`. Reports are in `reporting`.
+"""

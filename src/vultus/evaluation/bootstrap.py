@@ -2,8 +2,8 @@
 
 Photos of one person are not independent, so whole people are drawn with replacement (the cluster bootstrap: Davison and
 Hinkley 1997, "Bootstrap Methods and their Application", section 3.8; for face recognition Bolle, Ratha and Pankanti
-2004, "Error analysis of pattern recognition systems: the subsets bootstrap"). Thresholds and reference sets stay
-as they are: an interval tells how far a figure would move with other people, not with other judges.
+2004, "Error analysis of pattern recognition systems: the subsets bootstrap"). Thresholds and reference sets are not
+resampled: an interval covers the choice of people, not the choice of judge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NORMAL = 1.96  # half-width of the 95 % interval of a normal distribution in st
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval at LEVEL; `std` is the spread of single faces, `real` what real photos reach."""
+    """A value with its interval at LEVEL; `std` is the spread of single faces, `real` what real photos reach."""
 
     value: float
     low: float
@@ -32,69 +32,71 @@ class Estimate:
     real: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what is None."""
+        """The fields that are not None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class PersonBootstrap:
-    """Resampled people.
+    """The cluster bootstrap over people.
 
-    Args:
-        people: the person of each row, N names.
-        seed: of the draws; the same draws serve every figure, so figures of two generators are resampled alike.
+    Attributes:
+        codes: [N] int64, the number of the person of each row.
+        count: of people.
+        draws: [REPLICATES, count] float64, how often each person is in each replicate.
     """
 
-    def __init__(self, people: Sequence[str], *, seed: int = 0) -> None:
-        names, codes = np.unique(np.asarray(people), return_inverse=True)
+    def __init__(self, identities: Sequence[str], *, seed: int = 0) -> None:
+        """`identities`: the person of each of N rows. The same draws serve every metric and every generator."""
+        names, codes = np.unique(np.asarray(identities), return_inverse=True)
         self.codes = torch.from_numpy(codes)
         self.count = len(names)
         random = np.random.default_rng(seed)
         drawn = random.multinomial(self.count, np.full(self.count, 1 / self.count), size=REPLICATES)
-        self.draws = torch.from_numpy(drawn).double()  # [REPLICATES, people]: how often each is in
+        self.draws = torch.from_numpy(drawn).double()
 
     def weights(self, replicate: int) -> Tensor:
-        """[N] float64: how often each row is in this replicate."""
+        """How often each row is in this replicate: [N] float64."""
         return self.draws[replicate][self.codes]
 
     def part(self, rows: Any) -> PersonBootstrap:
         """The same draws of people for some of the rows."""
-        found = object.__new__(PersonBootstrap)
-        found.codes, found.count, found.draws = self.codes[rows], self.count, self.draws
-        return found
+        part = object.__new__(PersonBootstrap)
+        part.codes, part.count, part.draws = self.codes[rows], self.count, self.draws
+        return part
 
     def mean(self, values: Tensor, *, spread: bool = False, real: float | None = None) -> Estimate | None:
-        """Mean of values [N] or [N, K] (rows belong to people) with the percentile interval of its replicates.
+        """Mean of values [N] or [N, K] with the percentile interval of its replicates.
 
-        NaN marks what is undefined and is left out; None if nothing is defined. `spread` adds the standard deviation.
+        NaN marks undefined values, which are left out; None if all are undefined. `spread` adds the standard deviation.
         """
         flat = values.double().reshape(len(values), -1)
-        there = flat.isfinite()
-        if not there.any():
+        defined = flat.isfinite()
+        if not defined.any():
             return None
         zero = torch.zeros(self.count, dtype=torch.float64)
         sums = zero.index_add(0, self.codes, flat.nan_to_num().sum(1))
-        counts = zero.index_add(0, self.codes, there.sum(1).double())
-        replicates = (self.draws @ sums) / (self.draws @ counts)  # NaN where nobody drawn has a value
+        counts = zero.index_add(0, self.codes, defined.sum(1).double())
+        replicates = (self.draws @ sums) / (self.draws @ counts)  # NaN where no drawn person has a value
         low, high = _percentiles(replicates)
-        defined = flat[there]
-        std = defined.std(correction=0).item() if spread else None
-        return Estimate(defined.mean().item(), low, high, std, real)
+        values = flat[defined]
+        std = values.std(correction=0).item() if spread else None
+        return Estimate(values.mean().item(), low, high, std, real)
 
     def statistic(
         self, value: float, replicate: Callable[[Tensor], float], *, replicates: int, real: float | None = None
     ) -> Estimate:
-        """`value` ± 1.96 standard deviations of `replicate(weights [N])` over so many draws.
+        """`value` ± 1.96 standard deviations of `replicate(weights [N])` over the first `replicates` draws.
 
-        For distances of distributions, which resampling shifts upwards (a drawn set holds fewer different faces): the
-        spread of the replicates is used, their place is not. The lower end is not below 0.
+        For distances between distributions, which resampling biases upwards (a drawn set holds fewer different faces):
+        only the spread of the replicates is used, not their mean. The lower end is not below 0.
         """
-        found = torch.tensor([replicate(self.weights(number)) for number in range(replicates)], dtype=torch.float64)
-        half = _NORMAL * found.std().item() if replicates > 1 else float("nan")
+        drawn = torch.tensor([replicate(self.weights(number)) for number in range(replicates)], dtype=torch.float64)
+        half = _NORMAL * drawn.std().item() if replicates > 1 else float("nan")
         return Estimate(value, max(0.0, value - half) if value >= 0 else value - half, value + half, None, real)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two sets of people that have nobody in common: half-widths add in squares."""
+    """a - b for two sets of people without a common person: half-widths add in squares."""
     low = ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
     high = ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
     value = a.value - b.value
@@ -103,6 +105,6 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 def _percentiles(replicates: Tensor) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
-    found = replicates[replicates.isfinite()]
-    low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    finite = replicates[replicates.isfinite()]
+    low, high = torch.quantile(finite, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -1,8 +1,8 @@
-"""Measure a snapshot on people it has never seen.
+"""Measure one generator on the people of a data set.
 
-Every figure is about what a user would save: generated faces are rounded to 8 bits first. Networks see whole frames and
-take their own crop. The noise of a face is a function of (seed, row of the photo, number of the noise), so no result
-depends on the batch size. What the rows mean is in docs/metrics.md; how they are computed from arrays in assess.py.
+Generated faces are rounded to 8 bits first, as they are saved. Backbones get whole images and take their own crop. The
+noise of a face is a function of (seed, row of the photo, number of the noise), so no result depends on the batch size.
+docs/metrics.md says what the metrics mean; scores.py computes them from arrays; compare.py evaluates several snapshots.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,50 +20,53 @@ import torch
 from torch import Tensor
 
 from vultus._download import cache_folder
+from vultus._formats import VERSIONS
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.evaluation import scores as assess
+from vultus.evaluation import scores
+from vultus.evaluation.alarms import find_alarms
 from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.bootstrap import LEVEL, REPLICATES, Estimate, PersonBootstrap, difference
 from vultus.evaluation.extract import (
+    NOISE_PAIRS,
+    Column,
     FaceSet,
     GeneratedFaces,
     OtherFaces,
     RealFaces,
-    apart,
-    measure,
+    extract,
+    noise_pairs,
     pairs_of,
     perceptual,
     pixels,
     vectors,
 )
 from vultus.evaluation.metrics import cosine
-from vultus.evaluation.scores import spread
+from vultus.evaluation.registry import MIN_PHOTOS
+from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
 from vultus.models.facenet import FACENET_WEIGHTS, Encoder
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.latents import check_strength
 
-FORMAT = 2  # of the results
-FEW = 100  # photos below which distances of distributions say nothing
-MAX_OTHER = 512  # pairs of real photos for what two photos of one person differ by
-MAX_BEST = 128  # photos of the best-of rows
+MAX_OTHER = 512  # pairs of real photos from which the difference of two photos of one person is measured
+MAX_BEST = 128  # photos of the best-of metrics
 CHECKED = 64  # photos whose stored embedding is compared with the encoder's
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much is measured, and where.
+    """Options of an evaluation.
 
     Attributes:
-        noises: faces of each embedding; from 2 on their diversity is measured.
+        noises: generated faces of each embedding; diversity over noise needs 2.
         limit: use this many photos, evenly spread over the split; None uses all.
-        batch: photos at a time; it decides about memory and speed, not about results.
+        batch: photos at a time; changes memory and speed, not results.
         seed: of the noise and of the resampled people.
         device, dtype: of the generator.
-        noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
-        best_of: noises of the rows that take the best one, on 128 photos; below 2 there are no such rows.
-        cache: folder for what was measured on faces; by default in the cache folder of the user.
+        noise_strength: factor of the noise; below 1 faces are more alike and nearer to the average.
+        best_of: noises of the metrics that take the best one, on 128 photos; below 2 they are left out.
+        cache: folder for the arrays computed from faces; None: `features` in the user's cache folder.
     """
 
     noises: int = 2
@@ -76,12 +80,12 @@ class EvaluationSettings:
     cache: Path | None = None
 
     @property
-    def how(self) -> dict[str, Any]:
-        """Keywords of `measure.measure`."""
+    def extraction(self) -> dict[str, Any]:
+        """Keyword arguments of `extract`."""
         return {"batch": self.batch, "cache": self.cache or cache_folder() / "features", "device": self.device}
 
     def faces(self, snapshot: Snapshot) -> GeneratedFaces:
-        """What the snapshot makes with these settings."""
+        """The faces that the snapshot generates with these settings."""
         return GeneratedFaces(
             snapshot, seed=self.seed, device=self.device, dtype=self.dtype, noise_strength=self.noise_strength
         )
@@ -95,20 +99,21 @@ def evaluate(
     other: PreparedDataset | None = None,
     settings: EvaluationSettings | None = None,
 ) -> dict[str, Any]:
-    """Measure a generator on the people of `dataset`; the result fits into JSON.
+    """Measure a generator on the people of `dataset`; the result can be written as JSON.
 
     Args:
-        snapshot: the generator and where it comes from, on the device of the settings.
-        dataset: a split of a prepared data set; "test" holds people that no training has seen.
-        backbones: what to measure with; its encoder is the one that the data set was made with.
-        other: the other split: the floor of distances of distributions, and (if it is "train") what could be copied.
-        settings: how much, and where.
+        snapshot: the generator, on the device of the settings.
+        dataset: a split of a prepared data set; "test" holds people that were never used in training.
+        backbones: the networks to measure with; their encoder is the one that the data set was prepared with.
+        other: the other split: it gives the distance between real photos, and (if it is "train") the photos that could
+            be copied.
+        settings: by default EvaluationSettings().
 
-    Returns: `context` (circumstances), `metrics` ({row: value, low, high and where they exist std, real}),
-    `distributions` (histograms), `people` ({judge: [person, mean score, photos], best first}), `missing` ({rows: why
-    not measured}), `alarms`, `notes`.
+    Returns: `format`, `context` (how it was measured), `metrics` ({metric: value, low, high and where they exist std,
+    real}), `distributions` (histograms), `people` ({judge: [person, mean score, photos], best first}), `missing`
+    ({metrics: reason}), `alarms`, `notes`.
 
-    Raises UserError where snapshot, data set and encoder do not belong together, or there are fewer than 2 people.
+    Raises UserError where snapshot, data set and encoder do not fit together, or there are fewer than 2 people.
     """
     settings = settings or EvaluationSettings()
     check_match(snapshot, dataset, backbones.encoder)
@@ -131,38 +136,41 @@ def evaluate_faces(
     start = time.perf_counter()
     _check_arguments(settings)
     rows = spread(len(dataset), settings.limit)
-    names = [dataset.identities[row] for row in rows]
-    people = PersonBootstrap(names, seed=settings.seed)
+    identities = [dataset.identities[row] for row in rows]
+    bootstrap = PersonBootstrap(identities, seed=settings.seed)
     split = dataset.split or "all"
-    if people.count < 2:
+    if bootstrap.count < 2:
         raise UserError(
-            f"{dataset.folder}: {len(rows)} images of {people.count} person in split {split}; an evaluation needs 2 "
+            f"{dataset.folder}: {len(rows)} images of {bootstrap.count} person in split {split}; an evaluation needs 2 "
             f"people or more: prepare more photos or raise --limit"
         )
     notes: list[str] = []
     _check_encoder(dataset, rows, backbones.encoder, settings, notes)
-    work = _Work(faces, dataset, other, rows, names, people, backbones, settings)
-    found, distributions, missing = _identity(work)
-    known = {
-        judge.short: assess.by_person(work.made[judge.short], work.real[judge.short], names, judge.similarity)
+    work = _Evaluation(faces, dataset, other, rows, identities, bootstrap, backbones, settings)
+    metrics, distributions, missing = _identity(work)
+    people = {
+        judge.short: scores.by_person(work.generated[judge.short], work.real[judge.short], identities, judge.similarity)
         for judge in backbones.judges
     }
     missing |= backbones.missing
-    _realism(work, found, missing, notes)
-    _pictures(work, found, notes)
+    metrics |= _realism(work, missing, notes)
+    metrics |= _reconstruction(work)
+    metrics |= _diversity(work, notes)
     encoder = backbones.short
     if other is not None and other.split == "train":
-        made = work.made[encoder][:, 0]
-        copied, distributions["nearest"] = assess.copies(encoder, made, work.asked, other.embeddings(), people)
-        found |= copied
+        embeddings = work.generated[encoder][:, 0]
+        nearest, distributions["nearest"] = scores.memorization(
+            encoder, embeddings, work.target, other.embeddings(), bootstrap
+        )
+        metrics |= nearest
     judge, distance = (parts[0].short if parts else None for parts in (backbones.judges, backbones.perceptual))
-    result = {
-        "format": FORMAT,
+    return {
+        "format": VERSIONS["evaluation"],
         "context": {
             "data_sha256": dataset.manifest["content_sha256"],
             "split": split,
             "n_images": len(rows),
-            "n_people": people.count,
+            "n_people": bootstrap.count,
             "noises": settings.noises,
             "seed": settings.seed,
             "noise_strength": settings.noise_strength,
@@ -172,20 +180,19 @@ def evaluate_faces(
             "intervals": f"{LEVEL:.0%}, people resampled {REPLICATES} times",
             "seconds": round(time.perf_counter() - start, 1),
         },
-        "metrics": {name: row.to_dict() for name, row in found.items()},
+        "metrics": {name: row.to_dict() for name, row in metrics.items()},
         "distributions": distributions,
-        "people": {judge: [list(entry) for entry in entries] for judge, entries in known.items()},
+        "people": {judge: [list(entry) for entry in entries] for judge, entries in people.items()},
         "missing": missing,
-        "alarms": assess.alarms(found, encoder=encoder, judge=judge, perceptual=distance),
+        "alarms": find_alarms(metrics, encoder=encoder, judge=judge, perceptual=distance),
         "notes": notes,
     }
-    return result
 
 
-def gap(train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """Train people minus unseen people, for every row that both results have: {row: value, low, high}."""
-    mine, theirs = train["metrics"], test["metrics"]
-    pairs = {name: [_estimate(part[name]) for part in (mine, theirs)] for name in mine if name in theirs}
+def gap(train: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    """Training people minus unseen people, for every metric that both results have: {metric: value, low, high}."""
+    both = train["metrics"], test["metrics"]
+    pairs = {name: [_estimate(part[name]) for part in both] for name in both[0] if name in both[1]}
     return {name: difference(*pair).to_dict() for name, pair in pairs.items()}
 
 
@@ -193,39 +200,39 @@ def _estimate(row: dict[str, float]) -> Estimate:
     return Estimate(row["value"], row["low"], row["high"])
 
 
-# --- what belongs together ----------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------------
 
 
 def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) -> None:
-    """Raise UserError, naming both sides, unless snapshot, data set and encoder belong together."""
+    """Raise UserError that names both sides unless snapshot, data set and encoder fit together."""
     theirs, ours = snapshot.metadata.get("encoder") or {}, dataset.manifest["encoder"]
-    named = f"{snapshot.path or 'the snapshot'}", f"{dataset.folder}"
+    model, data = f"{snapshot.path or 'the snapshot'}", f"{dataset.folder}"
     for key, shown in (("id", "encoder"), ("dim", "embedding length"), ("weights_sha256", "encoder weights")):
         if _same(theirs.get(key)) != _same(ours.get(key)):
             raise UserError(
-                f"{named[0]} has {shown} {theirs.get(key)}, {named[1]} has {ours.get(key)}; prepare the data set with "
-                f"the encoder that the snapshot was trained on"
+                f"{model} has {shown} {theirs.get(key)}, {data} has {ours.get(key)}; prepare the data set with the "
+                f"encoder that the snapshot was trained with"
             )
     if ours["id"] != encoder.id or _same(ours.get("weights_sha256")) != _same(encoder.weights_sha256):
         raise UserError(
-            f"{named[1]} was prepared with {ours['id']} ({ours.get('weights_sha256')}), the encoder at hand is "
+            f"{data} was prepared with {ours['id']} ({ours.get('weights_sha256')}), the encoder that was loaded is "
             f"{encoder.id} ({encoder.weights_sha256}); set VULTUS_WEIGHTS to the weights it was prepared with"
         )
     crops = snapshot.metadata.get("crop"), dataset.manifest["crop"]
     if crops[0] != crops[1]:
         raise UserError(
-            f"{named[0]} was trained on crop {json.dumps(crops[0])}, {named[1]} has {json.dumps(crops[1])}; prepare "
-            f"the data set with the same crop"
+            f"{model} was trained on crop {json.dumps(crops[0])}, {data} has {json.dumps(crops[1])}; prepare the data "
+            f"set with the same crop"
         )
     if snapshot.network.resolution != dataset.resolution:
-        side, made = dataset.resolution, snapshot.network.resolution
+        side, size = dataset.resolution, snapshot.network.resolution
         raise UserError(
-            f"{named[0]} makes {made}x{made} pictures, {named[1]} has {side}x{side}; prepare with --resolution {made}"
+            f"{model} generates {size}x{size} images, {data} has {side}x{side}; prepare with --resolution {size}"
         )
 
 
 def _same(value: Any) -> Any:
-    """All pinned files of FaceNet hold one network (float16 and float32), so their hashes count as one."""
+    """The hash of the first pinned file of FaceNet for all of them: they hold one network in float16 and float32."""
     return FACENET_WEIGHTS[0].sha256 if value in {weights.sha256 for weights in FACENET_WEIGHTS} else value
 
 
@@ -241,15 +248,15 @@ def _check_arguments(settings: EvaluationSettings) -> None:
 def _check_encoder(
     dataset: PreparedDataset, rows: np.ndarray, encoder: Encoder, settings: EvaluationSettings, notes: list[str]
 ) -> None:
-    """Note it if the encoder does not find in the stored photos what the data set says it found in the originals."""
+    """Add a note if the encoder's embeddings of the stored photos differ from the stored embeddings."""
     some = rows[spread(len(rows), CHECKED)]
-    vector = [vectors("check", encoder, 1)]
-    found = measure(RealFaces(), dataset, some, vector, **settings.how)["check"][:, 0]
-    agreement = cosine(found, dataset.embeddings(some)).mean().item()
+    columns = [vectors("check", encoder, 1)]
+    embeddings = extract(RealFaces(), dataset, some, columns, **settings.extraction)["check"][:, 0]
+    agreement = cosine(embeddings, dataset.embeddings(some)).mean().item()
     if agreement < 0.9:
         notes.append(
-            f"the encoder finds embeddings in the stored photos that have cosine {agreement:.2f} to the stored ones "
-            f"(0.99 is usual): the data set's embeddings may come from another crop or encoder"
+            f"the encoder's embeddings of the stored photos have a mean cosine of {agreement:.2f} to the stored "
+            f"embeddings (0.99 is usual): these may come from another crop or encoder"
         )
 
 
@@ -257,118 +264,129 @@ def _check_encoder(
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What the parts of one evaluation share."""
+class _Evaluation:
+    """What the parts of one evaluation share; arrays are computed at first use."""
 
     faces: FaceSet
     dataset: PreparedDataset
     other: PreparedDataset | None
     rows: np.ndarray
-    names: list[str]
-    people: PersonBootstrap
+    identities: list[str]
+    bootstrap: PersonBootstrap
     backbones: Backbones
     settings: EvaluationSettings
 
     @functools.cached_property
-    def asked(self) -> Tensor:
+    def target(self) -> Tensor:
         """The embeddings of the photos, [N, D]."""
         return self.dataset.embeddings(self.rows)
 
-    def measure(
-        self, faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, columns: list[Any]
+    def extract(
+        self, faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, columns: list[Column]
     ) -> dict[str, Tensor]:
-        """`measure.measure` as the settings have it."""
-        return measure(faces, dataset, rows, columns, **self.settings.how)
+        """`extract` with the settings of the evaluation."""
+        return extract(faces, dataset, rows, columns, **self.settings.extraction)
 
     @functools.cached_property
-    def made(self) -> dict[str, Tensor]:
-        """Everything about the faces."""
+    def generated(self) -> dict[str, Tensor]:
+        """Every column of the generated faces, [N, K, D] each."""
         noises, parts = self.settings.noises, self.backbones
         columns = [vectors(parts.short, parts.encoder, noises)]
         columns += [vectors(judge.short, judge, noises) for judge in parts.judges]
         columns += [vectors(network.short, network, 1) for network in parts.features]
         columns += [pixels(noises), *(perceptual(network, noises) for network in parts.perceptual)]
         if noises > 1:
-            columns.append(apart(parts.perceptual[0] if parts.perceptual else None, noises))
-        return self.measure(self.faces, self.dataset, self.rows, columns)
+            columns.append(noise_pairs(parts.perceptual[0] if parts.perceptual else None, noises))
+        return self.extract(self.faces, self.dataset, self.rows, columns)
 
     @functools.cached_property
     def real(self) -> dict[str, Tensor]:
-        """Vectors of the photos."""
+        """Embeddings and features of the photos, [N, D] each."""
         networks: list[Any] = [*self.backbones.judges, *self.backbones.features]
         columns = [vectors(network.short, network, 1) for network in networks]
-        found = self.measure(RealFaces(), self.dataset, self.rows, columns)
-        return {name: array[:, 0] for name, array in found.items()}
+        arrays = self.extract(RealFaces(), self.dataset, self.rows, columns)
+        return {name: array[:, 0] for name, array in arrays.items()}
+
+    @functools.cached_property
+    def natural(self) -> dict[str, Tensor]:
+        """Pixel and perceptual differences between two photos of one person, [M, 1, D] each; empty without pairs."""
+        others = OtherFaces(self.dataset)
+        paired = self.rows[others.following[self.rows] >= 0]
+        if not len(paired):
+            return {}
+        paired = paired[spread(len(paired), MAX_OTHER)]
+        columns = [pixels(1), *(perceptual(network, 1) for network in self.backbones.perceptual)]
+        return self.extract(others, self.dataset, paired, columns)
 
 
-def _identity(work: _Work) -> tuple[assess.Rows, dict[str, Any], dict[str, str]]:
-    rows: assess.Rows = {}
+def _identity(work: _Evaluation) -> tuple[Rows, dict[str, Any], dict[str, str]]:
+    rows: Rows = {}
     distributions: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    sides: list[tuple[str, Similarity, Tensor]] = [(work.backbones.short, "cosine", work.asked)]
-    sides += [(judge.short, judge.similarity, work.real[judge.short]) for judge in work.backbones.judges]
-    made = work.made
-    for short, similarity, real in sides:
-        found, distributions[short], lacking = assess.identity(
-            short, similarity, made[short], real, work.names, work.people
+    encoders: list[tuple[str, Similarity, Tensor]] = [(work.backbones.short, "cosine", work.target)]
+    encoders += [(judge.short, judge.similarity, work.real[judge.short]) for judge in work.backbones.judges]
+    for short, similarity, real in encoders:
+        measured, distributions[short], lacking = scores.identity(
+            short, similarity, work.generated[short], real, work.identities, work.bootstrap
         )
-        rows |= found
+        rows |= measured
         missing |= lacking
     return rows, distributions, missing
 
 
-def _realism(work: _Work, rows: assess.Rows, missing: dict[str, str], notes: list[str]) -> None:
+def _realism(work: _Evaluation, missing: dict[str, str], notes: list[str]) -> Rows:
     networks = work.backbones.features
     if not networks:
-        return
-    if len(work.rows) < FEW:
-        missing["fd, kd, precision, recall"] = f"they need {FEW} photos or more, there are {len(work.rows)}"
-        return
+        return {}
+    if len(work.rows) < MIN_PHOTOS:
+        missing["fd, kd, precision, recall"] = f"they need {MIN_PHOTOS} photos or more, there are {len(work.rows)}"
+        return {}
     natural: dict[str, Tensor] = {}
-    if work.other is not None and len(work.other) >= FEW:
+    if work.other is not None and len(work.other) >= MIN_PHOTOS:
         some = spread(len(work.other), len(work.rows))
         columns = [vectors(network.short, network, 1) for network in networks]
-        natural = {key: array[:, 0] for key, array in work.measure(RealFaces(), work.other, some, columns).items()}
-    made, real = work.made, work.real
+        natural = {key: array[:, 0] for key, array in work.extract(RealFaces(), work.other, some, columns).items()}
+    rows: Rows = {}
     for network in networks:
         short, split = network.short, work.dataset.split or "all"
-        found, remarks = assess.realism(short, split, made[short][:, 0], real[short], natural.get(short), work.people)
-        rows |= found
+        measured, remarks = scores.realism(
+            short, split, work.generated[short][:, 0], work.real[short], natural.get(short), work.bootstrap
+        )
+        rows |= measured
         notes += remarks
+    return rows
 
 
-def _pictures(work: _Work, rows: assess.Rows, notes: list[str]) -> None:
-    """Reconstruction and diversity."""
-    parts, settings, made = work.backbones, work.settings, work.made
-    network = parts.perceptual[0] if parts.perceptual else None
-    others = OtherFaces(work.dataset)
-    paired = work.rows[others.following[work.rows] >= 0]
-    natural: dict[str, Tensor] = {}
-    if len(paired):
-        paired = paired[spread(len(paired), MAX_OTHER)]
-        columns = [pixels(1), *(perceptual(one, 1) for one in parts.perceptual)]
-        natural = work.measure(others, work.dataset, paired, columns)
-    errors = [key for key in made if key == "pixels" or key in {one.short for one in parts.perceptual}]
-    side = work.dataset.resolution
-    rows |= assess.reconstruction({key: made[key] for key in errors}, natural, work.people, side)
+def _reconstruction(work: _Evaluation) -> Rows:
+    networks, settings, resolution = work.backbones.perceptual, work.settings, work.dataset.resolution
+    names = {"pixels", *(network.short for network in networks)}
+    errors = {name: array for name, array in work.generated.items() if name in names}
+    rows = scores.reconstruction(errors, work.natural, work.bootstrap, resolution)
     if settings.best_of > 1:
         best = spread(len(work.rows), MAX_BEST)
-        columns = [pixels(settings.best_of), *(perceptual(one, settings.best_of) for one in parts.perceptual)]
-        found = work.measure(work.faces, work.dataset, work.rows[best], columns)
-        rows |= assess.reconstruction(found, natural, work.people.part(best), side, best=True)
+        columns = [pixels(settings.best_of), *(perceptual(network, settings.best_of) for network in networks)]
+        errors = work.extract(work.faces, work.dataset, work.rows[best], columns)
+        rows |= scores.reconstruction(errors, work.natural, work.bootstrap.part(best), resolution, best=True)
+    return rows
 
-    rows |= assess.diversity(made[parts.short][:, 0], work.asked, work.people)
-    if settings.noises < 2:
+
+def _diversity(work: _Evaluation, notes: list[str]) -> Rows:
+    parts, generated = work.backbones, work.generated
+    rows = scores.diversity(generated[parts.short][:, 0], work.target, work.bootstrap)
+    if work.settings.noises < 2:
         notes.append("diversity_noise: left out, it needs 2 noises or more")
-        return
+        return rows
     held = None
     if parts.judges:
         judge = parts.judges[0]
-        held = assess.accepted(made[judge.short], work.real[judge.short], work.names, judge.similarity, assess.FARS[-1])
+        held = scores.accepted(
+            generated[judge.short], work.real[judge.short], work.identities, judge.similarity, scores.FARS[-1]
+        )
+    network = parts.perceptual[0] if parts.perceptual else None
     between = None
-    if natural:
-        rms = natural["pixels"][:, :, 0].sqrt()
-        shown = natural[network.short][:, :, 0] if network else torch.full_like(rms, torch.nan)
-        between = torch.stack([rms, shown], 2)
-    short = network.short if network else None
-    rows |= assess.noise_diversity(made["apart"], pairs_of(settings.noises), held, between, short, work.people)
+    if work.natural:
+        rms = work.natural["pixels"][:, :, 0].sqrt()
+        distance = work.natural[network.short][:, :, 0] if network else torch.full_like(rms, torch.nan)
+        between = torch.stack([rms, distance], 2)
+    short, pairs = network.short if network else None, pairs_of(work.settings.noises)
+    return rows | scores.noise_diversity(generated[NOISE_PAIRS], pairs, held, between, short, work.bootstrap)

@@ -1,9 +1,9 @@
-"""Faces in, arrays out: one pass over a set of faces runs every network on it, and what was run once is kept.
+"""Faces in, arrays out: one pass over a set of faces runs every backbone on it, and the arrays are cached.
 
-An array is float32 [N, numbers, dim]: N photos of a data set, `numbers` faces for each (noises, or pairs of noises),
-`dim` values for each face. Each is one `.npy` file in the cache, named after the content of all that decides about it
-(faces, photos, network, dtype), and mapped into memory: an evaluation of a million faces needs no more memory than one
-of a thousand. The size of the batches decides about memory and speed, not about values.
+An array is float32 [N, count, dim]: N photos of a data set, `count` faces for each (noises, or pairs of noises), `dim`
+values for each face. Each is one `.npy` file in the cache, named after a hash of all that its values depend on (faces,
+photos, backbone, dtype), and memory-mapped: an evaluation of a million faces needs no more memory than one of a
+thousand. The batch size changes memory and speed, not values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,29 +20,30 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vultus._files import atomic_path, make_folder
+from vultus._formats import VERSIONS
+from vultus._progress import message, progress
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation import metrics
 from vultus.evaluation.backbones.lpips import Perceptual
-from vultus.evaluation.verification import groups
+from vultus.evaluation.verification import person_rows
 from vultus.images.io import to_images, to_x
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.population import noise
 
-CACHE_VERSION = 2  # count it up when what is computed from the same faces and networks changes
+NOISE_PAIRS = "apart"  # the column of `noise_pairs`; its name in the cache
 
 
 class FaceSet(Protocol):
     """A set of faces, one or more for every photo of a data set."""
 
-    id: str  # names their content: faces of one id are the same pictures
+    id: str  # identifies their content: two sets of one id hold the same images
     title: str  # for the progress bar
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """Face `number` for each row of the data set, whose photos are given: x [B, 3, R, R], 8 bits in [-1, 1]."""
+        """Face `number` for each row of the data set, whose photos are given: x [B, 3, R, R] in [-1, 1], of 8 bits."""
         ...
 
 
@@ -54,31 +54,40 @@ class RealFaces:
     title = "photos"
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See FaceSet; `number` does not matter."""
+        """See FaceSet; `number` has no effect."""
         return to_x(photos.images)
 
 
 class OtherFaces:
-    """Another photo of the same person: the next one, after the last the first. Made for people with two or more."""
+    """Another photo of the same person: the next one, after the last the first.
 
+    `following` [N] is the row of that photo, -1 for people with one photo, whose rows must not be used.
+    """
+
+    id = "other"
     title = "other photos"
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self._dataset = dataset
-        self.id = "other"
         self.following = np.full(len(dataset), -1)
-        for rows in groups(dataset.identities):
+        for rows in person_rows(dataset.identities):
             if len(rows) > 1:
                 self.following[rows.numpy()] = rows.roll(-1).numpy()
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See FaceSet; `number` does not matter."""
+        """See FaceSet; `number` has no effect."""
         return to_x(self._dataset.batch(self.following[rows]).images)
 
 
 class GeneratedFaces:
-    """What a generator makes of the embeddings of the photos; the noise is a function of (seed, row, number), times
-    `noise_strength`."""
+    """The faces that a generator makes from the embeddings of the photos.
+
+    Args:
+        snapshot: the generator, on `device`.
+        seed: the noise of a face is a function of (seed, row, number).
+        device, dtype: that the generator computes with.
+        noise_strength: factor of the noise.
+    """
 
     def __init__(
         self,
@@ -101,29 +110,29 @@ class GeneratedFaces:
         self.title = "generated"
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
-        """See FaceSet. Raises UserError if the generator gives values that are not numbers."""
+        """See FaceSet. Raises UserError if the generator returns values that are not finite."""
         generator = self.snapshot.network
         z = torch.cat([noise(self.seed, row, 1, generator.z_dim, variant=number) for row in rows.tolist()])
         z = z * self.noise_strength
         x = generator(z.to(self.device, self.dtype), photos.c.to(self.device, self.dtype))
         if not x.isfinite().all():
-            raise UserError(f"{self.snapshot.path or 'the snapshot'}: makes values that are not numbers; train anew")
+            raise UserError(f"{self.snapshot.path or 'the snapshot'}: gives values that are not finite; train it again")
         return to_x(to_images(x))
 
 
 class FaceBatch:
-    """One batch of a pass: photos, faces and their perceptual features, each made when first asked for."""
+    """One batch of a pass: photos, faces and their perceptual features, each computed at first use."""
 
     def __init__(self, faces: FaceSet, rows: np.ndarray, photos: Batch, device: torch.device | str) -> None:
         self._faces, self._rows, self.photos, self._device = faces, rows, photos, device
-        self._made: dict[int, Tensor] = {}
-        self._embedded: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
+        self._x: dict[int, Tensor] = {}
+        self._features: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     def x(self, number: int) -> Tensor:
         """Face `number` of each row, [B, 3, R, R]."""
-        if number not in self._made:
-            self._made[number] = self._faces(self._rows, number, self.photos).to(self._device)
-        return self._made[number]
+        if number not in self._x:
+            self._x[number] = self._faces(self._rows, number, self.photos).to(self._device)
+        return self._x[number]
 
     def target(self) -> Tensor:
         """The photos, [B, 3, R, R] in [-1, 1]."""
@@ -132,78 +141,78 @@ class FaceBatch:
     def perceptual(self, network: Perceptual, number: int | None) -> tuple[Tensor, ...]:
         """Perceptual features of face `number`, or of the photos for None."""
         key = network.id, number
-        if key not in self._embedded:
-            self._embedded[key] = network.embed(self.target() if number is None else self.x(number))
-        return self._embedded[key]
+        if key not in self._features:
+            self._features[key] = network.embed(self.target() if number is None else self.x(number))
+        return self._features[key]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One thing that is measured on every face.
+    """Something that is computed from every face.
 
     Attributes:
-        name: its key in what `measure` returns.
-        id: names what decides about the values besides the faces: weights, preprocessing, dtype.
-        numbers: faces of each photo, or pairs of them.
-        dim: values a face.
-        value: of a batch and a number: [B, dim].
+        name: its key in what `extract` returns.
+        id: identifies what the values depend on besides the faces: weights, preprocessing, dtype.
+        count: faces of each photo, or pairs of them.
+        dim: values of each face.
+        value: function of a batch and the number of a face (or pair): [B, dim].
     """
 
     name: str
     id: str
-    numbers: int
+    count: int
     dim: int
     value: Callable[[FaceBatch, int], Tensor]
 
 
-def vectors(name: str, network: Any, numbers: int) -> Column:
+def vectors(name: str, network: Any, count: int) -> Column:
     """The vector of an encoder or judge (`embed`) or of a feature network (`features`) for every face."""
     run = network.embed if hasattr(network, "embed") else network.features
     key = f"{network.id} {getattr(network, 'weights_sha256', '')} {network.dtype}"
-    return Column(name, key, numbers, network.dim, lambda seen, number: run(seen.x(number)))
+    return Column(name, key, count, network.dim, lambda batch, number: run(batch.x(number)))
 
 
-def pixels(numbers: int) -> Column:
-    """MSE and MS-SSIM against the photo."""
+def pixels(count: int) -> Column:
+    """MSE and MS-SSIM against the source photo."""
 
-    def value(seen: FaceBatch, number: int) -> Tensor:
-        x, y = seen.x(number), seen.target()
+    def value(batch: FaceBatch, number: int) -> Tensor:
+        x, y = batch.x(number), batch.target()
         return torch.stack([metrics.mse(x, y).cpu(), metrics.ms_ssim(x, y)], 1)
 
-    return Column("pixels", "mse ms_ssim", numbers, 2, value)
+    return Column("pixels", "mse ms_ssim", count, 2, value)
 
 
-def perceptual(network: Perceptual, numbers: int) -> Column:
-    """Perceptual distance to the photo."""
+def perceptual(network: Perceptual, count: int) -> Column:
+    """Perceptual distance to the source photo."""
 
-    def value(seen: FaceBatch, number: int) -> Tensor:
-        return network.distance(seen.perceptual(network, number), seen.perceptual(network, None))[:, None]
+    def value(batch: FaceBatch, number: int) -> Tensor:
+        return network.distance(batch.perceptual(network, number), batch.perceptual(network, None))[:, None]
 
-    return Column(network.short, f"{network.id} {network.weights_sha256} {network.dtype}", numbers, 1, value)
-
-
-def pairs_of(numbers: int) -> list[tuple[int, int]]:
-    """The unordered pairs of so many noises, in the order of the column `apart`."""
-    return list(itertools.combinations(range(numbers), 2))
+    return Column(network.short, f"{network.id} {network.weights_sha256} {network.dtype}", count, 1, value)
 
 
-def apart(network: Perceptual | None, numbers: int) -> Column:
-    """Between two faces of one embedding: root mean squared difference in [-1, 1] and perceptual distance (or NaN)."""
-    pairs = pairs_of(numbers)
+def pairs_of(count: int) -> list[tuple[int, int]]:
+    """The unordered pairs of `count` noises, in the order of the column `noise_pairs`."""
+    return list(itertools.combinations(range(count), 2))
 
-    def value(seen: FaceBatch, number: int) -> Tensor:
+
+def noise_pairs(network: Perceptual | None, count: int) -> Column:
+    """Differences between two faces of one embedding: RMS in [-1, 1], and the perceptual distance (NaN without one)."""
+    pairs = pairs_of(count)
+
+    def value(batch: FaceBatch, number: int) -> Tensor:
         i, j = pairs[number]
-        rms = metrics.mse(seen.x(i), seen.x(j)).sqrt().cpu()
+        rms = metrics.mse(batch.x(i), batch.x(j)).sqrt().cpu()
         if network is None:
             return torch.stack([rms, torch.full_like(rms, torch.nan)], 1)
-        found = network.distance(seen.perceptual(network, i), seen.perceptual(network, j))
-        return torch.stack([rms, found.double().cpu()], 1)
+        distance = network.distance(batch.perceptual(network, i), batch.perceptual(network, j))
+        return torch.stack([rms, distance.double().cpu()], 1)
 
     key = "none" if network is None else f"{network.id} {network.weights_sha256} {network.dtype}"
-    return Column("apart", f"rms {key}", len(pairs), 2, value)
+    return Column(NOISE_PAIRS, f"rms {key}", len(pairs), 2, value)
 
 
-def measure(
+def extract(
     faces: FaceSet,
     dataset: PreparedDataset,
     rows: np.ndarray,
@@ -213,20 +222,22 @@ def measure(
     cache: Path,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Every column on the faces of the given rows: {name: float32 [N, numbers, dim]}, mapped from files in `cache`.
+    """Compute every column on the faces of the given rows: {name: float32 [N, count, dim]}.
 
-    Networks of the columns are on `device`. Columns that are there already are not computed again; what cannot be read
-    is. If the cache cannot be written to, arrays stay in memory and a note says so.
+    The backbones of the columns are on `device`. The arrays are mapped from files in the folder `cache`. A file that is
+    there already is not computed again, unless it cannot be read. If the cache cannot be written, arrays stay in
+    memory and a note says so.
     """
-    chosen = hashlib.sha256(dataset.embeddings(rows).numpy().tobytes() + np.asarray(rows).tobytes()).hexdigest()
-    where = [CACHE_VERSION, torch.device(device).type, faces.id, dataset.manifest["content_sha256"], chosen]
-    paths = {column.name: _path(cache, column, [*where, column.id, column.numbers]) for column in columns}
-    shapes = {column.name: (len(rows), column.numbers, column.dim) for column in columns}
-    found = {name: array for name, path in paths.items() if (array := _read(path, shapes[name])) is not None}
-    missing = [column for column in columns if column.name not in found]
+    photos = hashlib.sha256(dataset.embeddings(rows).numpy().tobytes() + np.asarray(rows).tobytes()).hexdigest()
+    version = VERSIONS["feature cache"]
+    key = [version, torch.device(device).type, faces.id, dataset.manifest["content_sha256"], photos]
+    paths = {column.name: _path(cache, column, [*key, column.id, column.count]) for column in columns}
+    shapes = {column.name: (len(rows), column.count, column.dim) for column in columns}
+    arrays = {name: array for name, path in paths.items() if (array := _read(path, shapes[name])) is not None}
+    missing = [column for column in columns if column.name not in arrays]
     if missing:
-        found |= _compute(faces, dataset, rows, missing, batch, paths, shapes, device)
-    return {column.name: found[column.name] for column in columns}
+        arrays |= _compute(faces, dataset, rows, missing, batch, paths, shapes, device)
+    return {column.name: arrays[column.name] for column in columns}
 
 
 @torch.inference_mode()
@@ -242,21 +253,21 @@ def _compute(
 ) -> dict[str, Tensor]:
     arrays = _Arrays(paths, shapes, [column.name for column in columns])
     title = f"{faces.title}: {', '.join(column.name for column in columns)}"
-    with arrays, tqdm(total=len(rows), unit="img", file=sys.stderr, desc=title) as bar:
+    with arrays, progress(len(rows), title=title) as shown:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = FaceBatch(faces, part, dataset.batch(part), device)
+            current = FaceBatch(faces, part, dataset.batch(part), device)
             for column in columns:
-                for number in range(column.numbers):
-                    values = column.value(seen, number).float().cpu().numpy()
+                for number in range(column.count):
+                    values = column.value(current, number).float().cpu().numpy()
                     arrays.open[column.name][start : start + len(part), number] = values
-            bar.update(len(part))
-    # A file that was just renamed stays mapped where it is.
+            shown.update(len(part))
+    # The mapping of a file stays valid when the file is renamed.
     return {name: torch.from_numpy(array) for name, array in arrays.open.items()}
 
 
 class _Arrays(contextlib.ExitStack):
-    """Files of the cache while they are written, or arrays in memory where they cannot be."""
+    """Memory-mapped files of the cache while they are written, or arrays in memory where that fails."""
 
     def __init__(self, paths: dict[str, Path], shapes: dict[str, tuple[int, int, int]], names: list[str]) -> None:
         super().__init__()
@@ -264,8 +275,8 @@ class _Arrays(contextlib.ExitStack):
         for name in names:
             try:
                 self.open[name] = self._begin(paths[name], shapes[name])
-            except (OSError, UserError) as error:  # a full disk must not cost the evaluation
-                print(f"vultus: note: {paths[name]}: not cached ({error})", file=sys.stderr)
+            except (OSError, UserError) as error:  # a full disk must not end the evaluation
+                message(f"vultus: note: {paths[name]}: not cached ({error})")
                 self.open[name] = np.zeros(shapes[name], np.float32)
 
     def _begin(self, path: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -280,7 +291,7 @@ class _Arrays(contextlib.ExitStack):
 
 
 def _allocate(path: Path, shape: tuple[int, int, int]) -> None:
-    """A file of zeros that has its room on the disk: writing to a mapped hole of a full disk would kill the process."""
+    """Write a file of zeros: in a sparse file, a full disk would kill the process at the first mapped write."""
     header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), np.float32)) | {"shape": shape}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -298,12 +309,12 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        # Copy on write: torch wants memory that it may write to, and nothing ever does.
+        # Copy on write: torch needs writable memory, though nothing writes to it.
         array = np.load(path, mmap_mode="c")
     except (OSError, ValueError) as error:
-        print(f"vultus: note: {path}: cannot be read ({type(error).__name__}), computed again", file=sys.stderr)
+        message(f"vultus: note: {path}: cannot be read ({type(error).__name__}), computed again")
         return None
     if array.shape != shape or array.dtype != np.float32:
-        print(f"vultus: note: {path}: not the array expected, computed again", file=sys.stderr)
+        message(f"vultus: note: {path}: has another shape or type, computed again")
         return None
     return torch.from_numpy(array)

@@ -1,6 +1,6 @@
-"""Pure functions of feature arrays and of pairs of pictures. No network, no file, no random number.
+"""Pure functions of feature arrays and of pairs of images. No network, no file; random subsets have a fixed seed.
 
-Shape legend: features [N, D]; x [N, 3, R, R] float in [-1, 1]. What is summed over many images is summed in float64.
+Shape legend: features [N, D]; x [N, 3, R, R] float in [-1, 1]. Sums over many images are in float64.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ BLOCK = 512  # rows of a distance matrix that exist at once
 
 
 class FeatureStatistics:
-    """Mean [D] and covariance [D, D] of features that arrive in batches; memory does not grow with their number.
+    """Mean [D] and covariance [D, D] of features in batches; memory does not grow with their number.
 
     Batches are joined by the pairwise update of Chan, Golub and LeVeque 1979 ("Updating formulae and a pairwise
-    algorithm for computing sample variances"), which does not cancel where the mean is large against the spread. All
-    in float64: the size of the batches changes the last digits only.
+    algorithm for computing sample variances"), which loses no digits where the mean is large against the spread.
+    In float64, so the batch size changes the last digits only.
     """
 
     def __init__(self, dim: int) -> None:
-        """`dim` is D. Nothing is known before the first update."""
+        """`dim` is D."""
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (f - mean) (f - mean)^T
@@ -55,13 +55,13 @@ class FeatureStatistics:
 
 
 class FrechetReference:
-    """One normal distribution, mean [D] and covariance [D, D], ready to be compared with many others.
+    """One normal distribution, mean [D] and covariance [D, D], to compare with many others.
 
     d² = |mu1 - mu2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), Dowson and Landau 1982; used on network features by
     Heusel et al. 2017 (arXiv:1706.08500). The trace of the root needs no root of the non-symmetric product: with the
-    symmetric S = cov1^(1/2) it is the sum of the roots of the eigenvalues of S cov2 S. Two symmetric solves take
+    symmetric S = cov1^(1/2) it is the sum of the square roots of the eigenvalues of S cov2 S. Two symmetric solves take
     seconds where one non-symmetric takes half a minute, and never give complex numbers. Covariances of fewer than D
-    samples are singular; eigenvalues that rounding puts below 0 count as 0.
+    samples are singular; eigenvalues that rounding makes negative count as 0.
     """
 
     def __init__(self, mean: Tensor, cov: Tensor) -> None:
@@ -74,11 +74,11 @@ class FrechetReference:
         mean, cov = (value.to("cpu", torch.float64) for value in (mean, cov))
         product = self._root @ cov @ self._root
         overlap = _eigh((product + product.T) / 2, vectors=False)[0].clamp(min=0).sqrt().sum()
-        found = (mean - self.mean).square().sum() + cov.trace() + self.cov.trace() - 2 * overlap
-        return max(0.0, float(found))
+        distance = (mean - self.mean).square().sum() + cov.trace() + self.cov.trace() - 2 * overlap
+        return max(0.0, float(distance))
 
     def distance_of(self, features: Tensor, weights: Tensor) -> float:
-        """The same from features [N, D], each counted `weights` [N] times, as a bootstrap needs it."""
+        """The same for features [N, D], row i counted weights[i] times, for a bootstrap."""
         total = weights.sum()
         chosen = weights.nonzero()[:, 0]
         mean = torch.zeros_like(self.mean)
@@ -91,16 +91,11 @@ class FrechetReference:
         return self.distance(mean, scatter / (total - 1))
 
 
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
-    """Squared Fréchet distance of two normal distributions, means [D], covariances [D, D]; see FrechetReference."""
-    return FrechetReference(mu1, cov1).distance(mu2, cov2)
-
-
 def _eigh(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [D] and eigenvectors [D, D] (or []) of a symmetric matrix, also where one library gives up.
+    """Eigenvalues [D] and eigenvectors [D, D] (or []) of a symmetric matrix, by numpy where torch does not converge.
 
-    The divide-and-conquer solver behind torch fails to converge on some covariances of few, nearly equal samples; the
-    one behind numpy is another build, and a shift of 1e-12 of the trace separates what rounding made coincide.
+    torch's divide-and-conquer solver does not converge on some covariances of few, nearly equal samples. numpy uses
+    another build of LAPACK, and a shift of 1e-12 of the trace separates eigenvalues that rounding made equal.
     """
     try:
         if not vectors:
@@ -109,8 +104,8 @@ def _eigh(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor]:
         return values, basis
     except RuntimeError:  # torch.linalg.LinAlgError is one
         shift = matrix.trace() * 1e-12
-        found = np.linalg.eigh((matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)).numpy())
-        return torch.from_numpy(found[0]) - shift, torch.from_numpy(found[1])
+        eigenvalues, basis = np.linalg.eigh((matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)).numpy())
+        return torch.from_numpy(eigenvalues) - shift, torch.from_numpy(basis)
 
 
 # --- kernel distance ------------------------------------------------------------------------------------------------
@@ -124,7 +119,7 @@ def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
 class KernelPairs:
     """Squared maximum mean discrepancy between features a [N, D] and b [M, D] with the polynomial kernel.
 
-    All kernel values are kept: 8 (N² + M² + N M) bytes, 150 MB for 2,527 of each.
+    All kernel values are kept in memory: 8 (N² + M² + N M) bytes, 150 MB for N = M = 2,527.
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
@@ -136,7 +131,7 @@ class KernelPairs:
     def distances(self, v: Tensor, w: Tensor) -> Tensor:
         """The unbiased estimate with the rows of `a` counted v [B, N] times, those of `b` w [B, M] times: [B].
 
-        No row ever meets itself, however often it is counted.
+        A row is not paired with itself, however often it is counted.
         """
         v, w = v.double(), w.double()
         within_a = ((v @ self.aa) * v).sum(1) / (v.sum(1).square() - v.square().sum(1))
@@ -146,8 +141,8 @@ class KernelPairs:
     def subsets(self, *, count: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Mean over random subsets, and their standard deviation.
 
-        As KID takes it on Inception features (Bińkowski et al. 2018, arXiv:1801.01401): 100 subsets of 1,000, or of all
-        where there are fewer. Unlike that of a Fréchet distance its mean does not depend on N; it may be below 0.
+        As KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401): 100 subsets of 1,000 rows, or of all
+        where there are fewer. Unlike a Fréchet distance, its expectation does not depend on N; it may be below 0.
         """
         random = torch.Generator().manual_seed(seed)
         chosen = []
@@ -156,8 +151,8 @@ class KernelPairs:
             for row in weights:
                 row[torch.randperm(rows, generator=random)[: min(size, len(self.aa), len(self.bb))]] = 1
             chosen.append(weights)
-        found = self.distances(*chosen)
-        return found.mean().item(), found.std(correction=0).item()
+        distances = self.distances(*chosen)
+        return distances.mean().item(), distances.std(correction=0).item()
 
 
 # --- fidelity and coverage ------------------------------------------------------------------------------------------
@@ -171,41 +166,42 @@ def neighbourhood_radii(features: Tensor, k: int) -> Tensor:
     return torch.cat(nearest)
 
 
-def precision_recall(made: Tensor, real: Tensor, *, k: int = 3) -> tuple[Tensor, Tensor]:
+def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> tuple[Tensor, Tensor]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), face by face.
 
     Args:
-        made, real: features [N, D] and [M, D].
+        generated, real: features [N, D] and [M, D].
 
-    Returns: float64 [N], 1 where a made face lies within the neighbourhood of a real one; float64 [M], 1 where a real
-    face lies within the neighbourhood of a made one. Their means are precision and recall.
+    Returns: float64 [N], 1 where a generated face lies within the neighbourhood of a real one; float64 [M], 1 where a
+    real face lies within the neighbourhood of a generated one. Their means are precision and recall.
     """
-    inside_real, inside_made = neighbourhood_radii(real, k), neighbourhood_radii(made, k)
-    precision = [(torch.cdist(part, real) <= inside_real).any(1) for part in made.split(BLOCK)]
-    recall = [(torch.cdist(part, made) <= inside_made).any(1) for part in real.split(BLOCK)]
+    real_radii, generated_radii = neighbourhood_radii(real, k), neighbourhood_radii(generated, k)
+    precision = [(torch.cdist(part, real) <= real_radii).any(1) for part in generated.split(BLOCK)]
+    recall = [(torch.cdist(part, generated) <= generated_radii).any(1) for part in real.split(BLOCK)]
     return torch.cat(precision).double(), torch.cat(recall).double()
 
 
-def density_coverage(made: Tensor, real: Tensor, *, k: int = 5) -> tuple[Tensor, Tensor]:
-    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797), face by face: robust to single odd faces.
+def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797), face by face: robust to single outliers.
 
-    Returns: float64 [N], in how many neighbourhoods of real faces a made one lies, over k (may exceed 1); float64 [M],
-    1 where the neighbourhood of a real face holds a made one. Their means are density and coverage.
+    Returns: float64 [N], the number of neighbourhoods of real faces that a generated one lies in, over k (may exceed
+    1); float64 [M], 1 where the neighbourhood of a real face holds a generated one. Their means are density and
+    coverage.
     """
     radii = neighbourhood_radii(real, k)
-    density = [(torch.cdist(part, real) <= radii).sum(1) / k for part in made.split(BLOCK)]
-    nearest = [torch.cdist(part, made).amin(1) for part in real.split(BLOCK)]
+    density = [(torch.cdist(part, real) <= radii).sum(1) / k for part in generated.split(BLOCK)]
+    nearest = [torch.cdist(part, generated).amin(1) for part in real.split(BLOCK)]
     return torch.cat(density).double(), (torch.cat(nearest) <= radii).double()
 
 
 def nearest(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine to the most similar row of `others` [M, D], and which it is: [N, D] -> float32 [N], int64 [N]."""
+    """Cosine to the most similar row of `others` [M, D], and its index: [N, D] -> float32 [N], int64 [N]."""
     others = F.normalize(others.float(), dim=1)
-    found = [(F.normalize(part.float(), dim=1) @ others.T).max(1) for part in rows.split(BLOCK)]
-    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
+    best = [(F.normalize(part.float(), dim=1) @ others.T).max(1) for part in rows.split(BLOCK)]
+    return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -218,15 +214,15 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each picture, in the units of x in [-1, 1]: [N, 3, R, R] twice -> [N] float64."""
+    """Mean squared error of each image, in the units of x in [-1, 1]: [N, 3, R, R] twice -> [N] float64."""
     return (x.double() - y.double()).square().mean((1, 2, 3))
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB: [N, 3, R, R] twice -> [N] float64.
+    """Peak signal-to-noise ratio of each image in dB: [N, 3, R, R] twice -> [N] float64.
 
-    What it is worth: Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality assessment" (it
-    compares renderings of one picture, not of different ones).
+    For its limits see Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality assessment": it
+    compares renderings of one image, not different images.
     """
     return decibel(mse(x, y))
 
@@ -234,7 +230,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def decibel(error: Tensor) -> Tensor:
     """10 log10(peak² / mse) with peak 2, the width of [-1, 1].
 
-    Equal pictures get 100 dB, not infinity, so that a mean stays finite; 8-bit pictures that differ stay below 100.
+    Equal images get 100 dB, not infinity, so that a mean stays finite; 8-bit images that differ stay below 100.
     """
     return 10 * torch.log10(4 / error.clamp(min=4e-10))
 
@@ -248,7 +244,7 @@ def ms_ssim_scales(side: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Multi-scale structural similarity: [N, 3, R, R] in [-1, 1] twice -> [N] float64, 1 for equal pictures.
+    """Multi-scale structural similarity: [N, 3, R, R] in [-1, 1] twice -> [N] float64, 1 for equal images.
 
     Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity for image quality assessment": Gaussian window of
     11 pixels (sigma 1.5), K1 0.01, K2 0.03, per channel, negative contrast terms counted as 0. Five scales need 176
@@ -269,7 +265,7 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure terms at every place where the window fits, of pictures in [0, 1]."""
+    """Luminance and contrast-structure terms at every place where the window fits, of images in [0, 1]."""
     offsets = torch.arange(11, dtype=torch.float32, device=x.device) - 5
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     side = x.shape[-1]
@@ -278,8 +274,8 @@ def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for place in range(side - 10):
         band[place, place : place + 11] = window / window.sum()
 
-    def blur(picture: Tensor) -> Tensor:
-        return band @ picture @ band.T
+    def blur(image: Tensor) -> Tensor:
+        return band @ image @ band.T
 
     c1, c2 = 0.01**2, 0.03**2
     mean_x, mean_y = blur(x), blur(y)
@@ -299,28 +295,3 @@ def pair_cosines(features: Tensor) -> Tensor:
     unit = F.normalize(features, dim=1)
     row, column = torch.triu_indices(len(unit), len(unit), offset=1)
     return (unit @ unit.T)[row, column]
-
-
-def mean_pairwise_distance(groups: Tensor) -> Tensor:
-    """Mean of 1 - cosine over the pairs in each group: [G, K, D] -> [G] float64, K from 2.
-
-    Diversity of K outputs for one input as in Zhu et al. 2017 (arXiv:1711.11586), who measure it in LPIPS.
-    The pairs need not be formed: for unit vectors, |sum|² = K + 2 sum of the cosines.
-    """
-    count = _group_size(groups)
-    unit = F.normalize(groups.double(), dim=2)
-    return 1 - (unit.sum(1).square().sum(1) - count) / (count * (count - 1))
-
-
-def mean_pairwise_rms(groups: Tensor) -> Tensor:
-    """Mean over the pairs in each group of the root mean squared difference: [G, K, ...] -> [G] float64, K from 2."""
-    count = _group_size(groups)
-    flat = groups.double().flatten(2)
-    pairs = [(flat[:, i] - flat[:, j]).square().mean(1).sqrt() for i in range(count) for j in range(i)]
-    return torch.stack(pairs).mean(0)
-
-
-def _group_size(groups: Tensor) -> int:
-    if groups.shape[1] < 2:
-        raise ValueError("pairs need at least 2 members in a group")
-    return groups.shape[1]

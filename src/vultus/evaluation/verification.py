@@ -1,13 +1,13 @@
-"""Identity the way biometrics measures it: scores of pairs, thresholds at a false accept rate, success rates, ranks.
+"""Identity as biometrics measures it: scores of pairs, thresholds at a false accept rate, success rates, ranks.
 
-Pure functions of embeddings. No network, no file, no random number.
+Pure functions of embeddings: no network, no file, no random number.
 
-Shape legend: embeddings [N, D] float; people: one name per row. A score is larger for faces that are more alike: the
-cosine, or minus the Euclidean distance (`Similarity`). A pair is accepted if its score lies above the threshold.
+Shape legend: embeddings [N, D] float; identities: the person of each row. A score is larger for faces that are more
+alike: the cosine, or minus the Euclidean distance (`Similarity`). A pair is accepted if its score is above a threshold.
 
-The terms are those of template inversion: a generated face that is accepted against the very photo whose embedding it
-was made from is a success of type I, against another photo of that person of type II (Mai et al. 2018,
-arXiv:1703.00832). The false accept rate (FAR) and thresholds follow Grother et al., NIST FRVT.
+The terms are those of template inversion: a generated face that is accepted against its source photo, the one whose
+embedding it was generated from, is a success of type I; against another photo of that person, of type II (Mai et al.
+2018, arXiv:1703.00832). The false accept rate (FAR) and thresholds follow Grother et al., NIST FRVT.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ def row_scores(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:
     return -(a.float() - b.float()).norm(dim=1)
 
 
-def pair_scores(embeddings: Tensor, people: Sequence[str], similarity: Similarity) -> tuple[Tensor, Tensor]:
+def pair_scores(embeddings: Tensor, identities: Sequence[str], similarity: Similarity) -> tuple[Tensor, Tensor]:
     """Scores of all unordered pairs of rows: (same person [S], different people [P - S]), P = N (N - 1) / 2.
 
-    Memory is four bytes a pair: 50 MB for 5,000 rows. Raises ValueError for lengths that differ.
+    Memory is four bytes for each pair: 50 MB for 5,000 rows. Raises ValueError for lengths that differ.
     """
-    if len(embeddings) != len(people):
-        raise ValueError(f"{len(embeddings)} embeddings of {len(people)} people")
-    _, codes = np.unique(np.asarray(people), return_inverse=True)
-    who = torch.from_numpy(codes)
+    if len(embeddings) != len(identities):
+        raise ValueError(f"{len(embeddings)} embeddings, but {len(identities)} identities")
+    _, codes = np.unique(np.asarray(identities), return_inverse=True)
+    person = torch.from_numpy(codes)
     same, different = [], []
     for start in range(0, len(embeddings), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        found = scores(embeddings[rows], embeddings[start:], similarity)
+        block = scores(embeddings[rows], embeddings[start:], similarity)
         # Above the diagonal only; the block's own rows come first among the columns.
-        upper = torch.ones_like(found, dtype=torch.bool).triu(1)
-        alike = who[rows, None] == who[None, start:]
-        same.append(found[upper & alike])
-        different.append(found[upper & ~alike])
+        upper = torch.ones_like(block, dtype=torch.bool).triu(1)
+        mated = person[rows, None] == person[None, start:]
+        same.append(block[upper & mated])
+        different.append(block[upper & ~mated])
     return torch.cat(same), torch.cat(different)
 
 
 def threshold_at_far(different: Tensor, far: float) -> float:
     """The smallest threshold that accepts at most `far` (0 to 1) of the scores of different people, [P].
 
-    Raises ValueError if there are fewer than 1 / far pairs: no threshold then has that rate, only one of 0.
+    Raises ValueError if there are fewer than 1 / far pairs: a threshold for that rate cannot be estimated from them.
     """
     allowed = int(far * len(different))
     if allowed < 1:
@@ -73,30 +73,38 @@ def threshold_at_far(different: Tensor, far: float) -> float:
 
 
 def accepted_against_others(
-    made: Tensor, real: Tensor, people: Sequence[str], similarity: Similarity, threshold: float
+    generated: Tensor, real: Tensor, identities: Sequence[str], similarity: Similarity, threshold: float
 ) -> Tensor:
-    """Type II: for each row of `made` [N, D] the share of that person's other photos, `real` [N, D], that accept it.
+    """Type II success: the share of the person's other photos that accept each generated face.
 
-    Row i of `made` belongs to photo i. [N] float64; NaN where a person has no other photo.
+    Args:
+        generated: embeddings [N, D] of a face generated from each photo.
+        real: embeddings [N, D] of the photos.
+
+    Returns: [N] float64, NaN where a person has no other photo.
     """
-    result = torch.full((len(made),), float("nan"), dtype=torch.float64)
-    for rows in groups(people):
+    result = torch.full((len(generated),), float("nan"), dtype=torch.float64)
+    for rows in person_rows(identities):
         if len(rows) > 1:
-            accepted = (scores(made[rows], real[rows], similarity) > threshold).double()
+            accepted = (scores(generated[rows], real[rows], similarity) > threshold).double()
             result[rows] = (accepted.sum(1) - accepted.diagonal()) / (len(rows) - 1)
     return result
 
 
-def ranks(probes: Tensor, real: Tensor, people: Sequence[str], similarity: Similarity) -> Tensor:
-    """Closed-set identification: [N] float64, how many other people are nearer to the probe than its own person.
+def ranks(probes: Tensor, real: Tensor, identities: Sequence[str], similarity: Similarity) -> Tensor:
+    """Closed-set identification: how many other people are nearer to each probe than its own person; 0 is rank 1.
 
-    The gallery holds a template of each person, the mean of the (normalised, for the cosine) embeddings of the photos
-    `real` [N, D], for the own person without photo i, so that a probe is never compared with the photo it was made
-    from. 0 is rank 1. NaN where a person has no other photo. Identification rates as in Phillips et al. 2000, "The
+    Args:
+        probes: embeddings [N, D] of faces, probe i generated from photo i.
+        real: embeddings [N, D] of the photos. The gallery holds a template of each person, the mean of its embeddings
+            (normalised first, for the cosine). Photo i is left out of the template of its own person, so that a
+            probe is never compared with its source photo.
+
+    Returns: [N] float64, NaN where a person has no other photo. Identification rates follow Phillips et al. 2000, "The
     FERET evaluation methodology".
     """
     real = F.normalize(real.float(), dim=1) if similarity == "cosine" else real.float()
-    members = groups(people)
+    members = person_rows(identities)
     totals = torch.stack([real[rows].sum(0) for rows in members])
     counts = torch.tensor([len(rows) for rows in members])
     templates = totals / counts[:, None]
@@ -111,7 +119,7 @@ def ranks(probes: Tensor, real: Tensor, people: Sequence[str], similarity: Simil
     return result
 
 
-def groups(people: Sequence[str]) -> list[Tensor]:
-    """The rows of each person, people in the order of their names."""
-    _, codes, counts = np.unique(np.asarray(people), return_inverse=True, return_counts=True)
+def person_rows(identities: Sequence[str]) -> list[Tensor]:
+    """The rows of each person, int64, people in the order of their names."""
+    _, codes, counts = np.unique(np.asarray(identities), return_inverse=True, return_counts=True)
     return list(torch.from_numpy(np.argsort(codes, kind="stable")).split(counts.tolist()))

@@ -1,1 +1,1 @@
-"""Pre-trained networks that evaluation needs, a file each; no loss contains them."""
+"""Pre-trained networks of evaluation, a file for each. No loss contains them."""

@@ -1,10 +1,10 @@
-"""dlib's face encoder written out in PyTorch, and a reader that takes its weights out of dlib's own file.
+"""dlib's face recognition network in PyTorch, and a reader of its weights in dlib's own file format.
 
 Shape legend: chips x [N, 3, 150, 150] float in [0, 255], RGB; embeddings [N, 128] float32.
 
 A ResNet (He et al. 2016, arXiv:1512.03385) with half the filters of ResNet-34 and 29 convolutions, trained by Davis
-King with a metric loss: two faces of one person lie nearer than 0.6 to each other. On one thread dlib itself, in a
-wheel without BLAS, embeds 8 faces a second and this network 200; the embeddings differ by less than 1e-6.
+King with a metric loss: two faces of one person have a distance below 0.6. On one thread dlib itself, in a wheel
+without BLAS, embeds 8 faces/s and this network 200; the embeddings differ by less than 1e-6.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MEAN = (122.782, 117.001, 104.298)  # of the training faces, RGB
 
 
 class Block(nn.Module):
-    """ReLU(conv3x3(ReLU(conv3x3(x))) + x); where `stride` is 2, x is averaged over squares of 2x2 pixels.
+    """ReLU(conv3x3(ReLU(conv3x3(x))) + x); where `stride` is 2, x is average-pooled by 2x2.
 
-    dlib adds tensors of different shapes as if the smaller one went on in zeros: channels that x does not have, and the
-    last row and column, which the unpadded convolution loses on sides that are even (8 -> 3, while the average has 4).
+    dlib pads the smaller tensor of a sum with zeros: channels that x does not have, and the last row and column, which
+    the unpadded convolution loses on even sides (8 -> 3, while the average has 4).
     """
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
@@ -52,7 +52,7 @@ STAGES = ((3, 32, 1), (4, 64, 2), (3, 128, 2), (3, 256, 2), (1, 256, 2))  # bloc
 class DlibResNet(nn.Module):
     """[N, 3, 150, 150] RGB in [0, 255] -> [N, 128]; distances are Euclidean, nothing is normalised.
 
-    dlib's affine layers, which stand where batch-norm stood in training, are folded into the convolutions.
+    dlib's affine layers, which replace the batch-norms of training, are folded into the convolutions.
     """
 
     def __init__(self) -> None:
@@ -76,22 +76,22 @@ class DlibResNet(nn.Module):
 
 
 class _Reader:
-    """Goes forward through dlib's serialization: layers from input to output, each with a tag, tensors and numbers.
+    """Reads dlib's serialization forwards: layers from input to output, each with a tag, tensors and numbers.
 
-    Between the tensors that matter lie dozens of bytes of bookkeeping (versions, flags, learning rates, empty tensors),
-    which are stepped over, but no further than to the next tag.
+    Between the weights are dozens of bytes of other data (versions, flags, learning rates, empty tensors), which are
+    skipped, but no further than to the next tag.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
     def tag(self, tag: str) -> None:
-        """Step behind the tag of the next layer with weights, which must be this; or see that "the end" is next."""
-        found = re.compile(rb"\x01[\x04-\x07](con_4|affine_|fc_2)").search(self.data, self.at)
-        name = found[1].decode() if found else "the end"
+        """Skip the tag of the next layer with weights, which must be `tag`, or check that "the end" is next."""
+        match = re.compile(rb"\x01[\x04-\x07](con_4|affine_|fc_2)").search(self.data, self.at)
+        name = match[1].decode() if match else "the end"
         if name != tag:
-            raise ValueError(f"{name} stands where {tag} is due")
-        self.at = found.end() if found else len(self.data)
+            raise ValueError(f"{name} instead of {tag}")
+        self.at = match.end() if match else len(self.data)
 
     def integer(self) -> int:
         """One integer: a byte with the count of bytes and the sign (bit 7), then the bytes, lowest first."""
@@ -104,18 +104,18 @@ class _Reader:
         return -value if control & 0x80 else value
 
     def expect(self, *values: int) -> None:
-        """Step behind integers that must have these values."""
+        """Read integers that must have these values."""
         for value in values:
-            at, found = self.at, self.integer()
-            if found != value:
-                raise ValueError(f"{found} instead of {value} at byte {at}")
+            at, number = self.at, self.integer()
+            if number != value:
+                raise ValueError(f"{number} instead of {value} at byte {at}")
 
     def floats(self, *shape: int) -> Tensor:
-        """A tensor of dlib, which has four dimensions and here must have `shape`."""
+        """A tensor of dlib (always four dimensions), which must have `shape`."""
         self.expect(2, *shape)  # 2: version of the format
         count = torch.Size(shape).numel()
         if self.at + 4 * count > len(self.data):
-            raise ValueError("it is cut off")
+            raise ValueError("it is truncated")
         values = torch.frombuffer(bytearray(self.data[self.at : self.at + 4 * count]), dtype=torch.float32)
         self.at += 4 * count
         if not values.isfinite().all():
@@ -126,8 +126,8 @@ class _Reader:
 def read_weights(path: Path) -> DlibResNet:
     """The network with the weights in dlib's `dlib_face_recognition_resnet_model_v1.dat`.
 
-    Every layer's kind, order, shape, stride and padding must be what is expected. Raises UserError that names the file
-    if anything is not.
+    Kind, order, shape, stride and padding of every layer are checked. Raises UserError that names the file if one is
+    not as expected.
     """
     network = DlibResNet().requires_grad_(False)
     try:
@@ -140,13 +140,13 @@ def read_weights(path: Path) -> DlibResNet:
         network.head.weight.copy_(reader.floats(256, 128, 1, 1).view(256, 128).T)
         reader.tag("the end")
     except (OSError, ValueError, IndexError) as error:
-        reason = "it is cut off" if isinstance(error, IndexError) else getattr(error, "strerror", error)
+        reason = "it is truncated" if isinstance(error, IndexError) else getattr(error, "strerror", error)
         raise UserError(f"{path}: cannot be read as dlib's face encoder ({reason}); install it again") from None
     return network.eval()
 
 
 def _read_convolution(reader: _Reader, conv: nn.Conv2d) -> None:
-    """Fill `conv` from a convolution and the affine layer behind it: gamma * (w * x + b) + beta in one."""
+    """Fill `conv` from a convolution and the affine layer after it: gamma * (w * x + b) + beta in one."""
     size, out = conv.weight.numel(), conv.out_channels
     reader.tag("con_4")
     weight, bias = reader.floats(size + out, 1, 1, 1).double().split([size, out])

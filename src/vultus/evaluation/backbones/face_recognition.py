@@ -1,11 +1,11 @@
-"""Judges: face encoders that no generator is trained against, for the question whether two pictures show one person.
+"""Judges: face recognition networks that no loss contains. They decide whether two images show the same person.
 
 Shape legend: x [N, 3, S, S] float in [-1, 1]; embeddings [N, dim] float32.
 
-A judge is given whole frames as the project crops them, and finds the landmarks in a fixed box: no detector looks for
-the face first. dlib's finds 389 of 390 real faces, but 373 of 390 that the embedded snapshot drew, and those that it
-misses resemble their person less: a mean over the rest would flatter whoever draws badly. The box loses nothing. Real
-photos are told apart just as well as by the boxes of the detector (999 photos, TAR 0.920 at FAR 1e-3 by either).
+A judge gets whole images as vultus crops them, and finds the landmarks in a fixed box: no face detector runs first.
+dlib's detector finds 389 of 390 real faces, but 373 of 390 faces of the embedded snapshot, and the ones it misses are
+less similar to their person: a mean over the rest would favour a worse generator. The fixed box rejects no face. Real
+photos are verified as well as with the boxes of the detector (999 photos, TAR 0.920 at FAR 1e-3 with either).
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ SHA256 = {
 MISSING = "judging identity needs dlib and its models: pip install 'vultus[eval]'"
 MISSING_ONNX = "a judge from an ONNX file needs onnxruntime: pip install 'vultus[eval]'"
 
-# Where the landmarks are looked for, in 1/128 of the frame: left, top, right, bottom. Boxes 10 % smaller or larger, or
-# shifted by 4, tell 1,000 real photos apart no worse and no better.
+# The face box for the landmarks, in 1/128 of the image: left, top, right, bottom. With boxes 10 % smaller or larger, or
+# shifted by 4, verification of 1,000 real photos is no worse and no better.
 BOX = (24, 30, 104, 110)
-# Sides at which a frame is read. Landmarks are whole pixels, so smaller frames are enlarged: frames of 64 pixels then
-# have a TAR of 0.868 instead of 0.858 at a FAR of 1e-3. Larger ones are shrunk, because ArcFace's crop is taken without
-# antialiasing; dlib's own TAR is the same from 128 to 512 pixels.
+# Smallest and largest side of an image that is read. Landmarks are whole pixels, so smaller images are enlarged: 64
+# pixels then give a TAR of 0.868 instead of 0.858 at a FAR of 1e-3. Larger ones are reduced, because ArcFace's crop is
+# taken without antialiasing; dlib's own TAR is the same from 128 to 512 pixels.
 SIDES = (128, 256)
-STEP = 32  # faces at once
+STEP = 32  # faces in a batch
 
 Pixels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
 
 
 class Judge(Protocol):
-    """What an evaluation may ask of a judge."""
+    """The interface of a judge: a face recognition network that no loss contains."""
 
-    id: str  # names the weights and the preprocessing: two judges of one id give the same embeddings
-    short: str  # what a metric's name carries
+    id: str  # identifies weights and preprocessing: two judges of one id give the same embeddings
+    short: str  # in the names of metrics
     dim: int
     dtype: torch.dtype
     weights_sha256: str
-    similarity: Literal["cosine", "euclidean"]  # euclidean: the score of a pair is minus the distance
+    similarity: Literal["cosine", "euclidean"]  # euclidean: the score of a pair is minus its distance
 
     def embed(self, x: Tensor) -> Tensor:
-        """Whole frames x [N, 3, S, S] in [-1, 1] -> float32 [N, dim], without gradient."""
+        """Whole images x [N, 3, S, S] in [-1, 1] -> float32 [N, dim], without gradient."""
         ...
 
 
@@ -74,7 +74,7 @@ class Judge(Protocol):
 
 
 def judge_available() -> bool:
-    """Whether what the judge `dlib` needs is installed."""
+    """Whether dlib and the models of the judge `dlib` are installed."""
     files = (ENCODER, FIVE_POINTS)
     return importlib.util.find_spec("dlib") is not None and all(model_path(name) is not None for name in files)
 
@@ -102,7 +102,7 @@ def _predictor(name: str) -> Any:
 
 
 def _frames(x: Tensor) -> Pixels:
-    """Frames x [N, 3, S, S] in [-1, 1] -> uint8 [N, R, R, 3], R being S or the nearest of SIDES."""
+    """Images x [N, 3, S, S] in [-1, 1] -> uint8 [N, R, R, 3], R being S limited to the range SIDES."""
     side = min(max(x.shape[-1], SIDES[0]), SIDES[1])
     if x.shape[-1] != side:
         x = F.interpolate(x.float(), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
@@ -110,17 +110,17 @@ def _frames(x: Tensor) -> Pixels:
 
 
 def _landmarks(frame: Pixels, name: str) -> Any:
-    """dlib's landmarks of the face in the box."""
+    """dlib's landmarks of the face in BOX."""
     left, top, right, bottom = (round(edge * len(frame) / 128) for edge in BOX)
     return _predictor(name)(frame, _dlib().rectangle(left, top, right, bottom))
 
 
 class DlibJudge:
-    """dlib's 128-d encoder (King 2017), 99.13 % on LFW by its author's account: a face is turned upright, cut out and
-    embedded. Two pictures show one person, says dlib, if they are nearer than 0.6 to each other.
+    """dlib's 128-d encoder (King 2017), 99.13 % on LFW according to its author. A face is aligned, cropped, embedded.
 
-    Landmarks are found one by one on the processor; dlib keeps Python's lock meanwhile, so threads would not help.
-    Raises UserError if dlib or its models are missing or damaged.
+    dlib counts two images as one person below a distance of 0.6. Landmarks are found one by one on the CPU; dlib holds
+    Python's global lock meanwhile, so threads would not help. Raises UserError if dlib or its models are missing or
+    damaged.
     """
 
     id = "dlib-resnet-v1-box128-chip150"
@@ -138,7 +138,7 @@ class DlibJudge:
 
     @torch.inference_mode()
     def embed(self, x: Tensor) -> Tensor:
-        """Frames x [N, 3, S, S] in [-1, 1] -> float32 [N, 128], of norm near 1.5."""
+        """Images x [N, 3, S, S] in [-1, 1] -> float32 [N, 128], of norm near 1.5."""
         parts = []
         for part in x.split(STEP):
             chips = torch.from_numpy(np.stack([self.chip(frame) for frame in _frames(part)]))
@@ -146,7 +146,7 @@ class DlibJudge:
         return torch.cat(parts)
 
     def chip(self, frame: Pixels) -> Pixels:
-        """The upright face uint8 [150, 150, 3] that the network reads, out of a frame uint8 [S, S, 3]."""
+        """The aligned face uint8 [150, 150, 3] that the network reads, from an image uint8 [S, S, 3]."""
         return _dlib().get_face_chip(frame, _landmarks(frame, FIVE_POINTS), 150, 0.25)
 
 
@@ -161,9 +161,9 @@ _OF_68 = (slice(36, 42), slice(42, 48), slice(30, 31), slice(48, 49), slice(54, 
 
 
 def similarity_transform(points: Points, places: Points) -> tuple[complex, complex]:
-    """(turn, shift) for which turn * p + shift is nearest to the places, in least squares; pixels [K, 2] each.
+    """(turn, shift) for which turn * p + shift is nearest to `places` in least squares; pixels [K, 2] each.
 
-    A point (x, y) is the complex number x + iy, so one multiplication turns and scales, and never mirrors (Umeyama
+    A point (x, y) is the complex number x + iy, so one multiplication rotates and scales, and never mirrors (Umeyama
     1991, in two dimensions).
     """
     p, q = points @ (1, 1j), places @ (1, 1j)
@@ -173,7 +173,7 @@ def similarity_transform(points: Points, places: Points) -> tuple[complex, compl
 
 
 def aligned(frame: Pixels, points: Points, size: int) -> Pixels:
-    """ArcFace's crop uint8 [size, size, 3] of a frame uint8 [S, S, 3].
+    """ArcFace's crop uint8 [size, size, 3] of an image uint8 [S, S, 3].
 
     `points` [5, 2] are in the order of TEMPLATE; as there, the centre of the first pixel is (0, 0). Black outside.
     """
@@ -185,12 +185,12 @@ def aligned(frame: Pixels, points: Points, size: int) -> Pixels:
 
 
 class OnnxJudge:
-    """Any face encoder in an ONNX file that reads ArcFace's crops, RGB: ArcFace, SFace and most others.
+    """A face encoder in an ONNX file that reads ArcFace's crops, RGB: ArcFace, SFace and most others.
 
-    Its input is [N, 3, H, H], float32, N free or 1, H as the file says or 112; values (v - 127.5) / 127.5, or 0 to 255
-    with `raw` for a model that has its own normalisation inside. Its output is one vector a face, which is normalised.
-    Weights that the exporter put beside it (FILE.onnx.data) count in `weights_sha256`. Raises UserError that names
-    the file if it is anything else, or the extra if onnxruntime or dlib is missing.
+    Its input is [N, 3, H, H], float32, N free or 1, H of the file or 112; values (v - 127.5) / 127.5, or 0 to 255 with
+    `raw` for a model that contains its own normalization. Its output is one vector for each face, which is normalized.
+    Weights in a separate file (FILE.onnx.data) are part of `weights_sha256`. Raises UserError that names
+    the file if it is anything else, or the extra if onnxruntime or dlib is not installed.
     """
 
     dtype = torch.float32
@@ -220,7 +220,7 @@ class OnnxJudge:
         return hashlib.sha256((sha256_file(self.path) + sha256_file(beside)).encode()).hexdigest()
 
     def _inspect(self) -> tuple[str, int, int, int]:
-        """Name and side of the input, how many faces it takes at once, dimension of the output."""
+        """Name and side of the input, batch size, dimension of the output."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise UserError(f"{self.path}: {len(inputs)} inputs and {len(outputs)} outputs; a judge has one of each")
@@ -232,7 +232,7 @@ class OnnxJudge:
             raise UserError(f"{self.path}: its input is a {inputs[0].type}; a judge's is a tensor(float)")
         side = shape[2] or 112
         reason = ""
-        # A free N is not always meant: some exporters leave it free and fix a 1 inside.
+        # Some exporters declare a free N but fix 1 inside.
         for step in (1,) if shape[0] == 1 else (STEP, 1):
             try:
                 vectors = self._run(inputs[0].name, np.zeros((min(step, 3), 3, side, side), dtype=np.float32))
@@ -251,7 +251,7 @@ class OnnxJudge:
 
     @torch.inference_mode()
     def embed(self, x: Tensor) -> Tensor:
-        """Frames x [N, 3, S, S] in [-1, 1] -> float32 [N, dim], unit norm. Raises UserError if any is not finite."""
+        """Images x [N, 3, S, S] in [-1, 1] -> float32 [N, dim], unit norm. Raises UserError if any is not finite."""
         parts = []
         for part in x.split(self._step):
             crops = np.stack([aligned(frame, _five_of_68(frame), self.size) for frame in _frames(part)])
@@ -269,7 +269,7 @@ class OnnxJudge:
 
 
 def _five_of_68(frame: Pixels) -> Points:
-    """Eyes, nose and corners of the mouth [5, 2] in the order of TEMPLATE."""
+    """Eyes, nose and mouth corners [5, 2] in the order of TEMPLATE."""
     parts = _landmarks(frame, POINTS_68).parts()
     points = np.array([(part.x, part.y) for part in parts], dtype=np.float64)
     return np.stack([points[which].mean(0) for which in _OF_68])
@@ -278,7 +278,7 @@ def _five_of_68(frame: Pixels) -> Points:
 def load_judge(spec: str = "dlib", *, device: torch.device | str = "cpu") -> Judge:
     """The judge that `spec` names: `dlib`, or an ONNX file as FILE.onnx or FILE.onnx:raw (see OnnxJudge).
 
-    Raises UserError that says what is missing and what brings it, or what is wrong with the file.
+    Raises UserError that says what is missing and how to install it, or what is wrong with the file.
     """
     if spec == "dlib":
         return DlibJudge(device=device)

@@ -1,19 +1,20 @@
-"""The feature network of FID as published: the Inception that TensorFlow's authors put out on 2015-12-05.
+"""The feature network of FID as published: the Inception network that TensorFlow released on 2015-12-05.
 
 Shape legend: x [N, 3, S, S] float in [-1, 1]; features [N, 2048] float32.
 
 The Fréchet Inception Distance (Heusel et al. 2017, arXiv:1706.08500) is defined by one frozen graph, its weights and
-its own preprocessing; another Inception, another resize or another range give other figures (Parmar et al. 2022,
-arXiv:2104.11222). What sets this graph apart from InceptionV3 as described (Szegedy et al. 2015, arXiv:1512.00567) and
-as found elsewhere:
+its own preprocessing; another Inception, another resize or another range give other values (Parmar et al. 2022,
+arXiv:2104.11222). How this graph differs from InceptionV3 as described (Szegedy et al. 2015, arXiv:1512.00567) and in
+other libraries:
 
-- average pools leave the padding out of their count; the last block takes the maximum where the others average;
-- pictures are resized to 299x299 by TensorFlow 1's bilinear rule, which lays pixel 0 on pixel 0 and does not
+- average pools do not count the padding; the last block has a max pool where the others have an average pool;
+- images are resized to 299x299 by TensorFlow 1's bilinear rule, which maps pixel 0 to pixel 0 and does not
   antialias, and become (rgb - 128) / 128;
 - the classifier has 1,008 classes.
 
-Names are those of the weight file that pytorch-fid (Apache-2.0) made of that graph and torch-fidelity (Apache-2.0)
-reads. pytorch-fid itself resizes with half-pixel centres, so its figures differ a little; torch-fidelity's do not.
+Names are those of the weight file that pytorch-fid (Apache-2.0) converted from that graph and torch-fidelity
+(Apache-2.0) reads. pytorch-fid itself resizes with half-pixel centres, so its values differ a little; those of
+torch-fidelity do not.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vultus._download import WeightFile, find_weights, missing_weights, weights_available
+from vultus._download import WeightFile, find_weights
 from vultus.errors import UserError
 from vultus.images.io import to_images
 
-# The first 8 hex digits are in both names, the rest is what those who have the file publish: 95,628,359 bytes.
+# Of the file of 95,628,359 bytes; its first 8 hex digits are in both names.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 RELEASES = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 MIRROR = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
@@ -39,7 +40,6 @@ INCEPTION_WEIGHTS = tuple(  # one file under two names
         (MIRROR, "weights-inception-2015-12-05-6726825d.pth"),
     )
 )
-MISSING = missing_weights(*INCEPTION_WEIGHTS)  # what load_inception says without a file and without fetch
 
 
 class BasicConv2d(nn.Module):
@@ -75,9 +75,9 @@ Chain = Sequence[tuple[str, int, int | tuple[int, int]]]  # name, channels out, 
 class Mixed(nn.Module):
     """Chains of convolutions and a pool side by side, concatenated.
 
-    Links of a chain whose names end in a and b stand side by side on what came before. The pool is followed by a 1x1
-    convolution to `pooled` channels; without it (`pooled` 0) the block halves the side, and so does the last link of
-    each chain.
+    Convolutions of a chain whose names end in a and b are parallel, on the same input. The pool is followed by a 1x1
+    convolution to `pooled` channels; without it (`pooled` 0) the pool and the last convolution of each chain halve the
+    side.
     """
 
     def __init__(self, cin: int, pool: Callable[[Tensor], Tensor], pooled: int, *chains: Chain) -> None:
@@ -94,8 +94,8 @@ class Mixed(nn.Module):
         self.branch_pool = BasicConv2d(cin, pooled, 1) if pooled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, cin, H, W] -> the outputs of the chains, in order, then the pool's."""
-        found = []
+        """[N, cin, H, W] -> the outputs of the chains, in order, then that of the pool."""
+        outputs = []
         for chain in self.chains:
             y, ends = x, []
             for name in chain:
@@ -104,9 +104,9 @@ class Mixed(nn.Module):
                     ends.append(step)
                 else:
                     y = step
-            found += ends or [y]
+            outputs += ends or [y]
         y = self.pool(x)
-        return torch.cat([*found, y if self.branch_pool is None else self.branch_pool(y)], 1)
+        return torch.cat([*outputs, y if self.branch_pool is None else self.branch_pool(y)], 1)
 
 
 def _block_a(cin: int, pooled: int) -> Mixed:
@@ -159,7 +159,7 @@ def _block_e(cin: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """The network by the names of its weight file. `fc`, the classifier, is there to load strictly and is not used."""
+    """The network with the names of its weight file. `fc`, the classifier, is not used; strict loading needs it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,8 +193,8 @@ class InceptionV3(nn.Module):
 def resize_like_tensorflow1(x: Tensor, size: int) -> Tensor:
     """ResizeBilinear of TensorFlow 1 with align_corners=False: [N, C, H, W] float32 -> [N, C, size, size].
 
-    Output i lies at i * side / size of the input, without the half pixel that every later library adds, and is weighted
-    between the two nearest inputs, also when it shrinks. Columns first, then rows, in float32, as the original.
+    Output i is at i * side / size of the input, without the half pixel that later libraries add, and is interpolated
+    between the two nearest inputs, also when it shrinks. Columns first, then rows, in float32, as in the original.
     """
     low, high, weight = _positions(x.shape[3], size, x.device)
     left = x[..., low]
@@ -212,7 +212,7 @@ def _positions(side: int, size: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 class InceptionFeatures(nn.Module):
-    """The frozen feature network of FID. It stays in evaluation mode; no parameter asks for a gradient."""
+    """The frozen feature network of FID. It stays in evaluation mode; no parameter requires a gradient."""
 
     id = "inception-2015-12-05-tf299"
     short = "inception"
@@ -236,17 +236,12 @@ class InceptionFeatures(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """x [N, 3, S, S] in [-1, 1] of any side -> float32 [N, 2048].
 
-        Values are rounded to 8 bits first: FID is measured on pictures as they are saved.
+        Values are rounded to 8 bits first: FID is measured on saved images.
         """
         x = resize_like_tensorflow1(to_images(x).float(), self.size)
         x = ((x - 128) / 128).to(self.dtype, memory_format=torch.channels_last)
-        step = 4 if x.device.type == "cpu" else max(1, len(x))  # on a CPU: see features.EffnetFeatures
+        step = 4 if x.device.type == "cpu" else max(1, len(x))  # on a CPU: see EffnetFeatures
         return torch.cat([self.network(part).float() for part in torch.split(x, step)])
-
-
-def inception_available() -> bool:
-    """Whether the weights are at hand, without a download. Raises UserError if VULTUS_WEIGHTS names no folder."""
-    return weights_available(*INCEPTION_WEIGHTS)
 
 
 def load_inception(
@@ -254,11 +249,11 @@ def load_inception(
 ) -> InceptionFeatures:
     """FID's Inception with its real weights, checked against a pinned sha256 and read with weights_only.
 
-    They are downloaded (96 MB) only if `fetch` says so. Raises UserError that says how to get them where they are not
-    at hand, or names the file where it is damaged.
+    They are downloaded (96 MB) only with `fetch`. Raises UserError that says how to get them where they are missing, or
+    names the file where it is damaged.
     """
     path, _ = find_weights(*INCEPTION_WEIGHTS, fetch=fetch)
-    with torch.device("meta"):  # no random values that the file replaces
+    with torch.device("meta"):  # no random initialization, which the file replaces
         network = InceptionV3()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The networks that an evaluation looks through, as far as they are at hand, and what is missing for the others."""
+"""The backbones of an evaluation: those that can be loaded, and the reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from vultus.models.facenet import Encoder
 
 @dataclass(frozen=True)
 class Backbones:
-    """What faces are measured with.
+    """The networks that faces are measured with.
 
     Attributes:
-        encoder: the condition's own encoder; a generator may have been trained against it.
-        judges: face encoders that no generator was trained against; the first one is asked about diversity.
-        features: networks for distances of distributions.
-        perceptual: distances of pairs of pictures; the first one measures diversity over noise.
-        missing: rows that cannot be measured, by name, with the reason and the remedy.
+        encoder: the encoder of the condition; losses may contain it.
+        judges: face recognition networks that no loss contains; the first one decides in which pairs of faces the
+            identity is kept (`diversity_noise_*_held`).
+        features: networks for distances between distributions.
+        perceptual: distances between pairs of images; the first one measures diversity over noise.
+        missing: {metrics that cannot be measured: reason and remedy}.
     """
 
     encoder: Encoder
@@ -34,7 +35,7 @@ class Backbones:
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises UserError if two networks would give their rows one name."""
+        """Raise UserError if two networks would give their metrics the same name."""
         networks: list[Any] = [*self.judges, *self.features, *self.perceptual]
         shorts = [self.short, *(network.short for network in networks)]
         for name in shorts:
@@ -43,12 +44,12 @@ class Backbones:
 
     @property
     def short(self) -> str:
-        """The encoder in the names of rows."""
+        """The encoder in the names of metrics."""
         return self.encoder.id.partition("-")[0]
 
     @property
     def ids(self) -> dict[str, Any]:
-        """What identifies every network and what it computes in, for the record."""
+        """{id: dtype} of every network, for the context of a result."""
         networks: list[Any] = [self.encoder, *self.judges, *self.features, *self.perceptual]
         return {network.id: str(network.dtype).removeprefix("torch.") for network in networks}
 
@@ -60,31 +61,38 @@ def load_backbones(
     device: torch.device | str = "cpu",
     fetch: bool = False,
 ) -> Backbones:
-    """All networks that are at hand.
+    """Load all networks whose packages and weights are present.
 
     Args:
-        encoder: the condition's own.
-        judges: `dlib`, or paths of ONNX face encoders (see judges.load_judge). One that is given by path must load.
-        fetch: download the weights of FID's Inception and of LPIPS's AlexNet where they are not at hand.
+        encoder: the encoder of the condition.
+        judges: `dlib`, or paths of ONNX face encoders (see load_judge).
+        device: of the networks.
+        fetch: download the weights of FID's Inception and of LPIPS's AlexNet where they are missing.
 
     Raises UserError for a judge given by path that does not load, or a download that fails.
     """
     missing: dict[str, str] = {}
-    found: dict[str, list[Any]] = {"judges": [], "features": [], "perceptual": []}
+    loaded: dict[str, list[Any]] = {"judges": [], "features": [], "perceptual": []}
 
-    def add(kind: str, rows: str, load: Any, *, must: bool = False, **keywords: Any) -> None:
+    def add(kind: str, metrics: str, load: Any, *, required: bool = False, **keywords: Any) -> None:
         try:
-            found[kind].append(load(device=device, **keywords))
+            loaded[kind].append(load(device=device, **keywords))
         except UserError as error:
-            if must:
+            if required:
                 raise
-            missing[rows] = str(error) + ("; or let --fetch do it" if "fetch" in keywords else "")
+            missing[metrics] = str(error) + ("; or use --fetch" if "fetch" in keywords else "")
 
     for judge in judges:
-        add("judges", f"identity_{judge}, type1_{judge}, type2_{judge}", load_judge, must=judge != "dlib", spec=judge)
+        add(
+            "judges",
+            f"identity_{judge}, type1_{judge}, type2_{judge}",
+            load_judge,
+            required=judge != "dlib",
+            spec=judge,
+        )
     add("features", "fd_effnet, kd_effnet, precision_effnet, recall_effnet", load_effnet)
-    add("features", "fid, kid", load_inception, must=fetch, fetch=fetch)
+    add("features", "fid, kid", load_inception, required=fetch, fetch=fetch)
     add("perceptual", "stlpips, diversity_noise_stlpips", load_stlpips)
-    add("perceptual", "lpips", load_lpips, must=fetch, fetch=fetch)
-    parts: dict[str, Any] = {kind: tuple(networks) for kind, networks in found.items()}
+    add("perceptual", "lpips", load_lpips, required=fetch, fetch=fetch)
+    parts: dict[str, Any] = {kind: tuple(networks) for kind, networks in loaded.items()}
     return Backbones(encoder, **parts, missing=missing)

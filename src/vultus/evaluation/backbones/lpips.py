@@ -1,19 +1,19 @@
-"""Perceptual distances of two pictures, learnt from what people judged to be alike.
+"""Perceptual distances between two images, trained on human judgements of similarity.
 
-Shape legend: x [N, 3, S, S] float in [-1, 1], S from 32; what `embed` gives: one [N, D_l] float32 for each layer l;
-distances [N] float32, 0 for equal pictures.
+Shape legend: x [N, 3, S, S] float in [-1, 1], S from 32; features of `embed`: one [N, D_l] float32 for each layer l;
+distances [N] float32, 0 for equal images.
 
 Both compare the activations of an AlexNet (Krizhevsky 2014, arXiv:1404.5997) after each of its five ReLUs: at every
-place they are brought to unit length, subtracted, squared and summed with a weight for each channel; the mean over the
-places, summed over the layers, is the distance.
+position they are normalized to unit length, subtracted, squared and summed with a weight for each channel; the mean
+over positions, summed over the layers, is the distance.
 
 - LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1: torchvision's ImageNet weights in the trunk, the weights of
-  the channels from the package `lpips` (BSD-2-Clause), which come with vultus.
+  the channels from the package `lpips` (BSD-2-Clause), which are part of vultus.
 - Shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv:2207.13686), version ST0.0: a trunk trained without the large
-  strides, blurred before each halving. Both sets of weights come in the package `stlpips_pytorch` (BSD-2-Clause). Its
-  figures are not LPIPS's, and are never called so.
+  strides, blurred before each downsampling. Both sets of weights are in the package `stlpips_pytorch` (BSD-2-Clause).
+  Its distances are not LPIPS, and are never called so.
 
-The networks are written out here because both packages import torchvision, and one IPython, for a page of code.
+The networks are defined here because both packages import torchvision, and one of them IPython.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vultus._download import WeightFile, find_weights, missing_weights, weights_available
+from vultus._download import WeightFile, find_weights
 from vultus._files import sha256_file
 from vultus.errors import UserError
 
@@ -38,7 +38,6 @@ ALEXNET_WEIGHTS = WeightFile(
     sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
     url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 )
-MISSING_LPIPS = missing_weights(ALEXNET_WEIGHTS)  # what load_lpips says without a file and without fetch
 LPIPS_HEADS = Path(__file__).parents[2] / "assets" / "lpips_alex_v0.1_heads.safetensors"
 
 PACKAGE = "stlpips_pytorch"
@@ -52,34 +51,33 @@ TAPS = {"inside": (0.25, 0.5, 0.25), "rim": (0.5, 0.5)}  # of the blur; see STLP
 
 
 class Perceptual(Protocol):
-    """What an evaluation may ask of a perceptual distance."""
+    """The interface of a perceptual distance."""
 
-    id: str  # names the weights and the formula: two of one id give the same distances
-    short: str  # what a metric's name carries
+    id: str  # identifies weights and formula: two of one id give the same distances
+    short: str  # in the names of metrics
     weights_sha256: str
     dtype: torch.dtype
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [N, 3, S, S] in [-1, 1] -> for each layer float32 [N, D_l], made once for each picture."""
+        """x [N, 3, S, S] in [-1, 1] -> for each layer float32 [N, D_l], computed once for each image."""
         ...
 
     def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        """Distance row by row between what `embed` gave -> float32 [N]."""
+        """Distance row by row between two results of `embed` -> float32 [N]."""
         ...
 
 
 class _AlexDistance:
-    """What both distances share: pictures to features, features to a distance. Frozen, in float32.
+    """The common part of both distances: images to features, features to a distance. Frozen, in float32.
 
-    A weighted square of a difference is the square of a difference of values that carry the root of the weight. So what
-    `embed` gives already holds the weights of the channels and the mean over the places, and a distance is the squared
-    Euclidean distance of two vectors.
+    w (a - b)² = (√w a - √w b)²: the features of `embed` contain the weights of the channels and of the mean over
+    positions, so a distance is the squared Euclidean distance of two vectors.
     """
 
     id: str
     short: str
     dtype = torch.float32
-    step: int  # pictures at a time on a CPU, where the activations of more do not fit into the cache
+    step: int  # images at a time on a CPU; the activations of more do not fit into its cache
 
     def __init__(
         self,
@@ -99,26 +97,26 @@ class _AlexDistance:
         self.shift, self.scale = (torch.tensor(values, device=device)[:, None, None] for values in (SHIFT, SCALE))
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [N, 3, S, S] in [-1, 1] -> for each layer float32 [N, D_l]; at S 128 they are 2.6 MB a picture or less."""
+        """x [N, 3, S, S] in [-1, 1] -> for each layer float32 [N, D_l]; at S = 128 at most 2.6 MB for an image."""
         step = self.step if x.device.type == "cpu" else max(1, len(x))
         parts = [self._embed(part) for part in x.split(step)]
         return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
 
     def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        """Distance row by row between what `embed` gave -> float32 [N]."""
+        """Distance row by row between two results of `embed` -> float32 [N]."""
         return torch.stack([(one - other).square_().sum(1) for one, other in zip(a, b, strict=True)]).sum(0)
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         x = ((x.float() - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
-        found = []
+        features = []
         for y, root in zip(self._layers(x), self.roots, strict=True):
             length = torch.linalg.vector_norm(y, dim=1, keepdim=True) + 1e-10
             unit = (y / length).mul_(root / math.sqrt(y.shape[2] * y.shape[3]))
-            found.append(unit.permute(0, 2, 3, 1).flatten(1))
-        return found
+            features.append(unit.permute(0, 2, 3, 1).flatten(1))
+        return features
 
     def _layers(self, x: Tensor) -> Iterator[Tensor]:
-        """Scaled pictures -> the activations after each of the five ReLUs, [N, C, H, W]."""
+        """Scaled images -> the activations after each of the five ReLUs, [N, C, H, W]."""
         raise NotImplementedError
 
     def _later(self, x: Tensor, layer: int) -> Tensor:
@@ -146,8 +144,8 @@ class LPIPS(_AlexDistance):
 class STLPIPS(_AlexDistance):
     """Shift-tolerant LPIPS, AlexNet, version ST0.0 (Ghildyal and Liu 2022).
 
-    Instead of a stride, every halving is a blur with [1, 2, 1] / 4 both ways, of the input reflected by 2 pixels, at
-    every other place ("blur-pool", Zhang 2019, arXiv:1904.11486).
+    Instead of a stride, every downsampling is a blur with [1, 2, 1] / 4 in both directions, of the input reflected by 2
+    pixels, at every other position ("blur-pool", Zhang 2019, arXiv:1904.11486).
     """
 
     id = "stlpips-alex-vst0.0"
@@ -162,7 +160,7 @@ class STLPIPS(_AlexDistance):
         device: torch.device | str = "cpu",
         weights_sha256: str = "",
     ) -> None:
-        """As the base."""
+        """See the base class."""
         super().__init__(convolutions, heads, device=device, weights_sha256=weights_sha256)
         taps = torch.tensor(TAPS["inside"], device=device)
         blur = torch.outer(taps, taps)
@@ -184,10 +182,10 @@ class STLPIPS(_AlexDistance):
     def _first(self, x: Tensor) -> Tensor:
         """The first convolution, 11 x 11 with stride 1, and the blur after it, in one: [N, 3, S, S] -> [N, 64, T, T].
 
-        A blur at every other place of a convolution's output is a convolution of 13 x 13 taps with stride 2, for a
-        third of the work and a quarter of the activations. That holds inside. In the reflection, the first output is
-        the same as the second, and so are the last two where the side is odd. Where it is even, the last blur is
-        [1, 1] / 2, which is a convolution of 12 taps.
+        The convolution and a blur of its output with stride 2 equal one convolution of 13 x 13 taps with stride 2, for
+        a third of the operations and a quarter of the activations. That holds inside. At the reflected border, the
+        first output equals the second, and so do the last two where the side is odd. Where it is even, the last blur
+        is [1, 1] / 2, which gives a convolution of 12 taps.
         """
         bias = self.convolutions[0][1]
         x = F.pad(x, (2, 2, 2, 2))
@@ -205,21 +203,16 @@ def _blurred(weight: Tensor, rows: str, columns: str) -> Tensor:
     """The kernel of a convolution that is followed by a blur: [O, I, K, K] -> [O, I, K + n - 1, K + m - 1]."""
     blur = torch.outer(torch.tensor(TAPS[rows]), torch.tensor(TAPS[columns])).double()
     flat = weight.double().flatten(0, 1)[:, None]
-    found = F.conv2d(flat, blur.flip(0, 1)[None, None], padding=(len(TAPS[rows]) - 1, len(TAPS[columns]) - 1))
-    found = found.unflatten(0, weight.shape[:2])[:, :, 0].to(weight.dtype)
-    return found.contiguous(memory_format=torch.channels_last)
-
-
-def lpips_available() -> bool:
-    """Whether AlexNet's weights are at hand, without a download. Raises UserError if VULTUS_WEIGHTS names no folder."""
-    return weights_available(ALEXNET_WEIGHTS)
+    both = F.conv2d(flat, blur.flip(0, 1)[None, None], padding=(len(TAPS[rows]) - 1, len(TAPS[columns]) - 1))
+    both = both.unflatten(0, weight.shape[:2])[:, :, 0].to(weight.dtype)
+    return both.contiguous(memory_format=torch.channels_last)
 
 
 def load_lpips(*, device: torch.device | str = "cpu", fetch: bool = False) -> LPIPS:
     """LPIPS with its real weights, checked against a pinned sha256 and read with weights_only.
 
-    AlexNet is downloaded (244 MB, of which a twenty-fifth is used) only if `fetch` says so. Raises UserError that says
-    how to get it where it is not at hand, or names the file where it is damaged.
+    AlexNet is downloaded (244 MB, of which 4 % are used) only with `fetch`. Raises UserError that says how to get it
+    where it is missing, or names the file where it is damaged.
     """
     path, weights = find_weights(ALEXNET_WEIGHTS, fetch=fetch)
     names = [f"features.{number}" for number in (0, 3, 6, 8, 10)]
@@ -234,7 +227,7 @@ def load_lpips(*, device: torch.device | str = "cpu", fetch: bool = False) -> LP
 
 
 def stlpips_path() -> Path | None:
-    """The weight file in the installed package, which is not imported; None where the package is absent."""
+    """The weight file in the installed package, which is not imported; None where it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -266,11 +259,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _convolutions(state: Mapping[str, Tensor], names: Sequence[str], path: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of the five convolutions by their names. Raises UserError if one is absent or misshapen."""
-    found = []
+    """Weight and bias of the five convolutions by name. Raises UserError if one is missing or has another shape."""
+    convolutions = []
     for name, shape in zip(names, SHAPES, strict=True):
         weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
         if weight is None or bias is None or tuple(weight.shape) != shape:
-            raise UserError(f"{path}: not the weights of the AlexNet that is meant (no {name} of shape {list(shape)})")
-        found.append((weight, bias))
-    return found
+            raise UserError(f"{path}: not the weights of this AlexNet (no {name} of shape {list(shape)})")
+        convolutions.append((weight, bias))
+    return convolutions
