@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from vultus.cli.common import device_named, open_facenet, open_snapshot
 
 
-def evaluate_verb(arguments: Sequence[str]) -> int:
+def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure snapshots."""
     parser = ArgumentParser(prog="vultus evaluate", exit_on_error=False, description="Measure snapshots.")
     parser.add_argument("snapshots", type=str, nargs="+", help="snapshot files, run folders, or `default`")

@@ -56,7 +56,7 @@ def _start(arguments: Sequence[str]) -> TrainConfig:
         return preset  # --help, or an error that is named later, after those of the options
 
 
-def train_verb(arguments: Sequence[str]) -> int:
+def train_command(arguments: Sequence[str]) -> int:
     """Train a generator."""
     preset = _start(arguments)
     options = _train_parser(preset).parse_args(list(arguments))
