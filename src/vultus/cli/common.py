@@ -11,7 +11,7 @@ from vultus.errors import UserError
 if TYPE_CHECKING:
     from vultus.sampling.generator import Generator
 
-device_named = resolve_device
+device_named = resolve_device  # the former name
 
 
 def open_snapshot(name: str, device: str) -> Generator:
