@@ -1,4 +1,4 @@
-"""Finding and framing faces: the eyes of real photos end where the training photos have them."""
+"""Face alignment: the eyes of real photos are moved to their positions in the training photos."""
 
 import random
 import subprocess
@@ -29,7 +29,7 @@ def photos(shared: Path) -> list[Image.Image]:
 
 
 def error_of_eyes(frame: Image.Image) -> float:
-    """The larger distance of an eye from its place, as a fraction of the side."""
+    """The larger distance of an eye from its target position, as a fraction of the side."""
     eyes = faces.find_eyes(frame)
     assert eyes is not None
     assert frame.width == frame.height
@@ -41,12 +41,12 @@ def error_of_eyes(frame: Image.Image) -> float:
 
 
 @needs_dlib
-def test_real_photos_come_out_with_eyes_in_place(photos: list[Image.Image], facenet: FaceNet) -> None:
+def test_eyes_of_real_photos_are_aligned(photos: list[Image.Image], facenet: FaceNet) -> None:
     aligned = [faces.align(photo) for photo in photos]
     found = [(photo, frame) for photo, frame in zip(photos, aligned, strict=True) if frame is not None]
     assert len(found) >= 22
     assert max(error_of_eyes(frame) for _, frame in found) < 0.03
-    # The training photos are framed this way already, so the encoder sees the same face.
+    # The training photos are framed this way already, so the embedding is almost the same.
     crops = [to_x(from_pil([centre_crop(image, 160, 0.8) for image in pair])) for pair in found[:6]]
     with torch.inference_mode():
         c = facenet.embed_crop(torch.cat(crops))
@@ -55,7 +55,7 @@ def test_real_photos_come_out_with_eyes_in_place(photos: list[Image.Image], face
 
 @needs_dlib
 @pytest.mark.parametrize(("side", "angle"), [(110, 15), (160, -15), (300, 15), (380, -8)])
-def test_turned_scaled_and_shifted_photos(photos: list[Image.Image], side: int, angle: int) -> None:
+def test_rotated_scaled_and_shifted_photos(photos: list[Image.Image], side: int, angle: int) -> None:
     place = random.Random(side)
     found = 0
     for photo in photos[:4]:
@@ -65,7 +65,7 @@ def test_turned_scaled_and_shifted_photos(photos: list[Image.Image], side: int, 
         corner = place.randint(0, 600 - side), place.randint(0, 400 - side)
         canvas.paste(face.rotate(angle, Image.Resampling.BICUBIC), corner, mask)
         frame = faces.align(canvas)
-        if frame is None:  # the detector misses some 1 in 100 turned faces
+        if frame is None:  # the detector misses about 1 in 100 rotated faces
             continue
         found += 1
         assert error_of_eyes(frame) < 0.03
@@ -77,7 +77,7 @@ def test_turned_scaled_and_shifted_photos(photos: list[Image.Image], side: int, 
 def test_largest_face_of_a_large_photo_and_mirrored_edges(photos: list[Image.Image]) -> None:
     canvas = Image.new("RGB", (2400, 1600), (0, 255, 0))
     canvas.paste(photos[0].resize((300, 300)), (2000, 100))
-    large = photos[1].resize((1500, 1500)).crop((200, 300, 1500, 1500))  # beyond the photo's corner
+    large = photos[1].resize((1500, 1500)).crop((200, 300, 1500, 1500))  # cropped at the photo's corner
     canvas.paste(large, (0, 0))
     canvas = canvas.crop((0, 0, 2400, 1200))
     frame = faces.align(canvas)
@@ -85,7 +85,7 @@ def test_largest_face_of_a_large_photo_and_mirrored_edges(photos: list[Image.Ima
     assert frame.width == faces.MAX_SIDE
     assert error_of_eyes(frame) < 0.03
     pixels = np.asarray(frame).astype(int)
-    # Mirrored skin and hair where the photo ends; neither black nor one colour.
+    # Outside the photo: mirrored skin and hair, neither black nor one colour.
     corner = pixels[:40, :40]
     assert corner.std() > 1
     assert corner.max() > 10
@@ -94,7 +94,7 @@ def test_largest_face_of_a_large_photo_and_mirrored_edges(photos: list[Image.Ima
 
 
 @needs_dlib
-def test_pictures_without_a_face_give_none() -> None:
+def test_images_without_a_face_give_none() -> None:
     noise = np.random.default_rng(0)
     for shape in ((160, 160, 3), (300, 500, 3), (700, 900, 3), (32, 1000, 3)):
         assert faces.align(Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8))) is None
@@ -102,16 +102,16 @@ def test_pictures_without_a_face_give_none() -> None:
 
 
 @needs_dlib
-def test_threads_get_the_same_frames(photos: list[Image.Image]) -> None:
+def test_threads_get_the_same_result(photos: list[Image.Image]) -> None:
     alone = [faces.find_eyes(photo) for photo in photos[:8]]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(faces.find_eyes, photos[:8])) == alone
 
 
-def test_without_the_extra_the_error_names_it() -> None:
+def test_error_without_the_extra() -> None:
     program = """
 import sys
-sys.modules["dlib"] = None  # what an import finds when the package is not installed
+sys.modules["dlib"] = None  # makes the import fail as if the package were not installed
 from PIL import Image
 from vultus.images import align as faces
 from vultus.errors import UserError

@@ -1,4 +1,4 @@
-"""Reading embeddings: every format gives the same rows, and every bad file is named with its row and a remedy."""
+"""Reading embeddings: every format gives the same rows; messages name the bad file, its row and a remedy."""
 
 import json
 import subprocess
@@ -147,7 +147,7 @@ def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_missing_names_list_those_there(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
+def test_a_wrong_name_lists_the_names_in_the_file(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
     rows = unit_rows(2)
     np.savez(tmp_path / "a.npz", one=rows, two=rows)
     safetensors.torch.save_file({"one": torch.from_numpy(rows)}, tmp_path / "a.safetensors")
@@ -168,7 +168,7 @@ def test_missing_names_list_those_there(tmp_path: Path, tiny_dataset: Callable[.
         read(tmp_path / "a.txt")
 
 
-def test_cut_and_damaged_files_are_named(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
+def test_truncated_and_damaged_files_are_named(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
     rows = unit_rows(1500)
     np.save(tmp_path / "a.npy", rows)
     np.savez(tmp_path / "a.npz", rows)
@@ -182,7 +182,7 @@ def test_cut_and_damaged_files_are_named(tmp_path: Path, tiny_dataset: Callable[
             with pytest.raises(UserError, match=name) as caught:
                 read(tmp_path / name)
             assert "\n" not in str(caught.value)
-    # A flipped byte in the middle is seen where the format has a checksum, and leaves finite numbers elsewhere.
+    # A flipped byte is detected only where the format has a checksum.
     np.savez_compressed(tmp_path / "b.npz", rows)
     whole = bytearray((tmp_path / "b.npz").read_bytes())
     whole[len(whole) // 2] ^= 0xFF

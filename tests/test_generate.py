@@ -1,4 +1,4 @@
-"""From embeddings, photos and random people to files, with real small generators and, where it is at hand, FaceNet."""
+"""From embeddings, photos and random identities to files, with small generators and, if it is available, FaceNet."""
 
 import json
 import math
@@ -20,8 +20,9 @@ from vultus.models.facenet import FaceNet
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_people
-from vultus.sampling.generate import MAX_GRID, STEP, between, generate, render
-from vultus.sampling.population import fit_population, noise
+from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
+from vultus.sampling.latents import noise
+from vultus.sampling.population import fit_population
 
 CONFIG = {"resolution": 32, "z_dim": 20, "c_dim": 512, "base_width": 8, "max_width": 16, "projection": 32}
 
@@ -35,7 +36,7 @@ def write_snapshot(path: Path, kind: str = "conditional-norm", encoder: str = Fa
     torch.manual_seed(0)
     generator = build_generator(**config)
     for parameter in generator.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))  # fresh blocks start as their skip path
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # at the start, blocks pass their skip path only
     metadata = {"generator": config, "encoder": {"id": encoder, "dim": 512}}
     save_snapshot(path, network=generator, population=fit_population(unit(30)), metadata=metadata)
     return path
@@ -46,7 +47,7 @@ def snapshot(tmp_path: Path) -> Snapshot:
     return load_snapshot(write_snapshot(tmp_path / "snapshot.safetensors"))
 
 
-def pictures(folder: Path) -> dict[str, bytes]:
+def images(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
@@ -54,34 +55,35 @@ def pictures(folder: Path) -> dict[str, bytes]:
 def test_same_seed_same_faces_whatever_the_batch_size(tmp_path: Path, kind: str) -> None:
     snapshot = load_snapshot(write_snapshot(tmp_path / "s.safetensors", kind))
     np.save(tmp_path / "c.npy", unit(19).numpy())
-    made = {}
+    written = {}
     for batch in (1, 7, 16, 40):
         summary = generate(
             snapshot, from_embeddings(tmp_path / "c.npy", snapshot), tmp_path / str(batch), num=2, seed=3, batch=batch
         )
         assert (summary.faces, summary.embeddings, summary.skipped) == (38, 19, [])
-        made[batch] = pictures(tmp_path / str(batch))
-    assert sorted(made[1]) == [f"{index:06d}_{variant}.png" for index in range(19) for variant in range(2)]
-    assert made[1] == made[7] == made[16] == made[40]
-    assert len(set(made[1].values())) == 38
-    # The fifth face is the same when it is made alone.
+        written[batch] = images(tmp_path / str(batch))
+    assert sorted(written[1]) == [f"{index:06d}_{variant}.png" for index in range(19) for variant in range(2)]
+    assert written[1] == written[7] == written[16] == written[40]
+    assert len(set(written[1].values())) == 38
+    # The fifth face is the same when it is generated alone.
     z = noise(3, 4, 1, 20, variant=1)
     alone = render(snapshot.network, z, unit(19)[4:5])
     assert np.array_equal(alone[0].permute(1, 2, 0), Image.open(tmp_path / "1" / "000004_1.png"))
     generate(snapshot, from_embeddings(tmp_path / "c.npy", snapshot), tmp_path / "other", num=2, seed=4)
-    assert not set(pictures(tmp_path / "other").values()) & set(made[1].values())
+    assert not set(images(tmp_path / "other").values()) & set(written[1].values())
 
 
 def test_generator_always_runs_on_the_same_number_of_faces(snapshot: Snapshot) -> None:
     sizes = []
     snapshot.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    images = render(snapshot.network, torch.zeros(STEP + 1, 20), unit(STEP + 1))
+    faces = render(snapshot.network, torch.zeros(STEP + 1, 20), unit(STEP + 1))
     assert sizes == [STEP, STEP]
-    assert images.shape == (STEP + 1, 3, 32, 32)
-    assert images.dtype == torch.uint8
+    assert faces.shape == (STEP + 1, 3, 32, 32)
+    assert faces.dtype == torch.uint8
+    assert render(snapshot.network, torch.zeros(0, 20), unit(0)).shape == (0, 3, 32, 32)
 
 
-def test_pictures_say_what_made_them(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_files_name_their_seed(snapshot: Snapshot, tmp_path: Path) -> None:
     generate(snapshot, random_people(snapshot, 1, seed=1), tmp_path / "out", seed=9)
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)
@@ -90,7 +92,7 @@ def test_pictures_say_what_made_them(snapshot: Snapshot, tmp_path: Path) -> None
         assert "seed 9" in image.text["Comment"]
 
 
-def test_random_people_go_on_where_a_shorter_run_ended(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_random_identities_do_not_depend_on_their_number(snapshot: Snapshot, tmp_path: Path) -> None:
     few = torch.cat([c for _, c in random_people(snapshot, 5, seed=2).chunks])
     chunks = list(random_people(snapshot, 600, seed=2).chunks)
     many = torch.cat([c for _, c in chunks])
@@ -99,15 +101,15 @@ def test_random_people_go_on_where_a_shorter_run_ended(snapshot: Snapshot, tmp_p
     assert [name for names, _ in chunks for name in names][599] == "000599"
     assert torch.equal(one_embedding("random:3", snapshot, seed=2), few[3])
     snapshot.population.clear()
-    with pytest.raises(UserError, match=r"snapshot\.safetensors: holds no description of people"):
+    with pytest.raises(UserError, match=r"snapshot\.safetensors: holds no population prior"):
         random_people(snapshot, 1)
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="at least 1"):
         random_people(snapshot, 0)
 
 
-def test_many_faces_are_spread_over_folders(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_many_faces_are_split_into_folders(snapshot: Snapshot, tmp_path: Path) -> None:
     generate(snapshot, random_people(snapshot, 501), tmp_path, num=2)
-    names = list(pictures(tmp_path))
+    names = list(images(tmp_path))
     assert len(names) == 1002
     assert names[:2] == ["0000/000000_0.png", "0000/000000_1.png"]
     assert names[-2:] == ["0001/000500_0.png", "0001/000500_1.png"]
@@ -126,28 +128,28 @@ def test_grid(snapshot: Snapshot, tmp_path: Path) -> None:
     with Image.open(square.out) as sheet:
         assert sheet.size == (3 * 34 - 2, 3 * 34 - 2)
         assert sheet.format == "JPEG"
-    with pytest.raises(UserError, match=f"1026 faces do not fit on one sheet of {MAX_GRID}"):
+    with pytest.raises(UserError, match=f"1026 faces do not fit in one grid of {MAX_GRID}"):
         generate(snapshot, random_people(snapshot, 513), tmp_path / "large", num=2, grid=True)
     assert not (tmp_path / "large").exists()
 
 
-def test_noise_strength_draws_faces_together(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_low_noise_strength_makes_faces_more_alike(snapshot: Snapshot, tmp_path: Path) -> None:
     spread = {}
     for strength in (0.0, 0.5, 1.0):
         out = tmp_path / str(strength)
         generate(snapshot, random_people(snapshot, 1), out, num=8, noise_strength=strength)
-        images = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
-        spread[strength] = images.astype(float).std(0).mean()
+        faces = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
+        spread[strength] = faces.astype(float).std(0).mean()
     assert spread[0.0] == 0
     assert 0 < spread[0.5] < spread[1.0]
     with pytest.raises(UserError, match=r"--noise_strength -1: must be a number of 0 or more"):
         generate(snapshot, random_people(snapshot, 1), tmp_path / "none", noise_strength=-1)
     with pytest.raises(UserError, match=r"--noise_strength nan"):
-        between(snapshot, unit(1)[0], unit(2)[1], tmp_path / "none", noise_strength=math.nan)
+        interpolate(snapshot, unit(1)[0], unit(2)[1], tmp_path / "none", noise_strength=math.nan)
     assert not (tmp_path / "none").exists()
 
 
-def test_bad_embeddings_stop_before_the_first_picture(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_bad_embeddings_are_reported_before_the_first_face(snapshot: Snapshot, tmp_path: Path) -> None:
     rows = unit(40).numpy()
     rows[33] = np.nan
     np.save(tmp_path / "bad.npy", rows)
@@ -159,14 +161,14 @@ def test_bad_embeddings_stop_before_the_first_picture(snapshot: Snapshot, tmp_pa
         from_embeddings(tmp_path / "narrow.npy", snapshot)
 
 
-def test_places_that_cannot_hold_the_pictures(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_output_paths_that_cannot_be_used(snapshot: Snapshot, tmp_path: Path) -> None:
     people = random_people(snapshot, 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file stands where a folder is needed"):
         generate(snapshot, people, tmp_path / "file")
     with pytest.raises(UserError, match=r"x\.png: a folder is needed"):
         generate(snapshot, people, tmp_path / "x.png")
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="at least 1"):
         generate(snapshot, people, tmp_path / "out", num=0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "000000_0.png").write_text("old")
@@ -176,13 +178,13 @@ def test_places_that_cannot_hold_the_pictures(snapshot: Snapshot, tmp_path: Path
         assert image.size == (32, 32)
 
 
-def test_between_is_a_strip_and_an_animation(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_interpolation_is_a_row_and_an_animation(snapshot: Snapshot, tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", unit(3).numpy())
     a = one_embedding(f"{tmp_path / 'c.npy'}#2", snapshot)
     b = one_embedding(str(tmp_path / "c.npy"), snapshot)
     torch.testing.assert_close(a, unit(3)[2])
     torch.testing.assert_close(b, unit(3)[0])
-    strip, animation = between(snapshot, a, b, tmp_path / "out", steps=5, seed=1)
+    strip, animation = interpolate(snapshot, a, b, tmp_path / "out", steps=5, seed=1)
     with Image.open(strip) as image:
         assert image.size == (5 * 34 - 2, 32)
         sheet = np.asarray(image)
@@ -190,11 +192,11 @@ def test_between_is_a_strip_and_an_animation(snapshot: Snapshot, tmp_path: Path)
     assert np.array_equal(sheet[:, :32], ends[0].permute(1, 2, 0))
     assert np.abs(sheet[:, -32:].astype(int) - ends[1].permute(1, 2, 0).numpy()).max() <= 1
     with Image.open(animation) as gif:
-        assert gif.n_frames == 8  # there and back, without the ends twice
+        assert gif.n_frames == 8  # forward and back, the ends once
         assert gif.info["loop"] == 0
     for steps in (1, 10_000):
         with pytest.raises(UserError, match="steps; choose 2 to"):
-            between(snapshot, a, b, tmp_path / "out", steps=steps)
+            interpolate(snapshot, a, b, tmp_path / "out", steps=steps)
 
 
 def test_photos_and_embeddings_of_another_encoder(tmp_path: Path) -> None:
@@ -233,14 +235,14 @@ def test_photos(
     assert conditions.count == 5
     summary = generate(snapshot, conditions, tmp_path / "out")
     assert (summary.faces, summary.embeddings) == (3, 3)
-    assert sorted(pictures(tmp_path / "out")) == ["Ann_1_0.png", "b_b-2_0.png", "b_b_0.png"]
+    assert sorted(images(tmp_path / "out")) == ["Ann_1_0.png", "b_b-2_0.png", "b_b_0.png"]
     skipped = dict(summary.skipped)
     assert skipped.keys() == {f"{album}/cut.webp", f"{album}/grey.png"}
     assert "damaged" in skipped[f"{album}/cut.webp"]
     assert skipped[f"{album}/grey.png"] == "no face found"
     shown = capsys.readouterr().err
     assert f"skipped {album}/grey.png: no face found" in shown
-    # The embedding is that of the face: near the one of the same photo without aligning, far from the other person's.
+    # The embedding is that of the face: close to that of the photo without alignment, far from the other identity's.
     aligned = one_embedding(str(album / "Ann" / "1.webp"), snapshot, encoder=facenet)
     plain = one_embedding(str(album / "Ann" / "1.webp"), snapshot, encoder=facenet, align=False)
     other = one_embedding(str(album / "b b.webp"), snapshot, encoder=facenet)
@@ -251,7 +253,7 @@ def test_photos(
 
 
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
-    """3,500 wide embeddings are 38 MB more than 1,200, their pictures 28 MB; the process may take 20 MB more."""
+    """3,500 long embeddings are 38 MB more than 1,200, their images 28 MB; the process may use 20 MB more."""
     path = write_snapshot(tmp_path / "snapshot.safetensors", resolution=64, c_dim=4096)
     program = """
 import json, resource, sys, torch
@@ -274,6 +276,6 @@ print(json.dumps(peaks))
     result = subprocess.run(
         [sys.executable, "-c", program, str(path), *files], capture_output=True, text=True, check=True
     )
-    assert len(pictures(tmp_path / "3500")) == 3500
+    assert len(images(tmp_path / "3500")) == 3500
     small, large = json.loads(result.stdout)
     assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 20 * 2**20

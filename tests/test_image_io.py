@@ -1,4 +1,4 @@
-"""Decoding of untrusted bytes, the crop, and the one pair of range functions."""
+"""Decoding of untrusted bytes, the crop, the conversions between ranges, and grids."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_formats(kind: str, options: dict[str, object]) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
-    # What a camera stores that was held so: the inverse of what a viewer has to do.
+    # What a camera in this orientation stores: the inverse of what a viewer has to apply.
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -91,13 +91,13 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert_quarters(image)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as images.py has it; pytest sets its own filters
-def test_damaged_exif_is_no_reason_to_refuse() -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as images/io.py does; pytest replaces its filters
+def test_damaged_exif_is_ignored() -> None:
     data = encoded(quarters(), "JPEG", quality=95, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert decode_image(data).size == (64, 48)
 
 
-def test_phone_photo_with_a_second_picture_inside() -> None:
+def test_phone_photo_with_a_second_image_inside() -> None:
     data = encoded(
         quarters(), "MPO", quality=95, subsampling=0, save_all=True, append_images=[Image.new("RGB", (9, 9))]
     )
@@ -149,7 +149,7 @@ def _rows_16(image: Image.Image) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_is_laid_on_white(kind: str) -> None:
+def test_transparency_is_composited_on_white(kind: str) -> None:
     pixels = np.zeros((40, 40, 4), np.uint8)
     pixels[:20] = (255, 0, 0, 255)
     pixels[20:30] = (0, 0, 0, 0)
@@ -197,7 +197,7 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_truncated_is_refused(kind: str) -> None:
+def test_truncated_is_rejected(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = encoded(noise, kind)
     with pytest.raises(BadImage):
@@ -222,7 +222,7 @@ def test_reasons(data: bytes, reason: str) -> None:
         decode_image(data)
 
 
-def test_smallest_side_that_is_taken() -> None:
+def test_smallest_side_that_is_accepted() -> None:
     assert decode_image(encoded(Image.new("RGB", (MIN_SIDE, 300)), "PNG")).size == (MIN_SIDE, 300)
 
 
@@ -231,7 +231,7 @@ def png(width: int, height: int, colour_type: int, rows: bytes | None, depth: in
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    if rows is None:  # black, compressed without ever holding it: a bomb
+    if rows is None:  # black, compressed row by row: a decompression bomb
         packer, row = zlib.compressobj(1), bytes(1 + width * 3)
         parts = [packer.compress(row) for _ in range(height)]
         body = b"".join(parts) + packer.flush()
@@ -240,7 +240,7 @@ def png(width: int, height: int, colour_type: int, rows: bytes | None, depth: in
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def test_bomb_is_refused_before_it_is_unpacked() -> None:
+def test_bomb_is_rejected_before_it_is_decompressed() -> None:
     data = png(20_000, 20_000, 2, None)
     assert len(data) < 10_000_000
     tracemalloc.start()
@@ -251,19 +251,19 @@ def test_bomb_is_refused_before_it_is_unpacked() -> None:
     assert peak < 10_000_000
 
 
-def test_claim_beyond_pillows_own_limit() -> None:
+def test_size_beyond_the_limit_of_pillow() -> None:
     with pytest.raises(BadImage, match="too large"):
         decode_image(png(2**31 - 1, 2**31 - 1, 2, b""))
 
 
-def test_pixel_limit_is_the_callers() -> None:
+def test_pixel_limit_is_an_argument() -> None:
     data = encoded(quarters((100, 100)), "PNG")
     assert decode_image(data, max_pixels=10_000).size == (100, 100)
     with pytest.raises(BadImage, match="too large: 100x100"):
         decode_image(data, max_pixels=9_999)
 
 
-def test_random_bytes_raise_nothing_but_bad_image() -> None:
+def test_random_bytes_raise_only_bad_image() -> None:
     rng = random.Random(0)
     starts = [
         b"",
@@ -279,7 +279,7 @@ def test_random_bytes_raise_nothing_but_bad_image() -> None:
         assert str(caught.value)
 
 
-def test_damaged_pictures_raise_nothing_but_bad_image() -> None:
+def test_damaged_images_raise_only_bad_image() -> None:
     rng = random.Random(1)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -291,7 +291,7 @@ def test_damaged_pictures_raise_nothing_but_bad_image() -> None:
         encoded(quarters().convert("P"), "PNG", transparency=0),
         encoded(quarters(), "PNG", save_all=True, append_images=[quarters().transpose(Image.Transpose.ROTATE_180)]),
     ]
-    refused = 0
+    rejected = 0
     for number in range(1500):
         data = bytearray(whole[number % len(whole)])
         for _ in range(rng.randrange(1, 6)):
@@ -301,11 +301,11 @@ def test_damaged_pictures_raise_nothing_but_bad_image() -> None:
         try:
             image = decode_image(bytes(data))
         except BadImage:
-            refused += 1
+            rejected += 1
         else:
             assert image.mode == "RGB"
             assert min(image.size) >= MIN_SIDE
-    assert 300 < refused < 1500
+    assert 300 < rejected < 1500
 
 
 # --- crop and ranges -------------------------------------------------------------------------------------------------
@@ -347,17 +347,17 @@ def test_centre_crop_takes_the_middle(size: tuple[int, int]) -> None:
     assert (np.asarray(centre_crop(image, 80, 0.8)) == 80).all()
 
 
-def test_crop_of_tensors_agrees_with_crop_of_pictures() -> None:
+def test_crop_of_tensors_agrees_with_crop_of_images() -> None:
     ramp = np.linspace(0, 255, 160)
     pixels = np.stack([np.add.outer(ramp, ramp) / 2, np.tile(ramp, (160, 1)), np.tile(ramp[:, None], (1, 160))], -1)
     image = Image.fromarray(pixels.astype(np.uint8))
-    from_picture = to_x(from_pil([centre_crop(image, 96, 0.8)]))
+    from_image = to_x(from_pil([centre_crop(image, 96, 0.8)]))
     from_tensor = crop_x(to_x(from_pil([image])), 96, 0.8)
     assert from_tensor.shape == (1, 3, 96, 96)
-    assert (from_picture - from_tensor).abs().max() < 4 / 127.5
+    assert (from_image - from_tensor).abs().max() < 4 / 127.5
 
 
-def test_jpeg_is_close_and_repeatable() -> None:
+def test_jpeg_is_accurate_and_deterministic() -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((128, 128), Image.Resampling.BICUBIC)
     data = encode_jpeg(smooth)

@@ -1,4 +1,4 @@
-"""`python -m vultus` is `vultus`."""
+"""`python -m vultus` runs the command line."""
 
 import sys
 

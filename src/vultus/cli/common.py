@@ -1,23 +1,28 @@
-"""What several verbs of the command line need: the device, the snapshot and FaceNet that the user asks for."""
+"""What several commands need: the device, the generator, and FaceNet, by the user's options."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vultus._device import device_named as device_named
+from vultus._device import resolve_device
 from vultus.errors import UserError
 
+if TYPE_CHECKING:
+    from vultus.sampling.generator import Generator
 
-def open_snapshot(name: str, device: str) -> Any:
-    """The snapshot of a file, folder or hub name, or `default`: the embedded one."""
-    from vultus.models.snapshot import default_snapshot, load_snapshot
+device_named = resolve_device  # the former name
 
-    return load_snapshot(default_snapshot() if name == "default" else name, device)
+
+def open_snapshot(name: str, device: str) -> Generator:
+    """The generator of a file, folder or hub name, or `default`: the embedded one."""
+    from vultus.sampling.generator import load
+
+    return load(name, device=device)
 
 
 def open_facenet(device: str, *, needed: bool) -> Any:
-    """FaceNet, or None with a note where it is neither there nor `needed`."""
+    """FaceNet. Without its weights: None and a note, or a UserError if it is `needed`."""
     from vultus.models.facenet import load_facenet
 
     try:
@@ -25,5 +30,5 @@ def open_facenet(device: str, *, needed: bool) -> Any:
     except UserError as error:
         if needed:
             raise
-        print(f"note: no FaceNet ({error}); unseen people are not measured during training", file=sys.stderr)
+        print(f"note: no FaceNet ({error}); there is no validation on unseen identities", file=sys.stderr)
         return None

@@ -1,4 +1,4 @@
-"""`vultus demo`: faces from the embedded snapshot, then a small training on faces that it made.
+"""`vultus demo`: faces from the embedded snapshot, then a small training on faces that it generated.
 
 It needs no network, no data and no FaceNet.
 """
@@ -7,88 +7,117 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from jsonargparse import ArgumentParser
 
-from vultus._files import folder_lock, make_folder
-from vultus.data.shards import PreparedFolder
-from vultus.evaluation.plots import curves
-from vultus.images.io import to_pil
-from vultus.images.xmp import Origin, encode_marked, model_id, save_marked
-from vultus.models.snapshot import Snapshot, default_snapshot, gallery, load_snapshot
-from vultus.presets import get_preset
-from vultus.sampling.generate import render
-from vultus.sampling.grids import NOISES, PEOPLE, overview_sheet
-from vultus.sampling.population import noise, sample_identities
-from vultus.training.run_log import read_stats
-from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_validation
+from vultus._files import atomic_path, folder_lock, make_folder
 
-TINY_PEOPLE, TINY_SIDE = 512, 32
+if TYPE_CHECKING:
+    from vultus.models.snapshot import Snapshot
+
+IDENTITIES, SIDE = 512, 32  # of the generated data set
+
+
+def demo_command(arguments: Sequence[str]) -> int:
+    """Generate faces and train a small network."""
+    parser = ArgumentParser(
+        prog="vultus demo", exit_on_error=False, description="Generate faces and train a small network."
+    )
+    parser.add_argument("--out", type=str, default="vultus-demo", help="folder to write")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the training")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and random identities")
+    options = parser.parse_args(list(arguments))
+    demo(options.out, seconds=options.seconds, seed=options.seed)
+    return 0
 
 
 def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]:
-    """Write faces.png, then train a tiny network for `seconds` on faces made by the embedded snapshot.
+    """Write faces.png, then train a small network for `seconds` on faces that the embedded snapshot generates.
 
-    Returns the pictures written: faces.png (a row of noises for each of a few people, and a row from one person to
-    another), training.png (what the tiny network learned), and curves.png where matplotlib is installed.
+    Returns the images written: faces.png (rows of faces of a few random identities, and an interpolation), training.png
+    (samples of the small network), and curves.png if matplotlib is installed.
     """
+    from PIL import Image
+
+    from vultus.images.xmp import Origin, model_id, save_marked
+    from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
+    from vultus.presets import get_preset
+    from vultus.sampling.grids import OVERVIEW_IDENTITIES, OVERVIEW_NOISES, overview_sheet
+    from vultus.training.run_log import read_stats
+    from vultus.training.trainer import Budget, train
+    from vultus.training.validation import unseen_validation
+
     out = make_folder(out)
     with folder_lock(out, "write"):
         snapshot = load_snapshot(default_snapshot())
-        pictures = [out / "faces.png"]
-        save_marked(overview_sheet(snapshot, gallery(), seed=seed), pictures[0], Origin(model_id(snapshot.path), seed))
-        print(f"{pictures[0]}: {PEOPLE} people who do not exist, {NOISES + 1} noises each, and the way between two")
+        images = [out / "faces.png"]
+        save_marked(overview_sheet(snapshot, gallery(), seed=seed), images[0], Origin(model_id(snapshot.path), seed))
+        print(
+            f"{images[0]}: {OVERVIEW_IDENTITIES} people who do not exist, {OVERVIEW_NOISES} faces each, and an "
+            f"interpolation between two of them"
+        )
         data, run = out / "made-faces", out / "tiny-run"
-        write_made_faces(snapshot, data, seed=seed)
+        write_generated_faces(snapshot, data, seed=seed)
         config = get_preset("tiny")
-        probe = unseen_validation(data, None)
-        assert probe is not None
-        begun = time.monotonic()
-        print(f"training a tiny network on {TINY_PEOPLE} made faces for {seconds:.0f} s", file=sys.stderr)
+        validation = unseen_validation(data, None)
+        assert validation is not None  # the data set has a test split
+        start = time.monotonic()
+        print(f"training a small network on {IDENTITIES} generated identities for {seconds:g} s", file=sys.stderr)
         budget = Budget(hours=_hours_so_far(run) + seconds / 3600)
-        train(config, data=data, out=run, budget=budget, evaluators=[("unseen", probe, config.sample_every_nimg)])
-        pictures.append(out / "training.png")
-        sheet = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
-        larger = sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
-        save_marked(larger, pictures[1], Origin(model_id(run / "snapshot.safetensors"), seed), watermark=False)
+        evaluators = [("unseen", validation, config.sample_every_nimg)]
+        train(config, data=data, out=run, budget=budget, evaluators=evaluators)
+        images.append(out / "training.png")
+        samples = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
+        larger = samples.resize((samples.width * 3, samples.height * 3), Image.Resampling.NEAREST)
+        save_marked(larger, images[1], Origin(model_id(run / "snapshot.safetensors"), seed), watermark=False)
         lines = read_stats(run / "stats.jsonl")
         errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]
         print(
-            f"{pictures[1]}: {lines[-1]['cur_nimg']} images in {time.monotonic() - begun:.0f} s; error on made people "
-            f"kept out of the training (MSE, values in [-1, 1]): {errors[0]:.3f} before, {errors[-1]:.3f} after"
+            f"{images[1]}: {lines[-1]['cur_nimg']} images in {time.monotonic() - start:.0f} s; error on identities "
+            f"that were not trained on (MSE, values in [-1, 1]): {errors[0]:.3f} before, {errors[-1]:.3f} after"
         )
-        if plot(lines, out / "curves.png"):
-            pictures.append(out / "curves.png")
-            print(f"{pictures[2]}: losses of this training")
+        if _plot(lines, out / "curves.png"):
+            images.append(out / "curves.png")
+            print(f"{images[2]}: losses of this training")
         else:
             print("no plot of the losses: it needs matplotlib (pip install 'vultus[plot]')", file=sys.stderr)
-    return pictures
+    return images
 
 
 def _hours_so_far(run: Path) -> float:
-    """Hours that an earlier demo trained in the same folder, so that every demo trains for its full time."""
+    """Hours of training by earlier demos in the same folder, so that every demo trains for its full time."""
+    from vultus.models.snapshot import load_snapshot
+
     if not (run / "snapshot.safetensors").is_file():
         return 0.0
     return float(load_snapshot(run).metadata["hours"])
 
 
-def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:
-    """A prepared data set of TINY_PEOPLE random people, `photos` faces each; one person in 8 is for test."""
+def write_generated_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:
+    """A prepared data set of IDENTITIES random identities with `photos` faces each; one in 8 is in the test split."""
+    from PIL import Image
+
+    from vultus.data.shards import PreparedFolder
+    from vultus.images.io import to_pil
+    from vultus.images.xmp import Origin, encode_marked, model_id
+    from vultus.sampling.generate import render
+    from vultus.sampling.latents import noise, sample_identities
+
     prepared = PreparedFolder(make_folder(folder))
     prepared.clean()
     if prepared.manifest_file.is_file():
         return
     prepared.begin({})
-    c = sample_identities(snapshot.population, TINY_PEOPLE, seed=seed)
+    c = sample_identities(snapshot.population, IDENTITIES, seed=seed)
     origin = Origin(model_id(snapshot.path), seed)
     rows: list[dict[str, Any]] = []
     for variant in range(photos):
-        z = noise(seed, 0, TINY_PEOPLE, snapshot.network.z_dim, variant=variant)
+        z = noise(seed, 0, IDENTITIES, snapshot.network.z_dim, variant=variant)
         for number, image in enumerate(render(snapshot.network, z, c)):
-            small = to_pil(image).resize((TINY_SIDE, TINY_SIDE), Image.Resampling.LANCZOS)
+            small = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             rows.append(
                 {
                     "image": encode_marked(small, "JPEG", origin, watermark=False),
@@ -101,22 +130,23 @@ def write_made_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int
     entry = prepared.write(0, rows, c.shape[1], [])
     head = {
         "schema": 1,
-        "source": f"made by the embedded snapshot, seed {seed}",
+        "source": f"generated by the embedded snapshot, seed {seed}",
         "licence": snapshot.metadata.get("licence"),
-        "resolution": TINY_SIDE,
+        "resolution": SIDE,
         "crop": snapshot.metadata["crop"],
         "encoder": snapshot.metadata["encoder"] | {"dtype": "float32"},
     }
     prepared.finish([entry], head, {})
 
 
-def plot(lines: list[dict[str, Any]], path: Path) -> bool:
-    """Losses and the error on unseen people over images seen, as a PNG. False if matplotlib is not installed."""
+def _plot(lines: list[dict[str, Any]], path: Path) -> bool:
+    """Losses and the error on unseen identities over images seen, as a PNG. False if matplotlib is not installed."""
+    from vultus.evaluation.plots import curves
+
     try:
         figure = curves(lines)
     except ImportError:
         return False
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
     return True

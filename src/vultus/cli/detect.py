@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 
-def detect_verb(arguments: Sequence[str]) -> int:
-    """Tell whether pictures are synthetic."""
+def detect_command(arguments: Sequence[str]) -> int:
+    """Detect whether images are marked as synthetic."""
     parser = ArgumentParser(
-        prog="vultus detect", exit_on_error=False, description="Tell whether pictures say that they are synthetic."
+        prog="vultus detect", exit_on_error=False, description="Detect whether images are marked as synthetic."
     )
-    parser.add_argument("files", type=str, nargs="+", help="PNG, JPEG or WebP pictures")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument("files", type=str, nargs="+", help="PNG, JPEG or WebP images")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args(list(arguments))
-    from vultus.images.detect import examine, in_words
+    from vultus.images.detect import describe, examine
 
-    found = []
+    results = []
     for path in options.files:
-        found.append(examine(path))
+        results.append(examine(path))
         if not options.json:
-            print(in_words(found[-1]))
+            print(describe(results[-1]))
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     return 0

@@ -9,7 +9,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 
-def evaluate_verb(arguments: Sequence[str]) -> int:
+def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure snapshots."""
     parser = ArgumentParser(prog="vultus evaluate", exit_on_error=False, description="Measure snapshots.")
     parser.add_argument("snapshots", type=str, nargs="+", help="snapshot files, run folders, or `default`")

@@ -13,7 +13,7 @@ from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 
 
-def export_verb(arguments: Sequence[str]) -> int:
+def export_command(arguments: Sequence[str]) -> int:
     """Write a snapshot for programs without PyTorch."""
     parser = ArgumentParser(
         prog="vultus export", exit_on_error=False, description="Write a snapshot for programs without PyTorch."

@@ -1,44 +1,40 @@
-"""The command line: one verb per function. Results go to stdout, progress to stderr, a user's error is one line."""
+"""The entry point: find the command, run it, turn errors into a message and an exit code.
+
+The command `NAME` is the function `NAME_command(arguments) -> exit code` of the module vultus.cli.NAME, which is
+imported only when it runs. Results go to stdout, progress and messages to stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from vultus.cli.demo_command import demo_verb
-from vultus.cli.detect import detect_verb
-from vultus.cli.evaluate import evaluate_verb
-from vultus.cli.export import export_verb
-from vultus.cli.generate import generate_verb
-from vultus.cli.prepare import prepare_verb
-from vultus.cli.publish import publish_verb
-from vultus.cli.report import report_verb
-from vultus.cli.serve import serve_verb
-from vultus.cli.train import train_verb
 from vultus.errors import Stopped, UserError
 
+# Errors of the disk itself. Others of the operating system are reported only if they name a file.
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
 
-VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "demo": (demo_verb, "faces from the embedded snapshot, and a small training; needs no data and no network"),
-    "prepare": (prepare_verb, "photos -> prepared data set: crops with their face embeddings"),
-    "train": (train_verb, "prepared data set -> run folder with checkpoints and a snapshot"),
-    "generate": (generate_verb, "snapshot + embeddings, photos or random people -> pictures"),
-    "serve": (serve_verb, "snapshot -> a web page and an HTTP API"),
-    "detect": (detect_verb, "pictures -> whether they say that they are synthetic"),
-    "evaluate": (evaluate_verb, "snapshot + prepared data set -> figures on people never seen"),
-    "report": (report_verb, "run folders -> a page of curves, faces and figures; or a report on W&B"),
-    "publish": (publish_verb, "snapshot -> a folder with a model card, on the Hugging Face hub"),
-    "export": (export_verb, "snapshot -> one ONNX file, which needs no PyTorch"),
+COMMANDS = {
+    "demo": "generate faces with the embedded snapshot and train a small network; needs no data and no network",
+    "prepare": "photos -> prepared data set: crops with their face embeddings",
+    "train": "prepared data set -> run folder with checkpoints and a snapshot",
+    "generate": "snapshot + embeddings, photos or random identities -> face images",
+    "serve": "snapshot -> web page and HTTP API",
+    "detect": "images -> whether they are marked as synthetic",
+    "evaluate": "snapshot + prepared data set -> metrics on identities that were not trained on",
+    "report": "run folders -> page of curves, faces and metrics, or a report on Weights & Biases",
+    "publish": "snapshot -> folder with a model card, uploaded to the Hugging Face hub",
+    "export": "snapshot -> one ONNX file, which runs without PyTorch",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit code (0 done, 2 an error the user can mend, 128 + n stopped by signal n)."""
+    """Run one command. Returns the exit code: 0 done, 2 user error, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -46,17 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(importlib.metadata.version("vultus"))
         return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        return _error(f"no such verb: {verb}; there are {', '.join(VERBS)}")
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _error(f"no such command: {command}; the commands are {', '.join(COMMANDS)}")
     try:
-        return VERBS[verb][0](rest)
+        return _function(command)(rest)
     except UserError as error:
         return _error(str(error))
     except Stopped as stopped:
         return 128 + stopped.signal
     except argparse.ArgumentError as error:
-        return _error(f"{' '.join(str(error).split())} (see vultus {verb} --help)")
+        return _error(f"{' '.join(str(error).split())} (see vultus {command} --help)")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -65,8 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
-        remedy = "make room or choose another place" if error.errno in DISK_ERRORS else "choose another place"
+        remedy = "free some space or choose another place" if error.errno in DISK_ERRORS else "choose another place"
         return _error(f"{error.filename or 'output'}: {error.strerror}; {remedy}, then run the same command again")
+
+
+def _function(command: str) -> Callable[[Sequence[str]], int]:
+    module = importlib.import_module(f"vultus.cli.{command}")
+    function: Callable[[Sequence[str]], int] = getattr(module, f"{command}_command")
+    return function
 
 
 def _error(message: str) -> int:
@@ -75,6 +77,6 @@ def _error(message: str) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: vultus VERB [OPTIONS]   (vultus VERB --help)", ""]
-    lines += [f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()]
+    lines = ["usage: vultus COMMAND [OPTIONS]   (options of a command: vultus COMMAND --help)", ""]
+    lines += [f"  {command:<10} {description}" for command, description in COMMANDS.items()]
     return "\n".join(lines)

@@ -9,24 +9,32 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from vultus.cli.common import device_named
 
-
-def prepare_verb(arguments: Sequence[str]) -> int:
-    """Make a data set for training."""
-    parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Make a data set for training.")
+def prepare_command(arguments: Sequence[str]) -> int:
+    """Prepare a data set for training."""
+    parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Prepare a data set for training.")
     parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
-    parser.add_argument("--out", type=str, required=True, help="folder to write; one begun before is gone on with")
-    parser.add_argument("--resolution", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--split", type=str | None, help="read this split of the source only")
-    parser.add_argument("--test_fraction", type=float, default=0.1, help="share of people kept unseen, if none are yet")
-    parser.add_argument("--align", action="store_true", help="find the face first (extra `align`)")
-    parser.add_argument("--licence", type=str | None, help="terms of the photos; every model trained on them says so")
-    parser.add_argument("--limit", type=int | None, help="read at most so many photos")
-    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="FaceNet's")
+    parser.add_argument("--out", type=str, required=True, help="folder to write; an interrupted run is resumed")
+    parser.add_argument("--resolution", type=int, default=128, help="side of the stored crops in pixels")
+    parser.add_argument("--split", type=str | None, help="read only this split of the source")
+    parser.add_argument(
+        "--test_fraction",
+        type=float,
+        default=0.1,
+        help="share of identities in the test split, if the source has none",
+    )
+    parser.add_argument("--align", action="store_true", help="find and align the face first (extra `align`)")
+    parser.add_argument(
+        "--licence", type=str | None, help="terms of the photos, recorded in every model that is trained on them"
+    )
+    parser.add_argument("--limit", type=int | None, help="read at most this number of photos")
+    parser.add_argument(
+        "--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of FaceNet; auto: the faster one"
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(list(arguments))
+    from vultus._device import resolve_device
     from vultus.data.prepare import prepare
 
     manifest = prepare(
@@ -38,7 +46,7 @@ def prepare_verb(arguments: Sequence[str]) -> int:
         align=options.align,
         licence=options.licence,
         limit=options.limit,
-        device=device_named(options.device),
+        device=resolve_device(options.device),
         dtype=options.dtype,
     )
     print(json.dumps(manifest, indent=2) if options.json else options.out)

@@ -12,7 +12,7 @@ from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 
 
-def publish_verb(arguments: Sequence[str]) -> int:
+def publish_command(arguments: Sequence[str]) -> int:
     """Publish on the Hugging Face hub."""
     parser = ArgumentParser(prog="vultus publish", exit_on_error=False, description="Publish on the Hugging Face hub.")
     parser.add_argument("snapshot", type=str, help="snapshot, run folder, `default`, or a folder that --dry-run wrote")

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from vultus.errors import UserError
 
 
-def report_verb(arguments: Sequence[str]) -> int:
+def report_command(arguments: Sequence[str]) -> int:
     """Tell what was trained, and how well."""
     parser = ArgumentParser(
         prog="vultus report", exit_on_error=False, description="Tell what was trained, and how well."

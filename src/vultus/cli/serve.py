@@ -20,7 +20,7 @@ from vultus.errors import UserError
 MISSING = "serving needs FastAPI and others: pip install 'vultus[serve]'"
 
 
-def serve_verb(arguments: Sequence[str]) -> int:
+def serve_command(arguments: Sequence[str]) -> int:
     """A web page and an HTTP API."""
     parser = ArgumentParser(prog="vultus serve", exit_on_error=False, description="A web page and an HTTP API.")
     parser.add_argument(

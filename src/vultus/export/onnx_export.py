@@ -138,7 +138,7 @@ def examples(snapshot: Snapshot, count: int, *, seed: int) -> tuple[Floats, Floa
         people = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
     else:
         people = {"mean": np.zeros(generator.c_dim), "factor": np.eye(generator.c_dim)}
-    return noise(seed, 0, count, generator.z_dim), sample_identities(people, count, seed=seed)
+    return noise(seed, 0, count, generator.z_dim).numpy(), sample_identities(people, count, seed=seed).numpy()
 
 
 # --- PyTorch to ONNX --------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
-"""Pictures: decoding, cropping, face alignment, and the marks that generated pictures carry.
+"""Images: decoding, cropping, face alignment, and the marks of generated images (metadata, watermark, C2PA).
 
-Imports nothing above it: no network, no data set."""
+No networks and no data sets; only `io` imports torch, where a function takes or returns tensors.
+"""

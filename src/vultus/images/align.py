@@ -1,4 +1,4 @@
-"""Find the largest face of a photo and turn, scale and shift the photo so that it is framed as the training photos are.
+"""Find the largest face of a photo and rotate, scale and shift the photo so that it is framed like the training photos.
 
 dlib's HOG detector and 5-point landmarks (King 2009; extra `align`). Positions are continuous pixel coordinates: the
 centre of the first pixel is (0.5, 0.5).
@@ -19,21 +19,21 @@ from vultus.errors import UserError
 
 # Centres of the eyes as fractions of the frame, left and right as the viewer sees them: the mean over the 1,258 faces
 # that the detector finds in every second test photo of the CelebA subset (1,264), centre-cropped to 160x160 as for
-# training. From photo to photo x varies by 0.011 (standard deviation), y by 0.014, the distance of the eyes by 0.015.
+# training. Standard deviation between photos: x 0.011, y 0.014, distance of the eyes 0.015.
 LEFT_EYE = (0.3855, 0.4432)
 RIGHT_EYE = (0.6117, 0.4432)
 
-MAX_SIDE = 1024  # of the frame that comes back; finer photos are shrunk first, which is antialiased
-_SMALL, _LARGE = 640, 800  # longer side of a photo: below, it is doubled for the detector; above, shrunk
+MAX_SIDE = 1024  # of the resulting frame; larger photos are first reduced with antialiasing
+_SMALL, _LARGE = 640, 800  # longer side of a photo: below, it is doubled for the detector; above, reduced
 FIVE_POINTS = "shape_predictor_5_face_landmarks.dat"
 
-MISSING = "aligning faces needs dlib and its models: pip install 'vultus[align]', or do without aligning"
+MISSING = "aligning faces needs dlib and its models: pip install 'vultus[align]', or switch alignment off"
 
 Point = tuple[float, float]
 
 
 def model_path(name: str) -> Path | None:
-    """A file of face_recognition_models, found without running that package (old ones need pkg_resources), or None."""
+    """A file of face_recognition_models, or None. The package is not imported: old versions need pkg_resources."""
     spec = importlib.util.find_spec("face_recognition_models")
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder) / "models" / name
@@ -43,7 +43,7 @@ def model_path(name: str) -> Path | None:
 
 
 def available() -> bool:
-    """Whether what `align` needs is installed."""
+    """Whether the extra `align` is installed."""
     return importlib.util.find_spec("dlib") is not None and model_path(FIVE_POINTS) is not None
 
 
@@ -59,7 +59,7 @@ def _landmarks() -> Any:
     return dlib.shape_predictor(str(path))
 
 
-_local = threading.local()  # a detector keeps its pyramid in itself, so each thread has its own
+_local = threading.local()  # a detector holds its image pyramid, so each thread needs its own
 
 
 def _detector() -> Any:
@@ -87,12 +87,12 @@ def _find(image: Image.Image) -> tuple[tuple[Point, Point] | None, int]:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     copy = image if size == image.size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     pixels = np.ascontiguousarray(copy)
-    # Looking for faces of half the size takes four times as long: only if there are none of the usual size.
+    # Detecting faces of half the size takes four times as long: only if there are none of the usual size.
     boxes = detector(pixels, 0) or (detector(pixels, 1) if longest >= _SMALL else ())
     if not boxes:
         return None, 0
     parts = predictor(pixels, max(boxes, key=lambda box: box.area())).parts()
-    # Two points for each eye: 0 and 1 the eye on the right of the picture, 2 and 3 the one on the left.
+    # Two points for each eye: 0 and 1 are the eye on the right of the image, 2 and 3 the one on the left.
     points = (np.array([(part.x, part.y) for part in parts], dtype=np.float64) + 0.5) * (
         image.width / size[0],
         image.height / size[1],
@@ -106,8 +106,8 @@ def _find(image: Image.Image) -> tuple[tuple[Point, Point] | None, int]:
 def align(image: Image.Image) -> Image.Image | None:
     """The square frame of an RGB photo that has the eyes of its largest face at LEFT_EYE and RIGHT_EYE.
 
-    The frame keeps the photo's scale (its side is the distance of the eyes / 0.226) up to MAX_SIDE. What lies outside
-    the photo is its mirror image. None if no face is found. Raises UserError if the extra `align` is not installed.
+    The frame keeps the photo's scale (its side is the distance of the eyes / 0.226) up to MAX_SIDE. Pixels outside the
+    photo are mirrored at its edges. None if no face is found. Raises UserError if the extra `align` is not installed.
     """
     return align_largest(image)[0]
 
@@ -127,7 +127,7 @@ def align_largest(image: Image.Image) -> tuple[Image.Image | None, int]:
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         side = abs(right - left) / (RIGHT_EYE[0] - LEFT_EYE[0])
     side = max(1, round(side))
-    # A similarity is one complex multiplication: frame position t lies at origin + t * turn in the photo.
+    # A similarity transform is a complex multiplication: frame position t is at origin + t * turn in the photo.
     turn = (right - left) / (complex(*RIGHT_EYE) - complex(*LEFT_EYE)) / side
     origin = left - complex(*LEFT_EYE) * side * turn
     corners = [origin + corner * side * turn for corner in (0, 1, 1j, 1 + 1j)]
@@ -138,8 +138,8 @@ def align_largest(image: Image.Image) -> tuple[Image.Image | None, int]:
 
 
 def _mirrored(image: Image.Image, corners: list[complex]) -> tuple[Image.Image, complex]:
-    """The part of `image` around `corners`, continued by its mirror image where needed, and where that part begins."""
-    margin = 3  # bicubic interpolation reads two pixels further
+    """The part of `image` around `corners`, padded by mirroring, and the position of its upper left corner."""
+    margin = 3  # bicubic interpolation reads two pixels beyond
     x0, x1 = (int(edge(c.real for c in corners)) + m for edge, m in ((min, -margin), (max, margin)))
     y0, y1 = (int(edge(c.imag for c in corners)) + m for edge, m in ((min, -margin), (max, margin)))
     box = (max(0, x0), max(0, y0), min(image.width, x1), min(image.height, y1))

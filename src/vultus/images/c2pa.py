@@ -1,8 +1,8 @@
-"""Content Credentials: a signed C2PA manifest in a picture, by the reference library (extra `sign`).
+"""Content Credentials: a signed C2PA manifest in an image file, by the reference library (extra `sign`).
 
-The manifest says what the metadata say, with a signature over the whole file: that a trained model created it. Who
-signed is known as far as the certificate is: one of an authority on the C2PA trust list, or one that the reader trusts
-by other means. No time stamp authority is asked, and nothing else either: signing needs no network.
+The manifest contains the same statement as the metadata, that a trained model generated the image, with a signature
+over the whole file. Whether a reader trusts the signature depends on the certificate: it comes from an authority on the
+C2PA trust list, or the reader trusts it for another reason. No time stamp authority is used; signing needs no network.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from vultus.errors import UserError
-from vultus.images.xmp import Kind, Origin, source_of
+from vultus.images.io import FORMATS, FileFormat
+from vultus.images.xmp import Origin, source_of
 
-MISSING = "signing needs C2PA's library: pip install 'vultus[sign]'"
-MIME: dict[Kind, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+MISSING = "signing needs the C2PA library: pip install 'vultus[sign]'"
 CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
 class Signer:
-    """Signs pictures with a certificate chain and its private key.
+    """Signs image files with a certificate chain and its private key.
 
     Args:
-        certificates: PEM file, the signer's own certificate first, then those that lead to the authority.
+        certificates: PEM file: the signer's own certificate, then those up to the authority.
         key: PEM file with the private key, not encrypted: P-256, P-384, P-521, RSA of 2,048 bits or more, or Ed25519.
 
-    Raises UserError that names the file if one is missing, is no PEM, or does not belong to the other, and where the
-    library or C2PA's rules (C2PA Technical Specification 2.2, section 14.5) refuse the certificate.
+    Raises UserError that names the file if one is missing, is no PEM file, or the key is not that of the certificate;
+    and if the library or the C2PA Technical Specification 2.2 (section 14.5) does not allow the certificate.
     """
 
     def __init__(self, certificates: str | Path, key: str | Path) -> None:
@@ -45,18 +45,18 @@ class Signer:
             info = self._c2pa.C2paSignerInfo(getattr(self._c2pa.C2paSigningAlg, algorithm), chain, secret, None)
             self._signer = self._c2pa.Signer.from_info(info)
         except self._c2pa.C2paError as error:
-            raise self._refused(error) from None
-        # A picture of a picture of 128 pixels would only make the file larger.
+            raise self._error(error) from None
+        # A thumbnail of an image of 128 pixels would only make the file larger.
         self._context = self._c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
 
-    def __call__(self, data: bytes, kind: Kind, origin: Origin) -> bytes:
-        """The file with the manifest. It differs from call to call: the manifest has an id, the signature a salt."""
+    def __call__(self, data: bytes, kind: FileFormat, origin: Origin) -> bytes:
+        """The file with the manifest. Every call gives other bytes: the manifest has an id, the signature a salt."""
         agent = {"name": "vultus", "version": version("vultus")}
         action = {
             "action": "c2pa.created",
             "digitalSourceType": source_of(origin),
             "softwareAgent": agent,
-            "description": origin.words,
+            "description": origin.description,
         }
         manifest = {
             "claim_generator_info": [agent],
@@ -65,14 +65,14 @@ class Signer:
         signed = io.BytesIO()
         try:
             with self._c2pa.Builder(json.dumps(manifest), self._context) as builder:
-                builder.sign(self._signer, MIME[kind], io.BytesIO(data), signed)
+                builder.sign(self._signer, FORMATS[kind].media_type, io.BytesIO(data), signed)
         except self._c2pa.C2paError as error:
-            raise self._refused(error) from None
+            raise self._error(error) from None
         return signed.getvalue()
 
-    def _refused(self, error: Exception) -> UserError:
+    def _error(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:200]
-        return UserError(f"{self._path}: C2PA's library refuses this certificate or its key ({reason}); use another")
+        return UserError(f"{self._path}: the C2PA library rejects this certificate or its key ({reason}); use another")
 
 
 def _read(path: str | Path) -> bytes:
@@ -83,42 +83,42 @@ def _read(path: str | Path) -> bytes:
 
 
 def _algorithm(certificates: Path, chain: bytes, key: Path, secret: bytes) -> str:
-    """The name of the signature algorithm that fits the key."""
-    from cryptography import x509  # comes with the library
+    """The name of the signature algorithm for the key."""
+    from cryptography import x509  # a dependency of the C2PA library
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         own = x509.load_pem_x509_certificates(chain)[0]
     except ValueError:
-        raise UserError(f"{certificates}: holds no certificate in PEM; give the chain, your own one first") from None
+        raise UserError(f"{certificates}: holds no PEM certificate; give the chain, your own one first") from None
     try:
         private = load_pem_private_key(secret, None)
     except (ValueError, TypeError):  # TypeError: encrypted
-        raise UserError(f"{key}: holds no private key in PEM, or an encrypted one; decrypt it (openssl pkey)") from None
+        raise UserError(f"{key}: holds no PEM private key, or an encrypted one; decrypt it (openssl pkey)") from None
     if own.public_key() != private.public_key():
-        raise UserError(f"{key}: is not the key of the first certificate in {certificates}; give the one that belongs")
+        raise UserError(f"{key}: is not the key of the first certificate in {certificates}; give its key")
     if isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in CURVES:
         return CURVES[private.curve.name]
     if isinstance(private, rsa.RSAPrivateKey):
         return "PS256"
     if isinstance(private, ed25519.Ed25519PrivateKey):
         return "ED25519"
-    raise UserError(f"{key}: a kind of key that C2PA does not know; use P-256, P-384, P-521, RSA or Ed25519")
+    raise UserError(f"{key}: C2PA does not support this type of key; use P-256, P-384, P-521, RSA or Ed25519")
 
 
-def read_credentials(data: bytes, kind: Kind) -> dict[str, Any] | None:
-    """What the C2PA manifest in a file says: `state` (Valid, Trusted, Invalid), `source`, `signer`.
+def read_credentials(data: bytes, kind: FileFormat) -> dict[str, Any] | None:
+    """The C2PA manifest in a file: `state` (Valid, Trusted, Invalid), `source`, `signer`.
 
-    None where there is no manifest or the library is not installed. Trusted needs a trust list, and the library has
-    none built in: Valid says that the file is as it was signed, by whom its certificate names.
+    None if there is no manifest or the library is not installed. Valid means that the file is unchanged since it was
+    signed with the certificate of `signer`. Trusted would need a trust list, and the library contains none.
     """
     try:
         c2pa: Any = importlib.import_module("c2pa")
     except ImportError:
         return None
     try:
-        reader = c2pa.Reader.try_create(MIME[kind], io.BytesIO(data))
+        reader = c2pa.Reader.try_create(FORMATS[kind].media_type, io.BytesIO(data))
         if reader is None:
             return None
         with reader:

@@ -1,7 +1,8 @@
-"""Pixels: untrusted bytes to RGB, the one crop, the one pair of range functions, grids.
+"""Pixels: decoding of untrusted bytes, the crop of the training images, conversions between ranges, grids.
 
 `images` always means uint8 tensors [N, 3, H, W]; `x` means float tensors [N, 3, H, W] in [-1, 1]. Every conversion
-between the two happens here. What makes no tensor works without torch, which is imported where it is needed.
+between the two happens here. torch is imported only by the functions that use tensors, because commands such as
+`vultus detect` do not need it and start faster without it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,42 +22,58 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 80_000_000  # a file of a few kilobytes can claim gigapixels; phones stay below this
-MIN_SIDE = 32  # smaller pictures hold no face that an encoder could read
-FORMATS = ("JPEG", "PNG", "WEBP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-HEADER = 16  # pixels of a grid's labels
+MIN_SIDE = 32  # smaller images hold no face that an encoder could read
+HEADER = 16  # height of a grid's labels in pixels
 
-# Our own limit, below Pillow's, reports the size; Pillow's warning would only be said twice.
+FileFormat = Literal["JPEG", "PNG", "WEBP"]
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """How files of a format are named: by suffix, and by media type (MIME)."""
+
+    suffixes: tuple[str, ...]
+    media_type: str
+
+
+FORMATS: dict[FileFormat, FormatInfo] = {  # all that are read and written; a GIF is written only
+    "JPEG": FormatInfo((".jpg", ".jpeg"), "image/jpeg"),
+    "PNG": FormatInfo((".png",), "image/png"),
+    "WEBP": FormatInfo((".webp",), "image/webp"),
+}
+SUFFIXES: dict[str, FileFormat] = {suffix: name for name, info in FORMATS.items() for suffix in info.suffixes}
+
+# The limit in decode_image is lower than Pillow's and names the size, so Pillow's warning would be a second message.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Nor are its remarks on odd metadata for the user, who gets the picture.
+# Warnings about damaged metadata do not concern the user: the image itself is read.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 class BadImage(ValueError):
-    """Bytes that are not a usable picture. The message is the reason in a few words."""
+    """Bytes that are not a usable image. The message is the reason in a few words."""
 
 
 class TooLarge(BadImage):
-    """A picture of more pixels than allowed."""
+    """An image of more pixels than allowed."""
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode untrusted JPEG, PNG or WebP bytes to an RGB image in upright orientation.
 
-    EXIF orientation is applied, CMYK and grey become RGB, 16 bits become 8, transparency is laid on white, an
-    animation gives its first frame. Raises BadImage with the reason; never anything else for any bytes.
+    EXIF orientation is applied, CMYK and grey become RGB, 16 bits become 8, transparency is composited on white, an
+    animation gives its first frame. Raises BadImage with the reason, and no other exception for any bytes.
     """
     if not data:
         raise BadImage("empty file")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"too large: {width}x{height}, the limit is {max_pixels // 1_000_000} megapixels")
         if min(width, height) < MIN_SIDE:
             raise BadImage(f"too small: {width}x{height}, the shorter side needs {MIN_SIDE} pixels")
         image.load()
-        with contextlib.suppress(Exception):  # damaged EXIF: the picture itself is whole
+        with contextlib.suppress(Exception):  # damaged EXIF: the pixels are intact
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except BadImage:
@@ -63,11 +81,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"too large: the limit is {max_pixels // 1_000_000} megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage("not a JPEG, PNG or WebP picture") from None
+        raise BadImage("not a JPEG, PNG or WebP image") from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on damaged files.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"damaged picture ({reason})") from None
+        raise BadImage(f"damaged image ({reason})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -85,7 +103,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_margin(side: int, fraction: float) -> int:
-    """Pixels to leave out on each side so that the central `fraction` of `side` remains."""
+    """Pixels to cut off at each end so that the central `fraction` of `side` remains."""
     return round(side * (1 - fraction) / 2)
 
 
@@ -99,7 +117,7 @@ def centre_crop(image: Image.Image, size: int, fraction: float = 1.0) -> Image.I
 
 
 def crop_x(x: torch.Tensor, size: int, fraction: float = 1.0) -> torch.Tensor:
-    """The same crop for a batch of square tensors [N, 3, S, S] -> [N, 3, size, size]; differentiable."""
+    """`centre_crop` for a batch of square tensors [N, 3, S, S] -> [N, 3, size, size]; bilinear, differentiable."""
     side = x.shape[-1]
     margin = crop_margin(side, fraction)
     x = x[..., margin : side - margin, margin : side - margin]
@@ -131,11 +149,6 @@ def to_x(images: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor
     return (images.float() if dtype is None else images.to(dtype)) / 127.5 - 1
 
 
-def to_pixels(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """As to_images, of an array: float [-1, 1] -> uint8 [0, 255]."""
-    return np.rint((x + 1) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
-
-
 def to_images(x: torch.Tensor) -> torch.Tensor:
     """float [-1, 1] (values outside are clamped) -> uint8 [0, 255], rounded to nearest."""
     import torch
@@ -143,8 +156,13 @@ def to_images(x: torch.Tensor) -> torch.Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def file_format(image: Image.Image) -> FileFormat:
+    """The format of an image that Pillow opened. MPO, a JPEG with further images behind it, counts as JPEG."""
+    return next((name for name in FORMATS if name == image.format), "JPEG")
+
+
 def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
-    """JPEG without chroma subsampling: at quality 95 the error stays near 45 dB PSNR on 128x128 faces."""
+    """JPEG without chroma subsampling: at quality 95 the PSNR is about 45 dB on 128x128 faces."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
@@ -153,7 +171,7 @@ def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
 def grid(
     images: torch.Tensor | npt.NDArray[np.uint8], columns: int, *, gap: int = 2, labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Lay uint8 images [N, 3, H, W] out row by row on white, `columns` to a row, with labels over the columns."""
+    """One image of uint8 images [N, 3, H, W], row by row on white, `columns` in a row, with labels over the columns."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     header = HEADER if labels else 0
@@ -168,6 +186,6 @@ def grid(
 
 
 def cell(sheet: Image.Image, row: int, column: int, side: int, *, gap: int = 2, labelled: bool = False) -> Image.Image:
-    """One picture of a `grid` of square pictures."""
+    """The image in one cell of a `grid` of square images."""
     left, top = column * (side + gap), row * (side + gap) + (HEADER if labelled else 0)
     return sheet.crop((left, top, left + side, top + side))

@@ -1,21 +1,21 @@
-"""An invisible watermark in the pixels that says one thing: vultus made this. And its detector.
+"""An invisible watermark without content, which says that vultus generated the image; and its detector.
 
-A pattern that repeats every TILE pixels is added to the brightness (spread spectrum, Cox et al. 1997): waves of fixed
-random phases between 0.1 and 0.25 cycles a pixel, where JPEG and shrinking to half the size leave something, as strong
-as the texture around a pixel is. The pattern is shifted to where the picture is most like it already. How strong each
-wave must be depends on what the picture itself has of it: they grow until the detector's score is TARGET (informed
-embedding, Malvar and Florêncio 2003).
+A pattern that repeats every TILE pixels is added to the brightness (spread spectrum, Cox et al. 1997). It consists of
+waves of fixed random phases between 0.1 and 0.25 cycles per pixel, which partly survive JPEG compression and reduction
+to half the size. Its local amplitude is proportional to the texture around a pixel. The pattern is shifted to the
+position where it correlates best with the image. The strength of each wave depends on how much of it the image already
+contains: the waves are amplified until the detector's score is TARGET (informed embedding, Malvar and Florêncio 2003).
 
-The detector whitens the brightness (a power of the frequency in the cosine transform, then division by the local
-deviation), takes the pattern's frequencies out of it, for stretched pictures at several scales, and correlates them
-with the pattern at every shift and mirrored. The score is the largest correlation in units of its standard deviation.
-On real faces it follows a Gumbel distribution, which turns it into a p-value.
+The detector whitens the brightness (multiplication by a power of the frequency in the cosine transform, then division
+by the local deviation), extracts the frequencies of the pattern, at several scales for stretched images, and correlates
+them with the pattern and its mirror image at every shift. The score is the largest correlation in units of its standard
+deviation. On real faces it follows a Gumbel distribution, which converts it into a p-value.
 
-There is no key and no message: whoever has this file can detect the mark, and remove or forge it. Kept libraries that
-were looked at do not fit faces of 128x128: invisible-watermark refuses pictures below 256x256, blind-watermark must be
-told how a picture was cropped and cannot say that there is no mark, TrustMark needs torch, Lightning and a download.
+There is no key and no message: whoever has this file can detect the watermark, and remove or forge it. Other libraries
+do not fit faces of 128x128: invisible-watermark rejects images below 256x256, blind-watermark needs to know how an
+image was cropped and cannot report that there is no watermark, TrustMark needs torch, Lightning and a download.
 
-Neither torch nor a module that imports it is needed here.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ Complex = NDArray[np.complexfloating[Any, Any]]
 Pixels = NDArray[np.uint8]
 
 TILE = 32  # pixels after which the pattern repeats
-BAND, MIDDLE = (0.1, 0.25), 0.15  # cycles a pixel
-SIDE = 128  # of the blocks that are marked and looked at
-LEAST = 64  # smaller pictures are not marked: there would be less than two tiles to a side
+BAND, MIDDLE = (0.1, 0.25), 0.15  # cycles per pixel
+SIDE = 128  # of the blocks that are marked and examined
+LEAST = 64  # smaller images are not marked: a side would have less than two tiles
 TARGET = 7.8  # the score of a marked block
-ROOM = 8  # grey levels from black and white where the mark has its full strength
+ROOM = 8  # distance to black and white in grey levels from which on the watermark has its full strength
 LEAST_WAVE = 0.5  # of the root mean square
 STEP, STEPS = 0.08, 40  # of the embedding; STEP in root mean squares of the waves
-FLOOR = 6.0  # grey levels of deviation that even a flat place is taken to have
-CUT = 0.3  # cycles a pixel: what is above is left out of the whitened picture
-NEAR = 4  # pixels to each side that are local
-WHITE = 1.8  # the exponent: faces have that much less at higher frequencies
-SCALES = tuple(1 + 0.0185 * step for step in range(7))  # up to 1 / 0.9: a tenth cut away, stretched back
-WINDOWS = 100  # blocks of a large picture that are looked at, at most
-# Of the score of a block of a real face; see docs/marks.md.
+FLOOR = 6.0  # grey levels; lower bound of the local deviation, for uniform areas
+CUT = 0.3  # cycles per pixel; higher frequencies are removed by the whitening
+NEAR = 4  # pixels in each direction over which the local deviation is computed
+WHITE = 1.8  # the exponent: amplitudes of faces decrease with the frequency by this power
+SCALES = tuple(1 + 0.0185 * step for step in range(7))  # up to 1 / 0.9: a tenth cropped, stretched back
+WINDOWS = 100  # blocks of a large image that are examined, at most
+# Gumbel distribution of the score of a block of a real face; see docs/marks.md.
 LOCATION, SPREAD = 4.19, 0.2425
-ALARM = 1e-3  # p-value below which the mark is found
+ALARM = 1e-3  # p-value below which the watermark counts as found
 
 _K = math.floor(BAND[1] * TILE)
 _NUMBERS = np.arange(-_K, _K + 1)
@@ -60,7 +60,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def _make_waves() -> Complex:
     """Amplitudes [2K+1, 2K+1] of the pattern at frequencies k / TILE; conjugate at -k, so that it is real."""
     length = np.hypot(_NUMBERS[:, None], _NUMBERS) / TILE
-    # The generator's stream is the same in every version of numpy (NEP 19 keeps that of the bit generators).
+    # The raw stream is the same in every version of numpy (NEP 19 guarantees it for bit generators).
     raw = np.random.Philox(key=2015).random_raw(length.size).reshape(length.shape)
     waves = np.exp(2j * np.pi * (raw >> np.uint64(11)).astype(np.float64) / 2**53)
     upper = (_NUMBERS[:, None] > 0) | ((_NUMBERS[:, None] == 0) & (_NUMBERS > 0))
@@ -70,8 +70,8 @@ def _make_waves() -> Complex:
 
 _WAVES = _make_waves()
 _USED = np.abs(_WAVES) > 0
-_UPPER = _USED & ((_NUMBERS[:, None] > 0) | ((_NUMBERS[:, None] == 0) & (_NUMBERS > 0)))  # the others are conjugate
-_RESPONSE = (np.hypot(_NUMBERS[:, None], _NUMBERS) / TILE / MIDDLE) ** WHITE  # of the whitened picture to a wave
+_UPPER = _USED & ((_NUMBERS[:, None] > 0) | ((_NUMBERS[:, None] == 0) & (_NUMBERS > 0)))  # the other half is conjugate
+_RESPONSE = (np.hypot(_NUMBERS[:, None], _NUMBERS) / TILE / MIDDLE) ** WHITE  # of the whitening to a wave
 
 
 # --- the transforms ---------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def _cosines(size: int) -> Array:
 
 @functools.lru_cache(maxsize=256)
 def _whitening(height: int, width: int) -> Array:
-    """What each cosine is multiplied by; 1 at MIDDLE."""
+    """The factor of each cosine; 1 at MIDDLE."""
     rows, columns = (np.arange(len(_cosines(size))) / (2 * size) for size in (height, width))
     return ((np.hypot(rows[:, None], columns) / MIDDLE) ** WHITE).astype(np.float32)
 
@@ -120,15 +120,15 @@ def _turns(size: int, scales: tuple[float, ...]) -> Complex:
 
 
 def _waves_in(block: Array, scales: tuple[float, ...] = (1.0,)) -> Complex:
-    """How much of each wave of the pattern is in whitened blocks [..., h, w]: [..., scales, scales, 2K+1, 2K+1]."""
+    """Amplitudes of the pattern's waves in whitened blocks [..., h, w]: [..., scales, scales, 2K+1, 2K+1]."""
     height, width = block.shape[-2:]
-    found = _turns(height, scales) @ block.astype(np.complex64) @ _turns(width, scales).T
+    waves = _turns(height, scales) @ block.astype(np.complex64) @ _turns(width, scales).T
     count, size = len(scales), 2 * _K + 1
-    return found.reshape(*block.shape[:-2], count, size, count, size).swapaxes(-3, -2) * _USED
+    return waves.reshape(*block.shape[:-2], count, size, count, size).swapaxes(-3, -2) * _USED
 
 
 def _products(waves: Complex) -> tuple[Complex, Array]:
-    """waves [..., 2K+1, 2K+1] times the pattern's conjugate, large ones held down, and the length of each set."""
+    """waves [..., 2K+1, 2K+1] times the pattern's conjugate, large ones attenuated, and the norm of each set."""
     size = np.abs(waves)
     products = waves * (_WAVES.conj() / np.sqrt(np.maximum(size, 1e-6)))
     return products, np.sqrt(size.sum((-2, -1)))
@@ -138,9 +138,9 @@ def _products(waves: Complex) -> tuple[Complex, Array]:
 
 
 def add_watermark(image: Image.Image) -> Image.Image:
-    """An RGB picture with the mark; a picture with a side below LEAST as it is.
+    """An RGB image with the watermark; an image with a side below LEAST is returned unchanged.
 
-    The same picture gives the same result. At the usual strength the difference is about 1 of 255 grey levels.
+    The same image gives the same result. The difference is usually about 1 of 255 grey levels.
     """
     if min(image.size) < LEAST:
         return image
@@ -149,7 +149,7 @@ def add_watermark(image: Image.Image) -> Image.Image:
 
 
 def mark_pixels(images: Pixels) -> Pixels:
-    """As add_watermark, of uint8 images [N, 3, H, W]; each as if it were alone."""
+    """`add_watermark` for uint8 images [N, 3, H, W]; the result for one does not depend on the others."""
     if min(images.shape[2:]) < LEAST:
         return images
     pixels = images.astype(np.float32)
@@ -169,8 +169,8 @@ def mark_pixels(images: Pixels) -> Pixels:
 
 
 def _whole_levels(change: Array) -> Array:
-    """Changes [N, H, W] in whole grey levels that say as much of the mark. Rounding alone would leave nothing of those
-    below half a level, as quiet pictures have."""
+    """Changes [N, H, W] rounded to whole grey levels, amplified first where needed to keep the watermark's energy.
+    Rounding alone would remove changes below half a level, which images of low contrast have."""
     energy = np.maximum(np.square(change).sum((1, 2)), 1e-12)
     rounded, stretched = np.rint(change), change
     for _ in range(4):
@@ -190,21 +190,21 @@ def _brightness(pixels: Array) -> Array:
 
 
 def _starts(length: int, step: int) -> list[int]:
-    """Where blocks of SIDE begin so that, `step` apart at most, they cover `length`."""
+    """Start positions of blocks of SIDE that cover `length`, at most `step` apart."""
     count = math.ceil(max(0, length - SIDE) / step) + 1
     return [round(number * max(0, length - SIDE) / max(1, count - 1)) for number in range(count)]
 
 
 def _nearest(waves: list[Complex]) -> Complex:
-    """The shift of the pattern that each picture has most of already: amplitudes [N, 2K+1, 2K+1].
+    """The shift of the pattern that correlates best with each image: amplitudes [N, 2K+1, 2K+1].
 
-    `waves` are those of its blocks, seen from the picture's corner. The detector looks at all shifts anyway, and faces
-    that nobody marked have a score of 3.3 on average at the best of them, which need not be added. (Several patterns
-    that mean the same, of which the nearest is taken: the codebook of Costa's dirty paper coding, 1983.)
+    `waves` are those of its blocks, with phases relative to the image's corner. The detector tests all shifts anyway,
+    and unmarked faces have an average score of 3.3 at the best one, which need not be added. (Several patterns of the
+    same meaning, of which the nearest is used: the codebook of Costa's dirty paper coding, 1983.)
     """
     sums = np.zeros_like(waves[0])
-    for found in waves:
-        products, length = _products(found)
+    for block in waves:
+        products, length = _products(block)
         sums += products / np.maximum(length, 1e-6)[:, None, None]
     best = _correlations(sums).reshape(len(sums), -1).argmax(1)
     rows, columns = np.divmod(best[:, None, None], 2 * TILE)
@@ -212,17 +212,17 @@ def _nearest(waves: list[Complex]) -> Complex:
 
 
 def _moved(down: Array | int, right: Array | int) -> Complex:
-    """What the waves are multiplied by where a picture is cut off by so many pixels: [..., 2K+1, 2K+1]."""
+    """Factors [..., 2K+1, 2K+1] of the waves when so many pixels are cropped at the top and on the left."""
     factors: Complex = np.exp(2j * np.pi * (_NUMBERS[:, None] * down + _NUMBERS * right) / TILE).astype(np.complex64)
     return factors
 
 
 class _Blocks:
-    """The block [N, h, w] of N pictures' brightness that begins at (top, left).
+    """The block [N, h, w] of the brightness of N images whose upper left corner is at (top, left).
 
     Attributes:
-        local: deviation around each pixel, in the whitened picture [N, h, w].
-        waves: of the whitened block over it [N, 2K+1, 2K+1], as they look from the picture's corner.
+        local: deviation around each pixel of the whitened block [N, h, w].
+        waves: of the whitened block divided by `local` [N, 2K+1, 2K+1], with phases relative to the image's corner.
     """
 
     def __init__(self, y: Array, top: int, left: int) -> None:
@@ -232,12 +232,12 @@ class _Blocks:
         self.waves = _waves_in(white / self.local)[:, 0, 0] * self._turn.conj()
 
     def change(self, pattern: Complex, room: Array) -> Array:
-        """What to add to the brightness [N, h, w]; `room` [N, h, w], 0 to 1, weakens it at each pixel.
+        """The change of the brightness [N, h, w]; `room` [N, h, w], 0 to 1, attenuates it at each pixel.
 
-        Steps of steepest ascent of the score in the waves' amplitudes, each measured by its strength in the picture and
-        in the whitened picture alike (the geometric mean of the two), until the score is TARGET. Waves that a picture
-        has the wrong way round are turned before those that happen to lie right are strengthened. Waves that are nearly
-        absent would turn for nothing, and turn back as easily; `least` keeps the ascent from living on those.
+        Steepest ascent of the score in the amplitudes of the waves until the score is TARGET. The metric of the ascent
+        is the geometric mean of a wave's strength in the image and in the whitened image. Waves of opposite phase are
+        turned before waves of the right phase are amplified. Waves of nearly zero amplitude could be turned at no cost,
+        but are as easily turned back; `least` bounds their share of the ascent.
         """
         waves, aim, response = self.waves[:, _UPPER], pattern[:, _UPPER], _RESPONSE[_UPPER]
         least = LEAST_WAVE**2 * _square(waves).mean(1, keepdims=True)
@@ -249,7 +249,7 @@ class _Blocks:
             square = _square(now)
             strong = np.sqrt(np.sqrt(np.maximum(square, 1e-12)))  # square roots of the amplitudes
             along = (now * aim.conj()).real
-            # Half of the waves stand for all, hence the 2.
+            # Half of the waves represent all, hence the 2.
             low = (along / strong).sum(1) * math.sqrt(2) < TARGET * np.sqrt((strong * strong).sum(1))
             if not low.any():
                 break
@@ -263,8 +263,8 @@ class _Blocks:
         whole[:, _UPPER] = 2 * added * self._turn[_UPPER]
         height, width = self.local.shape[1:]
         left, right = _turns(height, (1.0,)).conj().T @ whole, _turns(width, (1.0,)).conj()
-        drawn: Array = left.real @ right.real - left.imag @ right.imag
-        return drawn * self.local * room
+        change: Array = left.real @ right.real - left.imag @ right.imag
+        return change * self.local * room
 
 
 def _square(values: Complex) -> Array:
@@ -276,12 +276,12 @@ def _square(values: Complex) -> Array:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the detector says.
+class Detection:
+    """The result of the detector.
 
     Attributes:
         score: the largest correlation of any block, in standard deviations.
-        p_value: how often a picture without the mark, as large as this one, has such a score.
+        p_value: the probability that an unmarked image of this size has at least this score.
         found: whether the p-value is below ALARM.
     """
 
@@ -290,11 +290,11 @@ class Found:
     found: bool
 
 
-def detect_watermark(image: Image.Image) -> Found:
-    """Look for the mark in an RGB picture of any size.
+def detect_watermark(image: Image.Image) -> Detection:
+    """Search for the watermark in an RGB image of any size.
 
-    Looked at are the whole picture, stretched or shrunk to SIDE x SIDE, and blocks of SIDE x SIDE (as large as the
-    picture has them) of the picture as it is, at most WINDOWS of them, spread over a large picture.
+    Examined are the whole image, resized to SIDE x SIDE, and blocks of SIDE x SIDE (smaller where the image is) at its
+    own size, at most about WINDOWS of them, evenly distributed over a large image.
     """
     grey = Image.fromarray(np.asarray(image.convert("RGB"), np.float32) @ _LUMA)
     width, height = grey.size
@@ -308,7 +308,7 @@ def detect_watermark(image: Image.Image) -> Found:
         blocks.append(np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
     best = max(block_score(block) for block in blocks)
     p_value = -math.expm1(len(blocks) * math.log1p(-_tail(best)))
-    return Found(round(best, 3), float(f"{p_value:.3g}"), p_value < ALARM)
+    return Detection(round(best, 3), float(f"{p_value:.3g}"), p_value < ALARM)
 
 
 def block_score(y: Array) -> float:
@@ -322,8 +322,8 @@ def block_score(y: Array) -> float:
 def _correlations(products: Complex) -> Array:
     """The correlation of each set of products [N, 2K+1, 2K+1] at all shifts, half a pixel apart: [N, 2 TILE, 2 TILE].
 
-    That is the inverse Fourier transform. So few frequencies are quicker as matrix products, and as those at -k are
-    conjugate, half of them with the real part of the sum will do.
+    This is the inverse Fourier transform. For so few frequencies matrix products are faster, and because those at -k
+    are conjugate, half of them and the real part of the sum are sufficient.
     """
     size = 2 * TILE
     down = _turns(size, (2.0,)).conj().T
@@ -331,10 +331,10 @@ def _correlations(products: Complex) -> Array:
     right[0] /= 2
     half = products[..., _K:].transpose(1, 0, 2).reshape(len(_NUMBERS), -1)
     sums = (down @ half).reshape(-1, _K + 1)
-    found = sums.real @ right.real - sums.imag @ right.imag
-    return found.reshape(size, -1, size).transpose(1, 0, 2)
+    correlations = sums.real @ right.real - sums.imag @ right.imag
+    return correlations.reshape(size, -1, size).transpose(1, 0, 2)
 
 
 def _tail(score: float) -> float:
-    """The probability that a block without the mark has at least this score (Gumbel)."""
+    """The probability that an unmarked block has at least this score (Gumbel)."""
     return min(-math.expm1(-math.exp(-(score - LOCATION) / SPREAD)), 1 - 1e-9)

@@ -1,14 +1,14 @@
-"""What a picture says of itself: that a trained model made it, which one, and of which seed.
+"""Metadata of generated images: that a trained model generated them, which snapshot, and which seed.
 
-Every picture carries an XMP packet (ISO 16684-1) with the IPTC property that news agencies, search engines and social
-networks read, DigitalSourceType (IPTC Photo Metadata 2025.1), with the value for pictures of a trained model, or the
-one for composites where real photos stand among the faces. PNG, JPEG and WebP keep it where their standards say; GIF
-has no such place in Pillow, so it is put there by hand (`mark_gif`). The bytes are a function of the pixels and the
-Origin: no time is written.
+Every image has an XMP packet (ISO 16684-1) with the IPTC property DigitalSourceType (IPTC Photo Metadata 2025.1), which
+news agencies, search engines and social networks read. Its value is the one for images of a trained model, or the one
+for composites if the image shows real photos too. PNG, JPEG and WebP have a standard place for the packet; Pillow
+cannot write it into a GIF, so `mark_gif` does. The bytes are a function of the pixels and the Origin: no time is
+written.
 
-Metadata are lost when a picture is copied as pixels. The watermark (watermark.py) is for that.
+Metadata are lost when only the pixels are copied. The watermark (watermark.py) is for that case.
 
-Neither torch nor a module that imports it is needed here.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from PIL import Image, PngImagePlugin
 
 from vultus._files import atomic_path, sha256_file
+from vultus.images.io import SUFFIXES, FileFormat
 from vultus.images.watermark import add_watermark
 
-Kind = Literal["PNG", "JPEG", "WEBP"]
-KINDS: dict[str, Kind] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+Kind = FileFormat
 
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 SYNTHETIC = SOURCES + "trainedAlgorithmicMedia"
@@ -51,7 +51,7 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
    <Iptc4xmpExt:AISystemUsed>vultus</Iptc4xmpExt:AISystemUsed>
    <Iptc4xmpExt:AISystemVersionUsed>{version}</Iptc4xmpExt:AISystemVersionUsed>
    <xmp:CreatorTool>vultus {version}</xmp:CreatorTool>
-   <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{words}</rdf:li></rdf:Alt></dc:description>
+   <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>
    <vultus:Model>{model}</vultus:Model>{seed}
   </rdf:Description>
  </rdf:RDF>
@@ -59,18 +59,18 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
-Sign = Callable[[bytes, Kind, "Origin"], bytes]  # credentials.Signer
+Sign = Callable[[bytes, FileFormat, "Origin"], bytes]  # c2pa.Signer
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a picture says of itself.
+    """Where an image comes from, as its metadata record it.
 
     Attributes:
         model: the snapshot: the first 16 hex digits of its file's sha256 (`model_id`), or its name on the hub.
         seed: of the noise.
         detail: for instance "embedding 3, noise 0".
-        photos: real photos stand among the faces.
+        photos: the image shows real photos beside generated faces.
     """
 
     model: str
@@ -79,22 +79,22 @@ class Origin:
     photos: bool = False
 
     @property
-    def words(self) -> str:
-        """For people: in the comment of PNG, JPEG and GIF, and in the description."""
+    def description(self) -> str:
+        """A line of text for readers: the comment of PNG, JPEG and GIF, and the description in the XMP packet."""
         what = "AI-generated faces beside real photos" if self.photos else "AI-generated face"
         parts = [what, f"snapshot {self.model}" if self.model else "", self.detail]
         parts.insert(2, "" if self.seed is None else f"seed {self.seed}")
         text = ", ".join(part for part in parts if part)
-        return "".join(letter if letter.isprintable() else " " for letter in text)  # XML allows no others
+        return "".join(letter if letter.isprintable() else " " for letter in text)  # XML allows no control characters
 
 
 def source_of(origin: Origin) -> str:
-    """The IPTC DigitalSourceType of such a picture."""
+    """The IPTC DigitalSourceType of the image."""
     return COMPOSITE if origin.photos else SYNTHETIC
 
 
 def model_id(path: str | os.PathLike[str] | None) -> str:
-    """What pictures call the snapshot in this file; empty for one that was never a file."""
+    """The id of the snapshot in this file as images record it; empty for a snapshot that was never saved."""
     return sha256_file(path)[:16] if path else ""
 
 
@@ -107,7 +107,7 @@ def _version() -> str:
 
 
 def xmp_packet(origin: Origin) -> bytes:
-    """The XMP packet of a picture, UTF-8."""
+    """The XMP packet of an image, UTF-8."""
     seed = "" if origin.seed is None else f"\n   <vultus:Seed>{origin.seed}</vultus:Seed>"
     text = _PACKET.format(
         rdf=RDF,
@@ -117,7 +117,7 @@ def xmp_packet(origin: Origin) -> bytes:
         own=OWN,
         source=source_of(origin),
         version=_version(),
-        words=escape(origin.words),
+        description=escape(origin.description),
         model=escape(origin.model),
         seed=seed,
     )
@@ -125,32 +125,32 @@ def xmp_packet(origin: Origin) -> bytes:
 
 
 def encode_marked(
-    image: Image.Image, kind: Kind, origin: Origin, *, watermark: bool = True, quality: int = 95
+    image: Image.Image, kind: FileFormat, origin: Origin, *, watermark: bool = True, quality: int = 95
 ) -> bytes:
-    """The file of an RGB picture, with what it says of itself.
+    """Encode an RGB image as a file with the metadata of `origin`.
 
     Args:
         image: RGB.
         kind: PNG keeps the pixels; JPEG is written without chroma subsampling.
-        origin: what the picture says.
-        watermark: put the invisible watermark into the pixels.
+        origin: the content of the metadata.
+        watermark: add the invisible watermark to the pixels.
         quality: of JPEG and WebP.
 
     The same arguments give the same bytes.
     """
-    packet, words = xmp_packet(origin), origin.words
+    packet, description = xmp_packet(origin), origin.description
     if watermark:
         image = add_watermark(image)
     buffer = io.BytesIO()
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_text("Software", "vultus")
-        text.add_text("Comment", words)
+        text.add_text("Comment", description)
         text.add_itxt("XML:com.adobe.xmp", packet.decode())
-        # On faces, runs and Huffman codes alone are as short as zlib's search for repetitions, in half of the time.
+        # For faces, run lengths and Huffman codes alone give files as small as zlib's full search, in half the time.
         image.save(buffer, "PNG", pnginfo=text, compress_level=1, compress_type=zlib.Z_RLE)
     elif kind == "JPEG":
-        image.save(buffer, "JPEG", quality=quality, subsampling=0, comment=words.encode(), xmp=packet)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, comment=description.encode(), xmp=packet)
     else:
         image.save(buffer, "WEBP", quality=quality, xmp=packet)
     return buffer.getvalue()
@@ -159,11 +159,11 @@ def encode_marked(
 def save_marked(
     image: Image.Image, path: Path, origin: Origin, *, watermark: bool = True, signer: Sign | None = None
 ) -> None:
-    """Write PNG, JPEG or WebP by the suffix, atomically, as `encode_marked` encodes it, signed where a signer is given.
+    """Write the file of `encode_marked` atomically, as PNG, JPEG or WebP by the suffix, signed if there is a signer.
 
-    The watermark is for files that are handed out. Sheets that show how a training goes keep their pixels.
+    The watermark is for faces that are given to others. Sample grids of a training run keep their pixels.
     """
-    kind = KINDS[path.suffix.lower()]
+    kind = SUFFIXES[path.suffix.lower()]
     data = encode_marked(image, kind, origin, watermark=watermark)
     if signer is not None:
         data = signer(data, kind, origin)
@@ -172,10 +172,11 @@ def save_marked(
 
 
 def mark_gif(data: bytes, origin: Origin) -> bytes:
-    """A GIF file with the XMP packet, as XMP's specification part 3 puts it there.
+    """A GIF file with the XMP packet added as part 3 of the XMP specification defines.
 
-    The packet stands in an application extension, not cut into blocks. To readers that know nothing of it, its bytes
-    are lengths of blocks to skip; the 258 bytes behind it lead each of them to the end, wherever they have got to.
+    The packet is in an application extension, not divided into blocks. A reader that does not know this extension takes
+    its bytes for lengths of blocks to skip; from wherever it arrives, the 258 bytes behind the packet lead it to the
+    end of the extension.
     """
     assert data.endswith(b"\x3b")
     slide = b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
@@ -186,8 +187,8 @@ def mark_gif(data: bytes, origin: Origin) -> bytes:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a picture's metadata say. `source` is the IPTC DigitalSourceType; None where they say nothing."""
+class SyntheticMetadata:
+    """The metadata of an image. `source` is the IPTC DigitalSourceType; None stands for a property that is absent."""
 
     source: str | None = None
     tool: str | None = None
@@ -197,7 +198,7 @@ class Said:
 
     @property
     def synthetic(self) -> bool:
-        """Whether a trained model made the picture, or a part of it, by its own word."""
+        """Whether the metadata say that a trained model generated the image or a part of it."""
         return (self.source or "").removeprefix(SOURCES) in (
             "trainedAlgorithmicMedia",
             "compositeSynthetic",
@@ -205,30 +206,33 @@ class Said:
         )
 
 
-def read_marks(image: Image.Image) -> Said:
-    """What an opened picture says in its XMP packet; `Said()` where there is none, or none that can be read."""
+def read_metadata(image: Image.Image) -> SyntheticMetadata:
+    """The metadata in the XMP packet of an opened image; `SyntheticMetadata()` if there is no readable packet."""
     packet: Any = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     return read_packet(packet.encode() if isinstance(packet, str) else packet)
 
 
-def read_packet(packet: bytes) -> Said:
-    """Read an XMP packet: properties as elements or as attributes, as RDF allows."""
-    # No XMP has a document type, and an entity in one could unfold to gigabytes.
+def read_packet(packet: bytes) -> SyntheticMetadata:
+    """Read an XMP packet. RDF allows a property to be an element or an attribute."""
+    # XMP has no document type, and an entity in one could expand to gigabytes.
     if not packet.strip() or b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
-        return Said()
+        return SyntheticMetadata()
     try:
         root = ElementTree.fromstring(packet.strip(b"\x00 \r\n\t"))
     except ElementTree.ParseError:
-        return Said()
-    found: dict[str, str] = {}
+        return SyntheticMetadata()
+    values: dict[str, str] = {}
     for description in root.iter(f"{{{RDF}}}Description"):
-        found |= description.attrib
-        found |= {child.tag: "".join(child.itertext()).strip() for child in description}
-    seed = found.get(f"{{{OWN}}}Seed", "")
-    return Said(
-        source=found.get(f"{{{IPTC}}}DigitalSourceType"),
-        tool=found.get(f"{{{XMP}}}CreatorTool"),
-        model=found.get(f"{{{OWN}}}Model") or None,
+        values |= description.attrib
+        values |= {child.tag: "".join(child.itertext()).strip() for child in description}
+    seed = values.get(f"{{{OWN}}}Seed", "")
+    return SyntheticMetadata(
+        source=values.get(f"{{{IPTC}}}DigitalSourceType"),
+        tool=values.get(f"{{{XMP}}}CreatorTool"),
+        model=values.get(f"{{{OWN}}}Model") or None,
         seed=int(seed) if seed.lstrip("-").isdecimal() and len(seed) < 30 else None,
-        description=found.get(f"{{{DC}}}description"),
+        description=values.get(f"{{{DC}}}description"),
     )
+
+
+read_marks = read_metadata

@@ -1,93 +1,219 @@
-"""What faces are made of, as tensors: embeddings from a file, of photos, or of people who do not exist.
+"""The embeddings that faces are generated from: of a file, of photos, or of random identities.
 
-A source is read once, in order, a chunk at a time, so memory does not grow with its length. What needs no photo comes
-from vectors.py, which does without torch.
+A source is read once, in order, a chunk at a time, so memory does not grow with its length.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from vultus._device import resolve_device
+from vultus._progress import message
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
 from vultus.models.facenet import FaceNet, load_facenet
-from vultus.sampling import vectors
-from vultus.sampling.vectors import Conditions, Skipped, Trained
+from vultus.models.snapshot import Snapshot
+from vultus.sampling.embedding_files import open_embeddings
+from vultus.sampling.latents import sample_identities
+
+CHUNK = 256  # random identities that are computed at a time
+BATCH = 32  # images to a call of FaceNet, in `embed`
+
+Skipped = tuple[str, str]  # photo, reason
 
 
-def from_embeddings(source: str | Path, snapshot: Trained) -> Conditions:
-    """The rows of a file or prepared data set (see embeddings.py), all checked before the first is used."""
-    return _tensors(vectors.from_embeddings(source, snapshot))
+@dataclass(frozen=True)
+class ConditionSource:
+    """Named embeddings, read once.
+
+    Attributes:
+        count: number of embeddings; an upper bound for photos, because unusable ones are left out.
+        chunks: (names [n], unit-norm embeddings float32 [n, c_dim]) in order; a name is the start of the names of the
+            files that are generated from its embedding.
+        skipped: the photos left out so far; filled while `chunks` is read.
+    """
+
+    count: int
+    chunks: Iterable[tuple[list[str], Tensor]]
+    skipped: list[Skipped] = field(default_factory=list)
 
 
-def random_people(snapshot: Trained, count: int, *, seed: int = 0, start: int = 0) -> Conditions:
-    """`count` people who do not exist, number `start` and after. Raises UserError if the snapshot cannot tell any."""
-    return _tensors(vectors.random_people(snapshot, count, seed=seed, start=start))
+def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
+    """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
+    embeddings = open_embeddings(source, _c_dim(snapshot))
+    embeddings.check()
+    return ConditionSource(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
 
 
-def _tensors(conditions: Conditions) -> Conditions:
-    chunks = ((names, torch.from_numpy(rows)) for names, rows in conditions.chunks)
-    return Conditions(conditions.count, chunks, conditions.skipped)
+def random_people(snapshot: Snapshot, count: int, *, seed: int = 0, start: int = 0) -> ConditionSource:
+    """`count` random identities from number `start` on, drawn from the population prior of the snapshot.
+
+    Raises UserError if `count` is below 1 or the snapshot has no population prior.
+    """
+    if count < 1:
+        raise UserError(f"cannot generate {count} random identities; give at least 1")
+    check_population(snapshot)
+    chunks = (
+        sample_identities(snapshot.population, min(CHUNK, count - done), seed=seed, start=start + done)
+        for done in range(0, count, CHUNK)
+    )
+    return ConditionSource(count, _numbered(chunks, count))
 
 
 def from_photos(
     paths: Sequence[str | Path],
-    snapshot: Trained,
+    snapshot: Snapshot,
     *,
     align: bool | None = None,
     encoder: FaceNet | None = None,
     device: torch.device | str = "cpu",
-) -> Conditions:
-    """Embeddings of photos: files, or all photos below folders.
+) -> ConditionSource:
+    """Embeddings of photos: files, or all photos in folders and their sub-folders.
 
-    `align` None finds and aligns the face where the extra `align` is installed, and else takes the centre square as it
-    is. A photo that is damaged or shows no face is said on stderr, listed in `skipped` and left out.
-    Raises UserError if a path does not exist, a folder has no photos, or (at the end) no photo could be used.
+    Args:
+        paths: files and folders.
+        snapshot: the generator that the embeddings are for.
+        align: find the face and align it. None: if the extra `align` is installed. Without alignment the centre square
+            of the photo is taken as it is.
+        encoder: FaceNet, if it is loaded already.
+        device: where FaceNet runs.
+
+    A photo that is damaged or shows no face is reported on stderr, listed in `skipped` and left out. Raises UserError
+    if a path does not exist, a folder has no photos, the snapshot was trained on embeddings of another encoder, or (at
+    the end) no photo could be used.
     """
     photos, count = _photos(paths)
     align = _decide_align(align)
-    encoder = _encoder(snapshot, encoder, device)
+    check_encoder(snapshot)
+    encoder = encoder or _load_encoder(device)
     skipped: list[Skipped] = []
-    return Conditions(count, _embedded(photos, encoder, align, skipped), skipped)
+    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped)
 
 
 def one_embedding(
     text: str,
-    snapshot: Trained,
+    snapshot: Snapshot,
     *,
     seed: int = 0,
     align: bool | None = None,
     encoder: FaceNet | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """One embedding [c_dim] by name: a photo, or as vectors.one_embedding has it."""
+    """One embedding [c_dim] by name: a photo, `random` or `random:N` (identity number N), or `FILE#ROW` (default 0)."""
     if Path(text).suffix.lower() in SUFFIXES:
-        conditions = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
-        embedding: Tensor = next(iter(conditions.chunks))[1][0]
-        return embedding
-    return torch.from_numpy(vectors.one_embedding(text, snapshot, seed=seed))
+        source = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
+        return next(iter(source.chunks))[1][0]
+    if match := re.fullmatch(r"random(?::(\d+))?", text):
+        check_population(snapshot)
+        return sample_identities(snapshot.population, 1, seed=seed, start=int(match[1] or 0))[0]
+    path, row = text, 0
+    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
+        path, row = match[1], int(match[2])
+    return open_embeddings(path, _c_dim(snapshot)).row(row)
+
+
+def embed(
+    photos: str | Path | Sequence[str | Path] | Tensor, *, align: bool | None = None, device: str = "auto"
+) -> Tensor:
+    """FaceNet embeddings (VGGFace2, 512 dimensions) of photos: float32 [N, 512], unit norm, on the CPU.
+
+    Args:
+        photos: image files (JPEG, PNG, WebP), one or several; or images uint8 [N, 3, R, R] that are framed like the
+            training photos, for instance generated faces, which are not aligned.
+        align: find the largest face of a photo and align it. None: if the extra `align` is installed. Without
+            alignment the centre square of the photo is taken as it is.
+        device: auto, cuda, mps or cpu.
+
+    Raises UserError that names the file if a photo does not exist, is damaged, or shows no face; and if the FaceNet
+    weights are neither on this machine nor can be downloaded.
+
+    >>> c = vultus.embed(["me.jpg", "you.jpg"])
+    >>> float(c[0] @ c[1])  # cosine: 0.7 on average for two photos of one identity, 0.0 for two identities
+    """
+    if isinstance(photos, Tensor):
+        if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != 3:
+            raise UserError(
+                f"embed: images have dtype {photos.dtype} and shape {list(photos.shape)}; uint8 [N, 3, R, R] is needed"
+            )
+        encoder = _load_encoder(resolve_device(device))
+        where = next(encoder.parameters()).device
+        with torch.inference_mode():
+            parts = [encoder.embed(to_x(part).to(where)).cpu() for part in photos.split(BATCH)] if len(photos) else []
+        return torch.cat([torch.zeros(0, encoder.dim), *parts])
+    paths = [Path(path) for path in ([photos] if isinstance(photos, str | os.PathLike) else photos)]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such photo")
+    align = _decide_align(align)
+    encoder = _load_encoder(resolve_device(device))
+    rows = [torch.zeros(0, encoder.dim)]
+    for path in paths:
+        try:
+            rows.append(embed_photo(path.read_bytes(), encoder, align=align).c[None])
+        except (BadImage, OSError) as error:
+            raise UserError(f"{path}: {_reason(error)}; leave it out or give another photo") from None
+    return torch.cat(rows)
+
+
+def check_population(snapshot: Snapshot) -> None:
+    """Raise UserError unless random identities can be drawn from the snapshot."""
+    if not {"mean", "factor"} <= snapshot.population.keys():
+        raise UserError(
+            f"{snapshot.path}: holds no population prior to draw random identities from; give embeddings or photos"
+        )
+
+
+def check_encoder(snapshot: Snapshot) -> None:
+    """Raise UserError unless photos can be embedded by the encoder that the snapshot was trained with."""
+    needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
+    if needed != FaceNet.id:
+        raise UserError(
+            f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
+            f"give a file of {needed} embeddings"
+        )
+
+
+def _c_dim(snapshot: Snapshot) -> int:
+    dim: int = snapshot.metadata["generator"]["c_dim"]
+    return dim
+
+
+def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
+    """Chunks with the names of their rows: the index, with leading zeros."""
+    start = 0
+    for chunk in chunks:
+        yield [index_name(index, count) for index in range(start, start + len(chunk))], chunk
+        start += len(chunk)
+
+
+def index_name(index: int, count: int) -> str:
+    """The name of embedding number `index` of `count`, of equal length for all of them: 000003."""
+    return f"{index:0{max(6, len(str(count - 1)))}d}"
+
+
+# --- photos -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Photo:
-    shown: str  # in messages
-    name: str  # begins the names of its pictures, before doubles are told apart
+    label: str  # in messages
+    name: str  # start of the names of its files, before duplicates are renamed
     item: Item
 
 
 def _photos(paths: Sequence[str | Path]) -> tuple[Iterator[_Photo], int]:
-    """(photos, how many); the paths are looked at now, folders are listed as they are read."""
+    """(photos, number of photos); the paths are checked now, folders are listed while they are read."""
     counts = [_count(Path(path)) for path in paths]
     if not sum(counts):
         raise UserError("no photos given; name files or folders")
@@ -121,58 +247,51 @@ def _decide_align(align: bool | None) -> bool:
         align = faces.available()
         if not align:
             print(
-                "note: photos are not aligned, the centre square is taken as it is; pip install 'vultus[align]' to "
-                "find and align faces",
+                "note: photos are not aligned, their centre square is used; to find and align faces: "
+                "pip install 'vultus[align]'",
                 file=sys.stderr,
             )
     return align
 
 
-def check_encoder(snapshot: Trained) -> None:
-    """Raise UserError unless photos can be embedded as the training photos of the snapshot were."""
-    needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
-    if needed != FaceNet.id:
-        raise UserError(
-            f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
-            f"give a file of {needed} embeddings"
-        )
-
-
-def _encoder(snapshot: Trained, encoder: FaceNet | None, device: torch.device | str) -> FaceNet:
-    check_encoder(snapshot)
-    # The embedding decides the face, and a photo costs more to decode and align: float32, whatever is faster.
-    return encoder or load_facenet(device=device, dtype=torch.float32)
+def _load_encoder(device: torch.device | str) -> FaceNet:
+    # float32 even where bfloat16 is faster: the embedding determines the face, and decoding costs more anyway.
+    return load_facenet(device=device, dtype=torch.float32)
 
 
 def _embedded(
     photos: Iterable[_Photo], encoder: FaceNet, align: bool, skipped: list[Skipped]
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """One photo at a time, so that no photo's embedding depends on the photos beside it."""
-    taken: dict[str, int] = {}
+    """One photo at a time, so that no embedding depends on the other photos of a batch."""
+    used: dict[str, int] = {}
     for photo in photos:
         try:
-            seen = embed_photo(photo.item.read(), encoder, align=align)
+            embedded = embed_photo(photo.item.read(), encoder, align=align)
         except (BadImage, OSError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            skipped.append((photo.shown, reason))
-            tqdm.write(f"skipped {photo.shown}: {reason}", file=sys.stderr)
+            reason = _reason(error)
+            skipped.append((photo.label, reason))
+            message(f"skipped {photo.label}: {reason}")
             continue
-        yield [_unlike(photo.name, taken)], seen.c[None]
-    if not taken:
-        shown, reason = skipped[0]
+        yield [_unique_name(photo.name, used)], embedded.c[None]
+    if not used:
+        label, reason = skipped[0]
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-        raise UserError(f"{shown}: {reason}{more}; no photo could be used, give another one")
+        raise UserError(f"{label}: {reason}{more}; no photo could be used, give another one")
+
+
+def _reason(error: BadImage | OSError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @dataclass(frozen=True)
 class EmbeddedPhoto:
-    """What an encoder made of a photo.
+    """The embedding of a photo, and the parts of the photo that it was computed from.
 
     Attributes:
-        c: the embedding, [dim] float32 on the CPU.
-        frame: the face framed as the training photos are, or the photo as it was where nobody looked for faces.
-        crop: the part of it that the encoder reads.
-        faces: how many were found; None where nobody looked.
+        c: the embedding, float32 [c_dim] on the CPU, unit norm.
+        frame: the aligned face, framed like the training photos; without alignment the whole photo.
+        crop: the central part of the frame that the encoder reads.
+        faces: number of faces found; None without alignment.
     """
 
     c: Tensor
@@ -194,12 +313,12 @@ def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int =
     return EmbeddedPhoto(c, frame, crop, count)
 
 
-def _unlike(name: str, taken: dict[str, int]) -> str:
-    """`name` fit for a file name, and unlike all in `taken` (also where upper and lower case are the same)."""
-    text = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "photo"
-    unlike = text
-    while unlike.casefold() in taken:
-        taken[text.casefold()] += 1
-        unlike = f"{text}-{taken[text.casefold()]}"
-    taken[unlike.casefold()] = 1
-    return unlike
+def _unique_name(name: str, used: dict[str, int]) -> str:
+    """`name` as part of a file name, different from all in `used`, also where file names ignore case."""
+    base = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "photo"
+    unique = base
+    while unique.casefold() in used:
+        used[base.casefold()] += 1
+        unique = f"{base}-{used[base.casefold()]}"
+    used[unique.casefold()] = 1
+    return unique

@@ -1,4 +1,4 @@
-"""Read face embeddings from a file or a prepared data set, in chunks, checked before anything is made from them.
+"""Read face embeddings from a file or a prepared data set, in chunks.
 
 A source is `PATH` or `PATH:NAME`:
 
@@ -10,7 +10,7 @@ A source is `PATH` or `PATH:NAME`:
 | `.parquet` | a column of lists | the column; without it `embedding` |
 | folder | the embeddings of a prepared data set | the split; without it all rows |
 
-Arrays are [N, dim], or [dim] for one embedding. Memory does not grow with N. Torch is needed for tensors only.
+Arrays are [N, dim], or [dim] for one embedding. Memory does not grow with N.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors
+import torch
+from torch import Tensor
 
 from vultus._files import read_json
 from vultus.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 CHUNK = 1024  # rows that are read at a time
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 _PREFERRED = ("embeddings", "embedding")
-_DAMAGED = "cut short or damaged; write it again"
+_DAMAGED = "truncated or damaged; write it again"
 
 
 @dataclass(frozen=True)
@@ -58,40 +57,28 @@ class Embeddings:
     dim: int
     _rows: Callable[[], Iterator[np.ndarray]]
 
-    def arrays(self) -> Iterator[np.ndarray]:
-        """Yield float32 arrays [n <= CHUNK, dim] of unit-norm rows, in the order of the file.
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield float32 tensors [n <= CHUNK, dim] of unit-norm rows, in the order of the file.
 
         Raises UserError that names source and row if a row is not finite or all zero, or the file ends too soon.
         """
         for _, rows in self._checked():
-            yield rows
-
-    def chunks(self) -> Iterator[Tensor]:
-        """As `arrays`, as tensors."""
-        import torch
-
-        return map(torch.from_numpy, self.arrays())
+            yield torch.from_numpy(rows)
 
     def check(self) -> None:
-        """Read the whole source once, so that a bad row is found before the work starts.
+        """Read the whole source once, so that a bad row is reported before the work starts.
 
-        Says on stderr, once, if the rows were not of unit norm. Raises UserError as `chunks` does.
+        Prints a note on stderr, once, if the rows are not of unit norm. Raises UserError as `chunks` does.
         """
         worst = max((float(np.abs(norms - 1).max()) for norms, _ in self._checked()), default=0.0)
         if worst > 1e-3:
-            print(f"note: {self.source}: norms are up to {worst:.3g} away from 1; normalised", file=sys.stderr)
+            print(f"note: {self.source}: norms differ from 1 by up to {worst:.3g}; normalised", file=sys.stderr)
 
     def row(self, index: int) -> Tensor:
-        """As `vector`, as a tensor."""
-        import torch
-
-        return torch.from_numpy(self.vector(index))
-
-    def vector(self, index: int) -> np.ndarray:
         """One embedding [dim], float32. Raises UserError if there is no such row."""
         if not 0 <= index < self.count:
             raise UserError(f"{self.source}: has no row {index}; its rows are 0 to {self.count - 1}")
-        for chunk in self.arrays():
+        for chunk in self.chunks():
             if index < len(chunk):
                 return chunk[index]
             index -= len(chunk)
@@ -101,22 +88,30 @@ class Embeddings:
         """(norms [n] as stored, unit-norm rows float32 [n, dim])."""
         start = 0
         for rows in self._rows():
-            wide = rows.astype(np.float64)
-            bad = np.flatnonzero(~np.isfinite(wide).all(1))
-            if len(bad):
-                kind = "NaN" if np.isnan(wide[bad[0]]).any() else "infinity"
-                raise UserError(f"{self.source}: row {start + bad[0]} holds {kind}; leave it out or compute it again")
-            # Divided by the largest entry first: the square of a tiny or huge one leaves the range of numbers.
-            largest = np.abs(wide).max(1)
-            empty = np.flatnonzero(largest == 0)
-            if len(empty):
-                raise UserError(f"{self.source}: row {start + empty[0]} is all zeros, which is no face; leave it out")
-            wide /= largest[:, None]
-            norms = np.linalg.norm(wide, axis=1)
-            yield norms * largest, (wide / norms[:, None]).astype(np.float32)
+            yield normalise_rows(rows, self.source, start)
             start += len(rows)
         if start != self.count:
             raise UserError(f"{self.source}: ends at row {start} of {self.count}: {_DAMAGED}")
+
+
+def normalise_rows(rows: np.ndarray, source: str, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [n, dim] -> (norms float64 [n], unit-norm rows float32 [n, dim]), computed in float64.
+
+    Raises UserError that names `source` and the row, counted from `start`, if one is not finite or all zero.
+    """
+    wide = rows.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(wide).all(1))
+    if len(bad):
+        kind = "NaN" if np.isnan(wide[bad[0]]).any() else "infinity"
+        raise UserError(f"{source}: row {start + bad[0]} holds {kind}; leave it out or compute it again")
+    # Divide by the largest entry first: the square of a very small or large one is out of the range of float64.
+    largest = np.abs(wide).max(1)
+    empty = np.flatnonzero(largest == 0)
+    if len(empty):
+        raise UserError(f"{source}: row {start + empty[0]} is all zeros, which is no embedding; leave it out")
+    wide /= largest[:, None]
+    norms = np.linalg.norm(wide, axis=1)
+    return norms * largest, (wide / norms[:, None]).astype(np.float32)
 
 
 def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
@@ -137,11 +132,11 @@ def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what libraries raise on a damaged file into one line."""
+    """Turn the exceptions that libraries raise on a damaged file into a UserError."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, safetensors.SafetensorError, pa.ArrowException, EOFError, OSError) as error:
-        # Arrow reports damaged pages as OSError too, but only the system's errors carry a number.
+        # Arrow reports damaged pages as OSError too, but only errors of the operating system have an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())[:120]
@@ -157,22 +152,25 @@ def _row_count(source: str, shape: tuple[int, ...], dim: int) -> int:
     if 0 in shape:
         raise UserError(f"{source}: holds no embeddings (shape {list(shape)}); give at least one")
     if len(shape) in (1, 2):
-        what = f"{shape[-1]}-dimensional embeddings"
         raise UserError(
-            f"{source}: holds {what} (shape {list(shape)}), but the generator takes {dim}; compute them with FaceNet "
+            f"{source}: holds {shape[-1]}-dimensional embeddings (shape {list(shape)}), but the "
+            f"generator takes {dim}; compute them with FaceNet "
             f"(VGGFace2, 512 dimensions) as `vultus prepare` does"
         )
     raise UserError(f"{source}: has shape {list(shape)}; an array [N, {dim}] is needed")
 
 
 def _choose(source: str, path: Path, name: str | None, names: list[str], kind: str) -> str:
-    """The named array, or the obvious one. Raises UserError that lists those there."""
+    """`name`, or the default array of the file. Raises UserError that lists `names` if it is not among them."""
     if not names:
         raise UserError(f"{path}: holds no {kind}")
     if name is None:
         name = next((preferred for preferred in _PREFERRED if preferred in names), names[0])
         if len(names) > 1:
-            print(f"{source}: reading {kind} {name!r} of {len(names)}; choose one by {path}:NAME", file=sys.stderr)
+            print(
+                f"{source}: reading {kind} {name!r} of {len(names)}; select one with {path}:NAME",
+                file=sys.stderr,
+            )
     if name not in names:
         raise UserError(f"{path}: has no {kind} {name!r}; it has {', '.join(sorted(names)[:12])}")
     return name
@@ -182,10 +180,10 @@ def _choose(source: str, path: Path, name: str | None, names: list[str], kind: s
 
 
 def _npy_header(source: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, Fortran order, dtype) of the .npy stream, which then stands at its data."""
+    """(shape, Fortran order, dtype) of the .npy stream, whose position is then the start of the data."""
     try:
         version = np.lib.format.read_magic(file)
-        # The only difference of version 3 are field names in UTF-8, and arrays with fields are refused anyway.
+        # Version 3 differs from 2 only in the encoding of field names, and arrays with fields are refused.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except ValueError as error:
@@ -204,20 +202,20 @@ def _check_dtype(source: str, dtype: np.dtype[Any]) -> None:
 def _npy_rows(
     source: str, opened: Callable[[], contextlib.AbstractContextManager[IO[bytes]]], path: Path
 ) -> Iterator[np.ndarray]:
-    """Rows of a .npy stream in C order, read as they are needed (a memory map would stay in memory once read)."""
+    """Rows of a .npy stream in C order, read when needed (the pages of a memory map would stay in memory once read)."""
     with _reading(path), opened() as file:
         shape, _, dtype = _npy_header(source, file)
         dim = shape[-1]
-        left = shape[0] if len(shape) == 2 else 1
-        while left:
-            count = min(CHUNK, left)
+        remaining = shape[0] if len(shape) == 2 else 1
+        while remaining:
+            count = min(CHUNK, remaining)
             data = _read(file, count * dim * dtype.itemsize)
             whole = len(data) // (dim * dtype.itemsize)
             if whole:
                 yield np.frombuffer(data, dtype, whole * dim).reshape(whole, dim)
             if whole < count:
                 return
-            left -= count
+            remaining -= count
 
 
 def _read(file: IO[bytes], size: int) -> bytes:
@@ -242,10 +240,10 @@ def _read_npy(source: str, path: Path, name: str | None, dim: int) -> Embeddings
     with opened() as file:
         shape, fortran, dtype = _npy_header(source, file)
         count = _row_count(source, shape, dim)
-        here = path.stat().st_size - file.tell()
+        size = path.stat().st_size - file.tell()
     row = dim * dtype.itemsize
-    if here < count * row:
-        raise UserError(f"{source}: ends at row {here // row} of {count}: {_DAMAGED}")
+    if size < count * row:
+        raise UserError(f"{source}: ends at row {size // row} of {count}: {_DAMAGED}")
     if fortran and len(shape) == 2:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return Embeddings(source, count, dim, functools.partial(_array_rows, array))
@@ -273,7 +271,7 @@ def _read_npz(source: str, path: Path, name: str | None, dim: int) -> Embeddings
         shape, fortran, _ = _npy_header(source, file)
     count = _row_count(source, shape, dim)
     if fortran and len(shape) == 2:
-        # Its rows are spread over the whole stream, so this rare layout is the one that is read at once.
+        # The rows are spread over the whole stream, so this rare layout is read as a whole.
         with np.load(path, allow_pickle=False) as arrays:
             return Embeddings(source, count, dim, functools.partial(_array_rows, arrays[name]))
     return Embeddings(source, count, dim, functools.partial(_npy_rows, source, opened, path))
@@ -290,14 +288,14 @@ def _read_safetensors(source: str, path: Path, name: str | None, dim: int) -> Em
     if kind not in ("F16", "BF16", "F32", "F64", "I8", "U8", "I16", "I32", "I64"):
         raise UserError(f"{source}: holds {kind} values, not numbers; save a float32 tensor")
     count = _row_count(source, shape, dim)
-    framework = "pt" if kind == "BF16" else "np"  # numpy knows no bfloat16
+    framework = "pt" if kind == "BF16" else "np"  # numpy has no bfloat16
     rows = functools.partial(_safetensors_rows, path, name, shape, framework)
     return Embeddings(source, count, dim, rows)
 
 
 def _safetensors_rows(path: Path, name: str, shape: tuple[int, ...], framework: str) -> Iterator[np.ndarray]:
     for start in range(0, shape[0] if len(shape) == 2 else 1, CHUNK):
-        # Opened anew for each chunk: the pages that the map has read would add up to the size of the file.
+        # Opened again for each chunk: the pages of the memory map would add up to the size of the file.
         with _reading(path), safetensors.safe_open(path, framework) as file:
             view = file.get_slice(name)
             part = view[start : min(start + CHUNK, shape[0])] if len(shape) == 2 else view[:][None]
@@ -310,7 +308,7 @@ def _read_parquet(source: str, path: Path, name: str | None, dim: int) -> Embedd
         schema, count = file.schema_arrow, file.metadata.num_rows
     if name not in schema.names:
         raise UserError(
-            f"{path}: has no column {name!r}; it has {', '.join(schema.names[:12])}: choose one by {path}:COLUMN"
+            f"{path}: has no column {name!r}; it has {', '.join(schema.names[:12])}; select one with {path}:COLUMN"
         )
     _check_column(f"{source}: column {name!r}", schema.field(name).type)
     if not count:
@@ -329,7 +327,7 @@ def _check_column(what: str, kind: pa.DataType) -> None:
 
 
 def _parquet_batches(path: Path, name: str, size: int) -> Iterator[pa.Array]:
-    """The column in pieces. With a buffer the file is read page by page, not a whole row group at once."""
+    """The column in batches. With a buffer the file is read page by page, not a whole row group at once."""
     with _reading(path), pq.ParquetFile(path, buffer_size=1 << 20) as file:
         for batch in file.iter_batches(batch_size=size, columns=[name]):
             if len(batch):
@@ -348,8 +346,8 @@ def _parquet_rows(source: str, path: Path, name: str, dim: int) -> Iterator[np.n
         lengths = _lengths(column)
         if len(wrong := np.flatnonzero(lengths != dim)):
             row = int(wrong[0])
-            found = "no embedding" if lengths[row] < 0 else f"{lengths[row]} values"
-            raise UserError(f"{source}: row {start + row} holds {found}, not {dim}; leave it out or compute it again")
+            content = "no embedding" if lengths[row] < 0 else f"{lengths[row]} values"
+            raise UserError(f"{source}: row {start + row} holds {content}, not {dim}; leave it out or compute it again")
         values = column.flatten()
         if values.null_count:
             row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // dim
@@ -360,7 +358,7 @@ def _parquet_rows(source: str, path: Path, name: str, dim: int) -> Iterator[np.n
 
 def _read_folder(source: str, path: Path, name: str | None, dim: int) -> Embeddings:
     if not (path / "manifest.json").is_file():
-        raise UserError(f"{path}: not a prepared data set (no manifest.json); prepare it, or give a file of embeddings")
+        raise UserError(f"{path}: not a prepared data set (no manifest.json); prepare it, or give an embedding file")
     manifest = read_json(path / "manifest.json")
     splits = manifest["counts"]["splits"]
     if name is not None and name not in splits:

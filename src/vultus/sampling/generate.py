@@ -1,10 +1,10 @@
-"""Embeddings to pictures, one by one, on a sheet, or along the way from one face to another.
+"""From embeddings to image files: single faces, grids, and interpolations between two embeddings.
 
 A face is a function of (snapshot, embedding, seed, index, variant), whatever the batch size. For that the noise is
-drawn by position (people.py), and the generator always runs on STEP faces at once, the last call filled up: libraries
+drawn by position (latents.py), and the generator always runs on STEP faces at once, the last call padded: libraries
 choose other convolution and matrix kernels for other batch sizes, float32 sums then differ in the last bits, and one
 pixel value in 30,000 to 100,000 rounds to the next integer (1, 2, 7, 8 against 16, measured on a CPU). Within one size
-neither the place in the batch nor the neighbours made a difference.
+neither the position in the batch nor the other rows made a difference.
 """
 
 from __future__ import annotations
@@ -12,44 +12,37 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from tqdm import tqdm
+import torch
+from PIL import Image
+from torch import Tensor
 
 from vultus._files import atomic_path, make_folder
+from vultus._progress import progress
 from vultus.errors import UserError
-from vultus.images.io import SUFFIXES, to_images, to_pil, to_pixels
+from vultus.images.io import SUFFIXES, to_images, to_pil
 from vultus.images.io import grid as lay_out
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import Origin, Sign, mark_gif, model_id, save_marked
-from vultus.models.onnx_runtime import OnnxModel
-from vultus.sampling.latents import Floats, check_strength, noise, slerp
-from vultus.sampling.vectors import Conditions, Skipped
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from vultus.models.generators import GeneratorNetwork
-    from vultus.models.snapshot import Snapshot
-
-Pixels = npt.NDArray[np.uint8]
+from vultus.models.generators import GeneratorNetwork
+from vultus.models.snapshot import Snapshot
+from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
+from vultus.sampling.latents import check_noise_strength, noise, slerp
 
 STEP = 16  # faces to a call of the generator, always
-MAX_GRID = 1024  # faces on one sheet: 17 megapixels at 128x128
-MAX_STEPS = 240  # frames from one face to another
-PER_FOLDER = 1000  # faces; more are spread over numbered sub-folders
+MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
+MAX_STEPS = 240  # frames of an interpolation
+PER_FOLDER = 1000  # faces in one folder; more are split into numbered sub-folders
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `generate` did: faces made, from how many embeddings, the photos left out, and where the pictures are."""
+    """Result of `generate`: number of faces, number of embeddings, the photos left out, and where the files are."""
 
     faces: int
     embeddings: int
@@ -57,44 +50,24 @@ class Summary:
     out: Path
 
 
-# --- the work ---------------------------------------------------------------------------------------------------------
-
-
 def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces.
 
-    The generator computes in `dtype`, float32 if None.
+    The generator computes in `dtype`, float32 if None, on the device of its parameters.
     """
-    import torch
-
     device, kind = next(generator.parameters()).device, dtype or torch.float32
-
-    @torch.inference_mode()
-    def step(z: Floats, c: Floats) -> Pixels:
-        x = generator(torch.from_numpy(z).to(device, kind), torch.from_numpy(c).to(device, kind))
-        return to_images(x).cpu().numpy()
-
-    return torch.from_numpy(_in_steps(step, z.detach().cpu().numpy(), c.detach().cpu().numpy()))
-
-
-def _render(model: Snapshot | OnnxModel, z: Floats, c: Floats, dtype: torch.dtype | None) -> Pixels:
-    """As `render`, of either kind of model."""
-    if isinstance(model, OnnxModel):
-        network = model.network
-        return _in_steps(lambda z, c: to_pixels(network(z, c)), z, c)
-    import torch
-
-    return render(model.network, torch.from_numpy(z), torch.from_numpy(c), dtype).numpy()
+    z, c = z.detach().cpu().float(), c.detach().cpu().float()
+    parts = [torch.zeros(0, 3, generator.resolution, generator.resolution, dtype=torch.uint8)]
+    with torch.inference_mode():
+        for start in range(0, len(z), STEP):
+            rows = [_padded(values[start : start + STEP]).to(device, kind) for values in (z, c)]
+            parts.append(to_images(generator(*rows)).cpu()[: len(z) - start])
+    return torch.cat(parts)
 
 
-def _in_steps(step: Callable[[Floats, Floats], Pixels], z: Floats, c: Floats) -> Pixels:
-    parts = []
-    for start in range(0, len(z), STEP):
-        count = len(z[start : start + STEP])
-        full = [np.zeros((STEP, rows.shape[1]), np.float32) for rows in (z, c)]
-        full[0][:count], full[1][:count] = z[start : start + STEP], c[start : start + STEP]
-        parts.append(step(*full)[:count])
-    return np.concatenate(parts)
+def _padded(rows: Tensor) -> Tensor:
+    """Rows [n, D] -> [STEP, D], zeros behind."""
+    return torch.cat([rows, rows.new_zeros(STEP - len(rows), rows.shape[1])])
 
 
 @dataclass(frozen=True)
@@ -103,12 +76,11 @@ class _Face:
     index: int  # of the embedding
     variant: int  # of the noise
     name: str
-    c: Floats
 
 
 def generate(
-    snapshot: Snapshot | OnnxModel,
-    conditions: Conditions,
+    snapshot: Snapshot,
+    source: ConditionSource,
     out: str | Path,
     *,
     num: int = 1,
@@ -120,88 +92,153 @@ def generate(
     mark: bool = True,
     signer: Sign | None = None,
 ) -> Summary:
-    """Write `num` faces of each embedding as PNG files, or all on one sheet.
+    """Write `num` faces of each embedding as PNG files, or all in one grid.
 
     Args:
-        snapshot: the generator; the device is where it was loaded to. An exported model runs on the processor.
-        conditions: what to make faces of; memory does not grow with their number.
-        out: folder of NAME_VARIANT.png (in sub-folders of PER_FOLDER from PER_FOLDER faces on); with `grid` a file
-            .png, .jpg or .webp, or a folder for grid.png.
+        snapshot: the generator; it runs on the device that it was loaded to, an exported model on the CPU.
+        source: the embeddings; memory does not grow with their number.
+        out: folder of NAME_VARIANT.png (in sub-folders from more than PER_FOLDER faces on); with `grid` a file .png,
+            .jpg or .webp, or a folder for grid.png.
         num: faces of each embedding, with different noise.
         seed: of the noise. The same seed gives the same faces.
         batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
-        grid: one sheet of at most MAX_GRID faces: a row for each embedding, or a square sheet if `num` is 1.
-        dtype: what the generator computes in, float32 if None; an exported model does what it was exported for. Other
-            dtypes and devices round differently.
-        noise_strength: the noise is multiplied by it; below 1 faces are more alike and nearer to the average.
-        mark: put the invisible watermark into every face. False leaves the pixels as the generator made them, which
-            metrics need; the metadata say what the picture is either way (see marks.py).
-        signer: adds a C2PA manifest (credentials.Signer).
+        grid: one image of at most MAX_GRID faces: a row for each embedding, or a square grid if `num` is 1.
+        dtype: what the generator computes in, float32 if None. Other dtypes and devices round differently.
+        noise_strength: factor of the noise; below 1 the faces of an embedding are more alike and closer to the average.
+        mark: add the invisible watermark to every face. False leaves the pixels as generated, which metrics need; the
+            metadata name the image as synthetic either way (see images/xmp.py).
+        signer: adds a C2PA manifest (images.c2pa.Signer).
 
-    Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or the
-    numbers cannot be.
+    Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or a
+    number is not valid.
     """
     out = Path(out)
     if num < 1:
-        raise UserError(f"cannot make {num} faces of each embedding; ask for at least one")
-    check_strength(noise_strength)
-    total = conditions.count * num
-    if grid and total > MAX_GRID:
-        raise UserError(f"{total} faces do not fit on one sheet of {MAX_GRID}; leave the grid out or ask for fewer")
+        raise UserError(f"cannot generate {num} faces of each embedding; give at least 1")
+    check_noise_strength(noise_strength)
+    total = source.count * num
+    grid_path = _grid_path(out, total) if grid else None
     if not grid and out.suffix.lower() in SUFFIXES:
-        raise UserError(f"{out}: a folder is needed for single pictures; name a folder or ask for a grid")
-    sheet_path = (out if out.suffix.lower() in SUFFIXES else out / "grid.png") if grid else None
-    make_folder(sheet_path.parent if sheet_path else out)
+        raise UserError(f"{out}: a folder is needed for single images; name a folder or add --grid")
+    make_folder(grid_path.parent if grid_path else out)
     model = _model(snapshot)
-    held: list[Pixels] = []
+    z_dim = snapshot.network.z_dim
+    kept: list[Tensor] = []
     number = embeddings = 0
-    stream = _all_faces(conditions, num)
-    with tqdm(total=total, unit="face", file=sys.stderr, desc="generate") as bar:
+    stream = _all_faces(source, num)
+    with progress(total, title="generate", unit="face") as bar:
         while group := list(itertools.islice(stream, -(-max(1, batch) // STEP) * STEP)):
-            z_dim = snapshot.network.z_dim
-            z = np.concatenate([noise(seed, face.index, 1, z_dim, variant=face.variant) for face in group])
-            images = _render(snapshot, _weakened(z, noise_strength), np.stack([face.c for face in group]), dtype)
-            images = mark_pixels(images) if mark else images
-            if sheet_path:
-                held.append(images)
+            z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.variant) for face, _ in group])
+            images = render(snapshot.network, z * noise_strength, torch.stack([c for _, c in group]), dtype)
+            images = _marked(images) if mark else images
+            if grid_path:
+                kept.append(images)
             else:
-                for face, image in zip(group, images, strict=True):
-                    origin = Origin(model, seed, f"embedding {face.index}, noise {face.variant}")
-                    path = _face_path(out, face, total)
-                    save_marked(to_pil(image), path, origin, watermark=False, signer=signer)
+                _save_faces([face for face, _ in group], images, out, total, Origin(model, seed), signer)
             number += len(group)
-            embeddings = group[-1].index + 1
+            embeddings = group[-1][0].index + 1
             bar.update(len(group))
-    if sheet_path:
-        columns = num if num > 1 else math.ceil(math.sqrt(number))
-        sheet = lay_out(np.concatenate(held), columns)
-        save_marked(sheet, sheet_path, Origin(model, seed), watermark=False, signer=signer)
-    return Summary(number, embeddings, conditions.skipped, sheet_path or out)
+    if grid_path:
+        save_marked(_grid(torch.cat(kept), num), grid_path, Origin(model, seed), watermark=False, signer=signer)
+    return Summary(number, embeddings, source.skipped, grid_path or out)
 
 
-def _weakened(z: Floats, strength: float) -> Floats:
-    return z * np.float32(strength)
+def save_images(
+    images: Tensor,
+    out: str | Path,
+    *,
+    generator: Snapshot | None = None,
+    seed: int | None = None,
+    watermark: bool = True,
+) -> list[Path]:
+    """Write generated faces as `vultus generate` does: marked as synthetic, with its file names.
+
+    Args:
+        images: uint8 [N, 3, R, R], or [N, num, 3, R, R] as Generator.sample gives them.
+        out: a folder of INDEX_VARIANT.png, for instance 000000_0.png (in sub-folders from more than 1,000 faces on);
+            or a file .png, .jpg or .webp for all faces in one grid: a row for each embedding, a square grid if there
+            is one face of each.
+        generator: the generator of the faces. Its id is written to the metadata.
+        seed: the seed of the faces, for the metadata.
+        watermark: add the invisible watermark to the pixels. False keeps the pixels as they are, which metrics need;
+            the metadata name the image as synthetic either way.
+
+    Returns the paths of the files. Existing files of the same names are replaced, each atomically. Raises UserError for
+    images of another dtype or shape, and for more than 1,024 faces in one grid.
+
+    >>> generator = vultus.load()
+    >>> faces = generator.sample(generator.sample_identities(4), num=2, seed=7)
+    >>> vultus.save_images(faces, "faces/", generator=generator, seed=7)
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"save_images: images are {kind}; uint8 tensors of 0 to 255 are needed, as sample() gives them")
+    if images.ndim == 4:
+        images = images[:, None]
+    if images.ndim != 5 or images.shape[2] != 3 or 0 in images.shape:
+        raise UserError(
+            f"save_images: images have shape {list(images.shape)}; [N, 3, R, R] or [N, num, 3, R, R] is needed"
+        )
+    out, (count, num) = Path(out), images.shape[:2]
+    flat = images.flatten(0, 1).cpu()
+    origin = Origin(_model(generator) if generator is not None else "", seed)
+    if out.suffix.lower() in SUFFIXES:
+        path = _grid_path(out, len(flat))
+        make_folder(path.parent)
+        save_marked(_grid(_marked(flat) if watermark else flat, num), path, origin, watermark=False)
+        return [path]
+    make_folder(out)
+    places = itertools.product(range(count), range(num))
+    faces = [_Face(number, index, variant, index_name(index, count)) for number, (index, variant) in enumerate(places)]
+    paths = []
+    for start in range(0, len(flat), STEP):
+        part = flat[start : start + STEP]
+        part = _marked(part) if watermark else part
+        paths += _save_faces(faces[start : start + STEP], part, out, len(flat), origin)
+    return paths
 
 
-def _all_faces(conditions: Conditions, num: int) -> Iterator[_Face]:
+def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[_Face, Tensor]]:
     index = 0
-    for names, c in conditions.chunks:
-        for name, row in zip(names, np.asarray(c), strict=True):
+    for names, c in source.chunks:
+        for name, row in zip(names, c, strict=True):
             for variant in range(num):
-                yield _Face(index * num + variant, index, variant, name, row)
+                yield _Face(index * num + variant, index, variant, name), row
             index += 1
 
 
-def _face_path(out: Path, face: _Face, total: int) -> Path:
-    if total > PER_FOLDER:
-        out = make_folder(out / f"{face.number // PER_FOLDER:04d}")
-    return out / f"{face.name}_{face.variant}.png"
+def _save_faces(
+    faces: Sequence[_Face], images: Iterable[Tensor], out: Path, total: int, origin: Origin, signer: Sign | None = None
+) -> list[Path]:
+    """Write one file for each face, of `total` faces in the folder `out`; return the paths."""
+    paths = []
+    for face, image in zip(faces, images, strict=True):
+        folder = make_folder(out / f"{face.number // PER_FOLDER:04d}") if total > PER_FOLDER else out
+        paths.append(folder / f"{face.name}_{face.variant}.png")
+        about = Origin(origin.model, origin.seed, f"embedding {face.index}, noise {face.variant}")
+        save_marked(to_pil(image), paths[-1], about, watermark=False, signer=signer)
+    return paths
 
 
-def between(
-    snapshot: Snapshot | OnnxModel,
-    a: Tensor | Floats,
-    b: Tensor | Floats,
+def _grid_path(out: Path, total: int) -> Path:
+    """Where a grid of `total` faces is written. Raises UserError if they are too many."""
+    if total > MAX_GRID:
+        raise UserError(f"{total} faces do not fit in one grid of {MAX_GRID}; write single files or generate fewer")
+    return out if out.suffix.lower() in SUFFIXES else out / "grid.png"
+
+
+def _grid(images: Tensor, num: int) -> Image.Image:
+    return lay_out(images, num if num > 1 else math.ceil(math.sqrt(len(images))))
+
+
+def _marked(images: Tensor) -> Tensor:
+    return torch.from_numpy(mark_pixels(images.numpy()))
+
+
+def interpolate(
+    snapshot: Snapshot,
+    a: Tensor,
+    b: Tensor,
     out: str | Path,
     *,
     steps: int = 9,
@@ -214,30 +251,31 @@ def between(
 ) -> list[Path]:
     """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
 
-    Writes between.png (a strip of `steps` faces) and between.gif (there and back, `milliseconds` a frame) into the
-    folder `out` and returns their paths; `mark` and `signer` as in `generate`, though a GIF is not signed. Raises
-    UserError unless 2 <= steps <= MAX_STEPS, and for a noise_strength below 0.
+    Writes between.png (a row of `steps` faces) and between.gif (forward and back, `milliseconds` a frame) into the
+    folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
+    UserError unless 2 <= steps <= MAX_STEPS, and for a negative noise_strength.
     """
     if not 2 <= steps <= MAX_STEPS:
-        raise UserError(f"cannot go from one face to another in {steps} steps; choose 2 to {MAX_STEPS}")
-    check_strength(noise_strength)
+        raise UserError(f"cannot interpolate in {steps} steps; choose 2 to {MAX_STEPS}")
+    check_noise_strength(noise_strength)
     out = make_folder(out)
-    c = slerp(np.asarray(a), np.asarray(b), np.linspace(0, 1, steps, dtype=np.float32)).astype(np.float32)
-    z = _weakened(noise(seed, 0, 1, snapshot.network.z_dim), noise_strength)
-    images = _render(snapshot, z.repeat(steps, 0), c, dtype)
-    images = mark_pixels(images) if mark else images
+    # torch.linspace rounds differently.
+    c = slerp(a, b, torch.from_numpy(np.linspace(0, 1, steps, dtype=np.float32)))
+    z = noise(seed, 0, 1, snapshot.network.z_dim) * noise_strength
+    images = render(snapshot.network, z.expand(steps, -1), c, dtype)
+    images = _marked(images) if mark else images
     strip, animation = out / "between.png", out / "between.gif"
     origin = Origin(_model(snapshot), seed)
     save_marked(lay_out(images, steps), strip, origin, watermark=False, signer=signer)
-    frames = [to_pil(image).quantize(256) for image in [*images, *images[-2:0:-1]]]
+    frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
     buffer = io.BytesIO()
-    more: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    frames[0].save(buffer, "GIF", save_all=True, comment=origin.words.encode(), **more)
+    options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    frames[0].save(buffer, "GIF", save_all=True, comment=origin.description.encode(), **options)
     with atomic_path(animation) as temporary:
         temporary.write_bytes(mark_gif(buffer.getvalue(), origin))
     return [strip, animation]
 
 
-def _model(snapshot: Snapshot | OnnxModel) -> str:
-    """The snapshot's id; an exported model knows that of the snapshot that it was made of."""
+def _model(snapshot: Snapshot) -> str:
+    """The snapshot's id; an exported model has the id of the snapshot that it was exported from."""
     return str(snapshot.metadata["model"]) if "model" in snapshot.metadata else model_id(snapshot.path)

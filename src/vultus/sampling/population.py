@@ -1,8 +1,7 @@
-"""People who do not exist: a small model of where embeddings lie, random numbers by position, paths on the sphere.
+"""The population prior: a distribution fitted to face embeddings, from which random identities are drawn.
 
-Shape legend: embeddings [N, 512] float32 of unit norm; noise z [N, z_dim] float32, standard normal.
-
-What is drawn comes from draws.py, as tensors: it is the same where torch is not there.
+The prior is stored in a snapshot; latents.sample_identities draws from it. Shape legend: embeddings [N, D] float32 of
+unit norm.
 """
 
 from __future__ import annotations
@@ -14,33 +13,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vultus.errors import UserError
-from vultus.sampling import latents as draws
+from vultus.sampling.latents import noise, sample_identities, slerp
+
+__all__ = ["fit_population", "noise", "sample_identities", "slerp"]
 
 _CHUNK = 8192  # rows that fit_population turns into float64 at a time
 _KEPT = 16384  # rows that the mixture is fitted to, at most
 _PER_COMPONENT = 1750  # rows for each component of the mixture, at least
-_PRIOR = 50.0  # rows' worth of the common covariance in each component's
+_PRIOR = 50.0  # weight of the common covariance in that of each component, in rows
 
 
 def fit_population(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None = None) -> dict[str, Tensor]:
-    """Fit a distribution whose samples, once normalised, are spread as the given embeddings are.
+    """Fit a distribution whose samples, once normalised, are distributed like the given embeddings.
 
-    `embeddings` is [N, D] or an iterable of such chunks, read once; rows are normalised first. `weights` [N], positive,
-    count some rows more than others (for instance 1 / photos of that person). Sums run in float64, chunk by chunk, so
-    memory does not grow with N. Returns float32 tensors:
+    Args:
+        embeddings: [N, D], or an iterable of such chunks, which is read once. Rows are normalised first. Sums run in
+            float64, chunk by chunk, so memory does not grow with N.
+        weights: [N], positive; the weight of each row (for instance 1 / number of photos of that identity).
 
-    - "mean" [D], "factor" [D, D]: the Gaussian of all rows. A person is mean + factor @ normal, normalised. The columns
-      of factor are orthogonal, the longest first.
+    Returns float32 tensors:
+
+    - "mean" [D], "factor" [D, D]: the Gaussian of all rows. An identity is mean + factor @ normal, normalised. The
+      columns of factor are orthogonal, the longest first.
     - "weights" [K], "means" [K, r], "factors" [K, r, r], from 3,500 rows on: the first r numbers of that normal are
       drawn from this mixture of K Gaussians instead.
 
-    One Gaussian has the right pairs but no clusters: fitted to 14,035 CelebA embeddings, its people have a median
-    cosine of 0.55 to the nearest of these; with 8 components 0.60; real people who are not among them have 0.61. With
-    32 it is 0.63, nearer to the training faces than strangers are, and held-out people are less likely than with 8.
+    A single Gaussian reproduces the cosines of random pairs but no clusters. Fitted to 14,035 CelebA embeddings, its
+    samples have a median cosine of 0.55 to the nearest of these embeddings; with 8 components 0.60; other real
+    identities have 0.61. With 32 components it is 0.63, nearer to the training faces than other real identities are,
+    and held-out identities have a lower likelihood than with 8.
 
     The mean is shrunk so that its squared norm is the mean cosine of two different rows (the plain mean of few rows is
-    too long by spread / N). The covariance of fewer than D rows is shrunk towards a sphere: as much as OAS says (Chen
-    et al. 2010, arXiv:0907.4698) for two rows, which are enough, falling to nothing at D rows.
+    too long by spread / N). The covariance of fewer than D rows is shrunk towards a sphere: by the OAS coefficient
+    (Chen et al. 2010, arXiv:0907.4698) for two rows, decreasing to nothing at D rows.
 
     Raises UserError for fewer than two different embeddings.
     """
@@ -62,7 +67,7 @@ def fit_population(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None
             squares += float((w * w).sum())
             first += w @ x
             second += x.T @ (w[:, None] * x)
-            # Every stride-th row of all; when they become too many, every second one of these goes.
+            # Keep every stride-th row; when too many are kept, drop every second one.
             kept.append(x[-row % stride :: stride].float())
             kept_weights.append(w[-row % stride :: stride])
             row += len(x)
@@ -74,19 +79,19 @@ def fit_population(embeddings: Tensor | Iterable[Tensor], weights: Tensor | None
     covariance = second / max(total, 1e-300) - torch.outer(mean, mean)
     spread = float(covariance.trace()) * count / (count - 1) if row > 1 else 0.0
     if spread < 1e-6:
-        raise UserError("random people need embeddings of at least two different faces; add images")
+        raise UserError("random identities need embeddings of at least two different faces; add images")
     values, vectors = _axes(covariance * (count / (count - 1)), spread, count)
     length = float(mean @ mean)
     shrunk = mean * (max(0.0, length - spread / count) / max(length, 1e-300)) ** 0.5
-    people = {"mean": shrunk, "factor": vectors * values.sqrt()}
+    population = {"mean": shrunk, "factor": vectors * values.sqrt()}
     w = torch.cat(kept_weights)
     components = int(min(count, len(w)) / _PER_COMPONENT)
     if components > 1:
-        # The directions that hold 99 % of the spread; 48 of 512 for CelebA.
+        # The directions that hold 99 % of the variance; 48 of 512 for CelebA.
         rank = min(64, 1 + int((values.cumsum(0) < 0.99 * values.sum()).sum()))
         y = (torch.cat(kept).double() - mean) @ (vectors[:, :rank] / values[:rank].sqrt())
-        people |= _mixture(y, w, components)
-    return {key: value.float().contiguous() for key, value in people.items()}
+        population |= _mixture(y, w, components)
+    return {key: value.float().contiguous() for key, value in population.items()}
 
 
 def _axes(covariance: Tensor, spread: float, count: float) -> tuple[Tensor, Tensor]:
@@ -94,7 +99,7 @@ def _axes(covariance: Tensor, spread: float, count: float) -> tuple[Tensor, Tens
     dim = len(covariance)
     square = float((covariance * covariance).sum())
     rho = ((1 - 2 / dim) * square + spread**2) / max((count + 1 - 2 / dim) * (square - spread**2 / dim), 1e-300)
-    # Face embeddings fill some 50 of their 512 directions; where rows enough show that, nothing is added to the others.
+    # Face embeddings vary in some 50 of their 512 directions. From D rows on, nothing is added to the other directions.
     rho = min(1.0, rho) * max(0.0, 1 - (count - 1) / dim)
     values, vectors = torch.linalg.eigh((1 - rho) * covariance)
     return values.flip(0).clamp(min=0) + rho * spread / dim, vectors.flip(1)
@@ -123,29 +128,3 @@ def _mixture(y: Tensor, w: Tensor, components: int) -> dict[str, Tensor]:
             logs[:, k] = (sizes[k] / len(y)).log() - factors[k].diagonal().log().sum() - 0.5 * z.square().sum(0)
         share = logs.softmax(1) * w[:, None]
     return {"weights": sizes / sizes.sum(), "means": means, "factors": factors}
-
-
-def sample_identities(people: dict[str, Tensor], count: int, *, seed: int, start: int = 0) -> Tensor:
-    """Embeddings of the random people number `start` to `start + count - 1`: [count, D] float32, unit norm.
-
-    Person i depends on (people, seed, i) alone, to the last bit.
-    """
-    parts = {key: value.cpu().numpy() for key, value in people.items()}
-    return torch.from_numpy(draws.sample_identities(parts, count, seed=seed, start=start))
-
-
-def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) -> Tensor:
-    """The generator's noise for items `start` to `start + count - 1`: [count, z_dim] float32, standard normal.
-
-    Row i depends on (seed, start + i, variant) alone; `variant` numbers several faces of one embedding.
-    """
-    return torch.from_numpy(draws.noise(seed, start, count, z_dim, variant=variant))
-
-
-def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
-    """The point at fraction `t` of the shorter arc from `a` to `b`, unit vectors [..., D]; `t` is one number or [...].
-
-    Of equal and of opposite vectors see draws.py.
-    """
-    fraction = t.cpu().numpy() if isinstance(t, Tensor) else t
-    return torch.from_numpy(draws.slerp(a.cpu().numpy(), b.cpu().numpy(), fraction)).to(a)
