@@ -98,3 +98,15 @@ def folder_lock(folder: Path, verb: str) -> Iterator[None]:
                 f"{folder}: another process is at work in this folder; wait for it or {verb} into another --out"
             ) from None
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds `folder` (see folder_lock)."""
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

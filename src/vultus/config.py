@@ -7,8 +7,10 @@ snapshot. Progress, and every schedule, is counted in images seen (`*_nimg`), so
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from vultus._files import read_json
 from vultus.errors import UserError
 
 T = TypeVar("T")
@@ -277,3 +279,11 @@ def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]
         elif left != right:
             found.append(at + key)
     return found
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """config.json of a run folder: {"config": ..., "data": ...}. Raises UserError that names the file."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "data")):
+        raise UserError(f"{path}: not the config of a run; give the --out of vultus train")
+    return record

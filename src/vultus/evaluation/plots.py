@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vultus.evaluation.tables import group_of
@@ -109,3 +110,120 @@ def intervals(results: Results, rows: Sequence[str] = (), *, columns: int = 4) -
         panel.tick_params(labelsize=7)
         panel.spines[["left", "top", "right"]].set_visible(False)
     return figure
+
+
+# --- charts of a report -----------------------------------------------------------------------------------------------
+
+PALETTE = ("#3b82d0", "#d9622b", "#2f9e63", "#9467d0", "#b0840f", "#1a98a6", "#d05590", "#8a8a8a")  # light and dark
+MOST_POINTS = 300  # of one line; more are averaged
+_TEXT = "#010203"  # stands for the colour of the page's text, see to_svg
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line of (x, y) points. `colour` counts from 0."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    dashed: bool = False
+    dots: bool = False
+
+
+def compact(value: float) -> str:
+    """12800 as 12.8k; for the labels of axes."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "images seen") -> Any:
+    """A Figure of lines over a common axis, or None if there is nothing to show."""
+    shown = [(line, _thinned(line.points)) for line in lines if line.points]
+    if not shown:
+        return None
+    figure, axes = _figure()
+    for line, points in shown:
+        axes.plot(
+            *zip(*points, strict=True),
+            color=PALETTE[line.colour % len(PALETTE)],
+            linestyle="--" if line.dashed else "-",
+            marker="o" if line.dots or len(points) == 1 else "",
+            markersize=3.5,
+            linewidth=1.5,
+            label=line.label,
+        )
+    ys = sorted(y for _, points in shown for _, y in points)
+    cut = len(ys) // 200  # the axis ends where all but 1 % of the values lie
+    low, high = ys[cut], ys[-1 - cut]
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="y", alpha=0.2, color=_TEXT)
+    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+    axes.yaxis.set_major_formatter(lambda value, _: compact(value))
+    axes.locator_params(nbins=5)
+    return figure
+
+
+def histogram(
+    title: str,
+    edges: Sequence[float],
+    filled: Mapping[str, tuple[int, Sequence[float]]],
+    outlined: Mapping[str, tuple[int, Sequence[float]]],
+    *,
+    x_label: str,
+    marks: Mapping[str, float] | None = None,
+) -> Any:
+    """A Figure of densities {label: (colour, heights)}, or None if there is nothing to show."""
+    everything = [*filled.values(), *outlined.values()]
+    high = max((height for _, heights in everything for height in heights), default=0.0)
+    if not high > 0 or len(edges) < 2:
+        return None
+    figure, axes = _figure()
+    for label, (colour, heights) in filled.items():
+        axes.stairs(heights, edges, fill=True, alpha=0.35, color=PALETTE[colour], label=label)
+    for label, (colour, heights) in outlined.items():
+        axes.stairs(heights, edges, color=PALETTE[colour], linewidth=1.5, label=label)
+    for row, (label, place) in enumerate((marks or {}).items()):
+        axes.axvline(place, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.text(place, 0.97 - 0.08 * row, f" {label}", transform=axes.get_xaxis_transform(), va="top", color=_TEXT)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, high * 1.05), yticks=[], xlabel=x_label)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def to_svg(figure: Any) -> str:
+    """A figure as an SVG element: transparent, its text in the colour of the page around it."""
+    import io
+
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vultus"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(_TEXT, "currentColor").strip()
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_TEXT)
+    axes.tick_params(colors=_TEXT, labelsize=8)
+    axes.xaxis.label.set(color=_TEXT, size=9)
+    return figure, axes
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    size = -(-len(points) // (MOST_POINTS - 2))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [points[0], *means, points[-1]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -192,3 +193,10 @@ def order(name: str) -> tuple[int, int]:
     if found is None:
         return len(GROUPS), len(METRICS)
     return GROUPS.index(found.family.group), METRICS.index(found.family)
+
+
+def headlines(names: Iterable[str]) -> list[NamedMetric]:
+    """The metrics among `names` that a summary shows, in the order of tables."""
+    left_out = ("_best", "_held", "far1e-2", "rank5")
+    known = [metric for metric in map(find, dict.fromkeys(names)) if metric is not None and metric.family.headline]
+    return sorted((m for m in known if not any(part in m.name for part in left_out)), key=lambda m: order(m.name))

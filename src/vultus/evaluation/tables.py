@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 HIGHER, LOWER, NEAR = "↑", "↓", "="  # better: higher, lower, near to real photos
@@ -37,6 +38,49 @@ def group_of(name: str) -> tuple[str, str]:
             if name.startswith(start):
                 return group, arrow
     return "other", ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: the value as text, and its 95 % interval as text or ""."""
+
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: `kind` is group (only `name`), metric or context. `real` is what real photos reach, or ""."""
+
+    kind: str
+    name: str
+    arrow: str = ""
+    real: str = ""
+    cells: list[Cell] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results: a column for each, by name."""
+
+    columns: list[str]
+    rows: list[Row]
+
+
+def build_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Results of several snapshots, {name: evaluate(...)}, as a table whose values and intervals stay apart."""
+    plain, full = table_lines(results, intervals=False), table_lines(results)
+    rows: list[Row] = []
+    group = ""
+    for (name, arrow, real, *texts), (_, _, _, *cells) in zip(plain[1:], full[1:], strict=True):
+        if name.startswith("**"):
+            group = name.strip("*")
+            rows.append(Row("group", group))
+            continue
+        kind = "context" if group == "circumstances" else "metric"
+        pairs = [Cell(text, cell[len(text) :].strip()) for text, cell in zip(texts, cells, strict=True)]
+        rows.append(Row(kind, name, arrow, real, pairs))
+    return Table(list(results), rows)
 
 
 def format_table(
