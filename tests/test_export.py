@@ -1,4 +1,4 @@
-"""Snapshots as ONNX files: the same faces as PyTorch's, in programs that have none."""
+"""Snapshots as ONNX files: the same faces as PyTorch's, in programs without it."""
 
 import json
 import subprocess
@@ -22,12 +22,11 @@ from vultus.errors import UserError
 from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.evaluate import EvaluationSettings, evaluate
 from vultus.export import onnx_export as export
-from vultus.export.onnx_export import BATCHES, LIMIT, export_onnx
+from vultus.export.onnx_export import BATCHES, LIMIT, Floats, export_onnx
 from vultus.models.facenet import FaceNet
 from vultus.models.onnx_runtime import open_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.latents import Floats
 from vultus.sampling.population import noise, sample_identities
 
 
@@ -49,7 +48,7 @@ def test_same_faces_as_pytorch_in_every_batch(models: Models, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_file_says_what_it_is(models: Models, kind: str) -> None:
+def test_metadata_of_the_file(models: Models, kind: str) -> None:
     path, out, _ = models[kind]
     snapshot, model = load_snapshot(path), open_onnx(out)
     assert sorted(one.name for one in out.parent.glob(f"{kind}.*")) == [f"{kind}.onnx", f"{kind}.safetensors"]
@@ -82,7 +81,9 @@ def test_int8_computes_in_integers_and_is_not_written_where_that_shows(
     with pytest.raises(UserError, match="8 bits change the faces"):
         export_onnx(snapshot, out, precision="int8")
     layers = [node.name for node in onnx.load(models["dcgan"][1]).graph.node if node.op_type in export.CONVOLUTIONS]
-    assert tried == [layers[-left:] for left in range(2, max(2, len(layers) // 2) + 1)]  # more and more of the last
+    assert tried == [
+        layers[-count:] for count in range(2, max(2, len(layers) // 2) + 1)
+    ]  # one more of the last each time
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
 
@@ -101,24 +102,28 @@ print("torch" in sys.modules)
 def test_generate_without_torch(models: Models, tmp_path: Path) -> None:
     path, out, _ = models["conditional-norm"]
     np.save(tmp_path / "c.npy", unit(4))
-    asked = {
+    commands_of = {
         "files": ["--embeddings", str(tmp_path / "c.npy"), "--num", "2", "--seed", "3"],
         "grid": ["--random", "18", "--grid", "--noise_strength", "0.7"],
         "between": ["--between", "random:70", f"{tmp_path}/c.npy#2", "--steps", "4", "--seed", "5"],
     }
-    asked = {name: [*words, "--no-mark"] for name, words in asked.items()}  # a watermark is chosen by the pixels
-    commands = [["generate", str(out), *words, "--out", str(tmp_path / "onnx" / name)] for name, words in asked.items()]
+    commands_of = {
+        name: [*words, "--no-mark"] for name, words in commands_of.items()
+    }  # a watermark depends on the pixels
+    commands = [
+        ["generate", str(out), *words, "--out", str(tmp_path / "onnx" / name)] for name, words in commands_of.items()
+    ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(commands)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
-    for name, words in asked.items():
+    for name, words in commands_of.items():
         assert main(["generate", str(path), *words, "--device", "cpu", "--out", str(tmp_path / "torch" / name)]) == 0
-    pictures = {one.relative_to(tmp_path / "torch") for one in (tmp_path / "torch").rglob("*.png")}
-    assert len(pictures) == 8 + 1 + 1
-    assert pictures == {one.relative_to(tmp_path / "onnx") for one in (tmp_path / "onnx").rglob("*.png")}
-    for name in pictures:
+    images = {one.relative_to(tmp_path / "torch") for one in (tmp_path / "torch").rglob("*.png")}
+    assert len(images) == 8 + 1 + 1
+    assert images == {one.relative_to(tmp_path / "onnx") for one in (tmp_path / "onnx").rglob("*.png")}
+    for name in images:
         with Image.open(tmp_path / "torch" / name) as expected, Image.open(tmp_path / "onnx" / name) as found:
             difference = np.abs(np.asarray(expected).astype(int) - np.asarray(found))
             assert difference.max() <= 1, name
@@ -158,13 +163,15 @@ def test_evaluation_of_an_exported_model(models: Models, tiny_dataset: Callable[
     assert len(rows[0]) > 10
     assert rows[1] == pytest.approx(rows[0], rel=0.02, abs=0.02, nan_ok=True)
     assert results[1]["context"]["cur_nimg"] == 7
-    assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) > 1  # not taken for the same generator's faces
+    assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) > 1  # two generators in the cache
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
-def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_difference_to_pytorch(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "model.onnx"
     assert main(["export", str(models["dcgan"][0]), "--onnx", "--out", str(out), "--precision", "float16"]) == 0
     shown = capsys.readouterr()
@@ -172,7 +179,7 @@ def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest
     assert "largest difference to PyTorch" in shown.err
     assert open_onnx(out).metadata["precision"] == "float16"
     assert stored(out) < 0.6 * stored(models["dcgan"][1])
-    faces = [open_onnx(path).generator(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
+    faces = [open_onnx(path).network(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
     assert 0 < np.abs(faces[0] - faces[1]).max() < 0.02
 
 

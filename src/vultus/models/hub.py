@@ -103,7 +103,7 @@ class HubMixin(ModelHubMixin):
         """The card; keywords are those of card.model_card."""
         from vultus.export.model_card import model_card
 
-        return ModelCard(model_card(self.metadata, self.settings(), people=bool(self.population), **kwargs))
+        return ModelCard(model_card(self.metadata, self.settings(), population=bool(self.population), **kwargs))
 
 
 @dataclass(frozen=True)
