@@ -200,7 +200,7 @@ def test_dry_run_writes_a_card_that_the_hub_reads(
     assert len(list((tmp_path / "generated").glob("*.png"))) == 4
 
 
-def test_the_card_s_program_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_in_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "folder")
     program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert program is not None
@@ -358,6 +358,13 @@ assert load_snapshot(hub).population == {}
 """
 
 
+OFFLINE = """
+import sys
+from vultus.models.snapshot import load_snapshot
+print(load_snapshot(sys.argv[1]).metadata["preset"])
+"""
+
+
 def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     with serve_models() as (address, hub):
         lines = run_script(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))
@@ -371,8 +378,7 @@ def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     assert commits[2] == now
     assert safetensors.torch.load(commits[1]["people.safetensors"])["factor"].shape == (512, 512)
     assert len(list((tmp_path / "generated").glob("*.png"))) == 2
-    offline = "import sys; from vultus.models.snapshot import load_snapshot; print(load_snapshot(sys.argv[1]).metadata['preset'])"
-    assert run_script(tmp_path, address, offline, "hf://ada/faces") == ["tiny"]  # without the server, from the cache
+    assert run_script(tmp_path, address, OFFLINE, "hf://ada/faces") == ["tiny"]  # without the server, from the cache
 
 
 ERRORS = """
