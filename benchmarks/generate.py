@@ -5,9 +5,9 @@
 The backends alternate call by call, so that a machine whose speed drifts affects all of them alike; all use the same
 number of threads (OMP_NUM_THREADS). ONNX files are written first, to a temporary folder.
 
-The diffusion model is the UNet of Stable Diffusion 1.5 at 512x512 (its published config, random weights: their values do
-not change the cost), 25 steps of two evaluations each, for classifier-free guidance. Only --unet_steps of these steps
-are run and the median is multiplied; text encoder and image decoder are left out, in its favour. It needs
+The diffusion model is the UNet of Stable Diffusion 1.5 at 512x512 (its published config, random weights, which do not
+change the cost), 25 steps of two evaluations each, for classifier-free guidance. Only --unet_steps of these steps are
+run and the median is multiplied; text encoder and image decoder are left out, in its favour. It needs
 `pip install diffusers`, which nothing else here needs, and 4 GB of memory; --unet_steps 0 omits it.
 """
 
