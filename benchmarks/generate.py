@@ -1,14 +1,14 @@
-"""What a face costs: PyTorch and ONNX Runtime by batch, and beside them one sampling of a diffusion model.
+"""Time per face: PyTorch and ONNX Runtime by batch size, and the sampling of a diffusion model for comparison.
 
     python benchmarks/generate.py [--snapshot default] [--batches 1 16 64] [--calls 100] [--unet_steps 3]
 
-Ways take turns call by call, so that a machine whose speed drifts is unfair to none; all have the same threads
-(OMP_NUM_THREADS). OnnxModel files are written first, to a temporary folder.
+The backends alternate call by call, so that a machine whose speed drifts affects all of them alike; all use the same
+number of threads (OMP_NUM_THREADS). ONNX files are written first, to a temporary folder.
 
-The diffusion model is the UNet of Stable Diffusion 1.5 at 512x512 (its published config, random weights: what they are
-does not change the cost), 25 steps of two evaluations each, for classifier-free guidance. Only --unet_steps of these
-steps are run and the median is multiplied; text encoder and decoder to pixels are left out, in its favour. It needs
-`pip install diffusers`, which nothing else here does, and 4 GB of memory; --unet_steps 0 leaves it out.
+The diffusion model is the UNet of Stable Diffusion 1.5 at 512x512 (its published config, random weights, which do not
+change the cost), 25 steps of two evaluations each, for classifier-free guidance. Only --unet_steps of these steps are
+run and the median is multiplied; text encoder and image decoder are left out, in its favour. It needs
+`pip install diffusers`, which nothing else here needs, and 4 GB of memory; --unet_steps 0 omits it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vultus.cli.common import open_snapshot
+import vultus
 from vultus.errors import UserError
 from vultus.export.onnx_export import Precision, examples, export_onnx
 from vultus.models.onnx_runtime import open_onnx
@@ -45,24 +45,28 @@ UNET = {
 Call = Callable[[Any, Any], Any]
 
 
-def ways(snapshot: Snapshot, folder: Path) -> dict[str, Call]:
+def backends(snapshot: Snapshot, folder: Path) -> dict[str, Call]:
     """{name: call of z, c as arrays}."""
     generator = snapshot.network
 
     def torch_in(dtype: torch.dtype) -> Call:
         return lambda z, c: generator(torch.from_numpy(z).to(dtype), torch.from_numpy(c).to(dtype))
 
-    found = {"PyTorch float32": torch_in(torch.float32), "PyTorch bfloat16": torch_in(torch.bfloat16)}
+    def onnx_in(path: Path) -> Call:
+        network = open_onnx(path, threads=torch.get_num_threads()).network
+        return lambda z, c: network(torch.from_numpy(z), torch.from_numpy(c))
+
+    calls = {"PyTorch float32": torch_in(torch.float32), "PyTorch bfloat16": torch_in(torch.bfloat16)}
     for precision in get_args(Precision):
         path = folder / f"{precision}.onnx"
         try:
             parity = export_onnx(snapshot, path, precision=precision)
         except UserError as error:
-            print(f"ONNX Runtime {precision}: left out: {error}")
+            print(f"ONNX Runtime {precision} is skipped: {error}")
             continue
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {parity}")
-        found[f"ONNX Runtime {precision}"] = open_onnx(path, threads=torch.get_num_threads()).generator
-    return found
+        calls[f"ONNX Runtime {precision}"] = onnx_in(path)
+    return calls
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -81,8 +85,8 @@ def compare(snapshot: Snapshot, calls: dict[str, Call], batch: int, count: int) 
             seconds[name].append(timed(lambda call=call: call(z, c)))
     first = statistics.median(next(iter(seconds.values())))
     print(f"\nbatch {batch}, {count} calls each\n{'':<22} images/s   p50 ms   p99 ms   speed")
-    for name, found in seconds.items():
-        p50, p99 = np.percentile(found, [50, 99])
+    for name, durations in seconds.items():
+        p50, p99 = np.percentile(durations, [50, 99])
         print(f"{name:<22} {batch / p50:8.1f} {1e3 * p50:8.1f} {1e3 * p99:8.1f} {first / p50:6.2f} x")
 
 
@@ -98,7 +102,7 @@ def diffusion(snapshot: Snapshot, steps: int) -> None:
     try:
         from diffusers import UNet2DConditionModel
     except ImportError:
-        print("\nno diffusion model beside it: pip install diffusers")
+        print("\nno diffusion model: pip install diffusers")
         return
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNET).eval()
@@ -106,7 +110,7 @@ def diffusion(snapshot: Snapshot, steps: int) -> None:
         work = {"sampling": STEPS * flops(unet, *inputs)}
     unet = unet.to_empty(device="cpu")
     for parameter in unet.parameters():
-        parameter.data.uniform_(-0.02, 0.02)  # numbers of no extreme size, which could cost more
+        parameter.data.uniform_(-0.02, 0.02)  # extreme values such as denormals could cost more
     millions = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     z, c = (torch.from_numpy(rows) for rows in examples(snapshot, 1, seed=0))
     generator = snapshot.network
@@ -124,8 +128,8 @@ def diffusion(snapshot: Snapshot, steps: int) -> None:
     print(f"operations: a face {work['face'] / 1e9:.2f} GFLOP, a sampling {work['sampling'] / 1e9:.0f} GFLOP, ", end="")
     print(f"{work['sampling'] / work['face']:.0f} times as many")
     print(f"a face by PyTorch, float32, batch 1: {1e3 * face:.1f} ms")
-    for name, found in seconds.items():
-        step = statistics.median(found)
+    for name, durations in seconds.items():
+        step = statistics.median(durations)
         print(f"a step in {name}: {step:.2f} s (median of {steps}), so a sampling {STEPS * step:.0f} s, ", end="")
         print(f"{STEPS * step / face:.0f} faces")
 
@@ -134,10 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snapshot", default="default")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--calls", type=int, default=100, help="of each way at batch 1; larger batches get fewer")
+    parser.add_argument("--calls", type=int, default=100, help="of each backend at batch 1; fewer at larger batches")
     parser.add_argument("--unet_steps", type=int, default=3)
     options = parser.parse_args()
-    snapshot = open_snapshot(options.snapshot, "cpu")
+    snapshot = vultus.load(options.snapshot, device="cpu")
     settings = snapshot.metadata["generator"]
     size = sum(parameter.numel() for parameter in snapshot.network.parameters()) / 1e6
     print(
@@ -145,7 +149,7 @@ def main() -> None:
     )
     print(f"CPU, {torch.get_num_threads()} threads (OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')})")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        calls = ways(snapshot, Path(folder))
+        calls = backends(snapshot, Path(folder))
         for batch in options.batches:
             compare(snapshot, calls, batch, max(5, options.calls // batch))
         if options.unet_steps:

@@ -1,12 +1,12 @@
-"""What the invisible watermark costs and what it survives: the tables of docs/marks.md.
+"""Cost and robustness of the invisible watermark: the tables of docs/marks.md.
 
     python scripts/watermark.py default photos --data data/celeba --out watermark
 
-Faces are made of the embeddings of the data set's test split, a noise each (seed 0), marked, changed in many ways and
-looked at by the detector. False alarms are counted on the real photos of both splits, but for those that the detector's
-distribution is fitted to. The Fréchet distance is that of `vultus evaluate`, with and without the mark. `photos` are as
-many photos of the training split in the place of made faces: what a perfect generator would give. Writes
-OUT/watermark.md and OUT/results.json.
+Faces are generated from the embeddings of the data set's test split with one noise each (seed 0), marked, distorted in
+many ways and given to the detector. False alarms are counted on the real photos of both splits, except those to which
+the detector's score distribution is fitted. The Fréchet distance is that of `vultus evaluate`, with and without the
+watermark. `photos` takes photos of the training split instead of generated faces: what a perfect generator would give.
+Writes OUT/watermark.md and OUT/results.json.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
+import vultus
 from vultus._download import cache_folder
 from vultus._files import make_folder, write_json, write_text
-from vultus.cli.common import open_snapshot
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.evaluation.backbones.efficientnet import load_effnet
 from vultus.evaluation.extract import Column, FaceSet, GeneratedFaces, RealFaces, extract, vectors
@@ -35,15 +35,15 @@ from vultus.evaluation.scores import spread
 from vultus.images.io import from_pil, to_images, to_pil, to_x
 from vultus.images.watermark import ALARM, LOCATION, SPREAD, add_watermark, detect_watermark
 
-FITTED = 4000  # photos of the training split that the distribution of scores is fitted to
+FITTED = 4000  # photos of the training split to which the distribution of scores is fitted
 Attack = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class Marked:
-    """FaceSet with the watermark."""
+    """A FaceSet whose images have the watermark."""
 
     def __init__(self, faces: FaceSet) -> None:
-        # What is marked in another way is measured again, though the faces be the same.
+        # The id contains the watermark's effect: another watermark must not use cached measurements.
         noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
         mark = hashlib.sha256(np.asarray(add_watermark(Image.fromarray(noise))).tobytes()).hexdigest()
         self._faces, self.id, self.title = faces, f"{faces.id} {mark}", f"{faces.title}, marked"
@@ -53,7 +53,7 @@ class Marked:
         return to_x(from_pil([add_watermark(to_pil(image)) for image in images]))
 
 
-# --- what is done to pictures -----------------------------------------------------------------------------------------
+# --- distortions ------------------------------------------------------------------------------------------------------
 
 
 def again(kind: str, quality: int) -> Attack:
@@ -75,7 +75,7 @@ def resized(*sides: int) -> Attack:
 
 
 def cropped(least: float, most: float, *, back: bool) -> Attack:
-    """Between `least` and `most` of the width and of the height, at a random place; `back` stretches it as before."""
+    """Crop to between `least` and `most` of width and height, at a random place; `back` resizes to the old size."""
 
     def attack(image: Image.Image, random: np.random.Generator) -> Image.Image:
         width, height = (round(side * random.uniform(least, most)) for side in image.size)
@@ -127,7 +127,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def survival(images: Tensor) -> dict[str, float]:
-    """Share of marked pictures that are found after each attack; images uint8 [N, 3, R, R] without the mark."""
+    """Share of marked images that are detected after each attack; images uint8 [N, 3, R, R] without the watermark."""
     marked = [add_watermark(to_pil(image)) for image in images]
     shares = {}
     for name, attack in tqdm(ATTACKS.items(), desc="survival"):
@@ -147,10 +147,10 @@ def alarms(train: PreparedDataset, test: PreparedDataset) -> dict[str, Any]:
     scores = {}
     for name, dataset in (("train", train), ("test", test)):
         parts = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64))
-        found = [
+        detections = [
             detect_watermark(to_pil(image)) for part in tqdm(parts, desc=name) for image in dataset.batch(part).images
         ]
-        scores[name] = np.array([(one.score, one.found) for one in found])
+        scores[name] = np.array([(one.score, one.found) for one in detections])
     fitted, rest = scores["train"][:FITTED], scores["train"][FITTED:]
     location, width = gumbel(fitted[:, 0])
     result: dict[str, Any] = {"location": location, "spread": width, "used": [LOCATION, SPREAD], "alarm": ALARM}
@@ -163,7 +163,7 @@ def alarms(train: PreparedDataset, test: PreparedDataset) -> dict[str, Any]:
 
 
 def gumbel(scores: np.ndarray) -> tuple[float, float]:
-    """Location and spread of greatest likelihood."""
+    """Location and scale of the Gumbel distribution by maximum likelihood."""
     spread = scores.std()
     for _ in range(200):
         weights = np.exp(-scores / spread)
@@ -190,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshots", nargs="+", help="snapshots, run folders, `default`, or `photos`")
     parser.add_argument("--data", required=True, help="prepared data set with splits train and test")
-    parser.add_argument("--count", type=int, default=1000, help="faces that are attacked")
+    parser.add_argument("--count", type=int, default=1000, help="number of distorted faces")
     parser.add_argument("--out", default="watermark")
     options = parser.parse_args()
     test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
@@ -202,12 +202,12 @@ def main() -> None:
     for name in options.snapshots:
         photos = name == "photos"
         dataset, rows = (train, spread(len(train), len(test))) if photos else (test, np.arange(len(test)))
-        faces = RealFaces() if photos else GeneratedFaces(open_snapshot(name, "cpu"), seed=0, device="cpu")
+        faces = RealFaces() if photos else GeneratedFaces(vultus.load(name, device="cpu"), seed=0, device="cpu")
         chosen = rows[spread(len(rows), options.count)]
         parts = np.array_split(chosen, max(1, len(chosen) // 32))
         images = torch.cat([to_images(faces(part, 0, dataset.batch(part))) for part in parts])
-        found = [statistics(one, dataset, rows, column) for one in (faces, Marked(faces))]
-        plain, marked = (reference.distance(one.mean, one.cov) for one in found)
+        features = [statistics(one, dataset, rows, column) for one in (faces, Marked(faces))]
+        plain, marked = (reference.distance(one.mean, one.cov) for one in features)
         results["snapshots"][name] = {
             "survival": survival(images),
             "difference": difference(images),
@@ -220,10 +220,10 @@ def main() -> None:
 
 
 def table(results: dict[str, Any], count: int) -> str:
-    found = results["snapshots"]
-    lines = [f"| found after (of {count}) | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    columns = results["snapshots"]
+    lines = [f"| found after (of {count}) | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for attack in ATTACKS:
-        shares = [f"{100 * one['survival'][attack]:.1f} %" for one in found.values()]
+        shares = [f"{100 * one['survival'][attack]:.1f} %" for one in columns.values()]
         lines.append(f"| {attack} | " + " | ".join(shares) + " |")
     rows = {
         "PSNR, mean (least)": lambda one: f"{one['difference']['psnr']:.1f} ({one['difference']['psnr_least']:.1f}) dB",
@@ -233,7 +233,7 @@ def table(results: dict[str, Any], count: int) -> str:
         "change": lambda one: f"{100 * one['fd_effnet']['change']:+.2f} %",
     }
     for name, cell in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(one) for one in found.values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(one) for one in columns.values()) + " |")
     alarm = json.dumps(results["false alarms"], indent=1)
     return "\n".join(lines) + f"\n\n```json\n{alarm}\n```\n"
 

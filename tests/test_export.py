@@ -1,7 +1,6 @@
-"""Snapshots as ONNX files: the same faces as PyTorch's, in programs that have none."""
+"""Snapshots as ONNX files: the same faces as PyTorch's, in programs without it."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,11 @@ from vultus.errors import UserError
 from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.evaluate import EvaluationSettings, evaluate
 from vultus.export import onnx_export as export
-from vultus.export.onnx_export import BATCHES, LIMIT, export_onnx
+from vultus.export.onnx_export import BATCHES, LIMIT, Floats, export_onnx
 from vultus.models.facenet import FaceNet
 from vultus.models.onnx_runtime import open_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.latents import Floats
 from vultus.sampling.population import noise, sample_identities
 
 
@@ -49,7 +47,7 @@ def test_same_faces_as_pytorch_in_every_batch(models: Models, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_file_says_what_it_is(models: Models, kind: str) -> None:
+def test_metadata_of_the_file(models: Models, kind: str) -> None:
     path, out, _ = models[kind]
     snapshot, model = load_snapshot(path), open_onnx(out)
     assert sorted(one.name for one in out.parent.glob(f"{kind}.*")) == [f"{kind}.onnx", f"{kind}.safetensors"]
@@ -70,7 +68,7 @@ def test_int8_computes_in_integers_and_is_not_written_where_that_shows(
 ) -> None:
     snapshot, out = load_snapshot(models["dcgan"][0]), tmp_path / "int8.onnx"
     monkeypatch.setattr(export, "_traced", lambda _: onnx.load(models["dcgan"][1]))  # it takes seconds
-    parity = export_onnx(snapshot, out, precision="int8")
+    parity = export_onnx(models["dcgan"][0], out, precision="int8")
     assert export.LEAST <= parity.psnr < 60
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
     assert stored(out) < 0.5 * stored(models["dcgan"][1])
@@ -82,63 +80,53 @@ def test_int8_computes_in_integers_and_is_not_written_where_that_shows(
     with pytest.raises(UserError, match="8 bits change the faces"):
         export_onnx(snapshot, out, precision="int8")
     layers = [node.name for node in onnx.load(models["dcgan"][1]).graph.node if node.op_type in export.CONVOLUTIONS]
-    assert tried == [layers[-left:] for left in range(2, max(2, len(layers) // 2) + 1)]  # more and more of the last
+    assert tried == [
+        layers[-count:] for count in range(2, max(2, len(layers) // 2) + 1)
+    ]  # one more of the last each time
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
 
 
 # --- vultus generate --------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import json, sys
-from vultus.cli.main import main
-for arguments in json.loads(sys.argv[1]):
-    assert main(arguments) == 0, arguments
-print("torch" in sys.modules)
-"""
+COMMANDS = {
+    "files": ["--embeddings", "c.npy", "--num", "2", "--seed", "3"],
+    "grid": ["--random", "18", "--grid", "--noise_strength", "0.7"],
+    "between": ["--between", "random:70", "c.npy#2", "--steps", "4", "--seed", "5"],
+}
 
 
-def test_generate_without_torch(models: Models, tmp_path: Path) -> None:
-    path, out, _ = models["conditional-norm"]
-    np.save(tmp_path / "c.npy", unit(4))
-    asked = {
-        "files": ["--embeddings", str(tmp_path / "c.npy"), "--num", "2", "--seed", "3"],
-        "grid": ["--random", "18", "--grid", "--noise_strength", "0.7"],
-        "between": ["--between", "random:70", f"{tmp_path}/c.npy#2", "--steps", "4", "--seed", "5"],
-    }
-    asked = {name: [*words, "--no-mark"] for name, words in asked.items()}  # a watermark is chosen by the pixels
-    commands = [["generate", str(out), *words, "--out", str(tmp_path / "onnx" / name)] for name, words in asked.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(commands)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "False"
-    for name, words in asked.items():
-        assert main(["generate", str(path), *words, "--device", "cpu", "--out", str(tmp_path / "torch" / name)]) == 0
-    pictures = {one.relative_to(tmp_path / "torch") for one in (tmp_path / "torch").rglob("*.png")}
-    assert len(pictures) == 8 + 1 + 1
-    assert pictures == {one.relative_to(tmp_path / "onnx") for one in (tmp_path / "onnx").rglob("*.png")}
-    for name in pictures:
-        with Image.open(tmp_path / "torch" / name) as expected, Image.open(tmp_path / "onnx" / name) as found:
-            difference = np.abs(np.asarray(expected).astype(int) - np.asarray(found))
+def test_generate_writes_the_same_images(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("c.npy", unit(4))
+    for name, words in COMMANDS.items():
+        for kind, model in zip(("torch", "onnx"), models["dcgan"][:2], strict=True):
+            # Without watermark: its choice of a pattern depends on every pixel.
+            assert (
+                main(["generate", str(model), *words, "--device", "cpu", "--no-mark", "--out", f"{kind}/{name}"]) == 0
+            )
+    images = {one.relative_to("torch") for one in Path("torch").rglob("*.png")}
+    assert len(images) == 8 + 1 + 1
+    assert images == {one.relative_to("onnx") for one in Path("onnx").rglob("*.png")}
+    for name in images:
+        with Image.open("torch" / name) as expected, Image.open("onnx" / name) as exported:
+            difference = np.abs(np.asarray(expected).astype(int) - np.asarray(exported))
             assert difference.max() <= 1, name
             assert (difference > 0).mean() < 0.001, name
-            assert found.info["Comment"] == expected.info["Comment"]  # the snapshot's id, not the file's
+            assert exported.info["Comment"] == expected.info["Comment"]  # the snapshot's id, not the file's
 
 
-def test_photos_need_torch_for_the_encoder_alone(
-    models: Models, facenet: FaceNet, shared: Path, tmp_path: Path
-) -> None:
+def test_photos_give_the_same_face(models: Models, facenet: FaceNet, shared: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     row = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet").slice(0, 1).to_pylist()[0]
     (tmp_path / "a.webp").write_bytes(row["image"]["bytes"])
-    path, out, _ = models["conditional-norm"]
+    path, out, _ = models["dcgan"]
     for name, model in {"torch": path, "onnx": out}.items():
         words = ["--photos", str(tmp_path / "a.webp"), "--device", "cpu", "--align", "false", "--no-mark"]
         assert main(["generate", str(model), *words, "--out", str(tmp_path / name)]) == 0
-    found = [np.asarray(Image.open(tmp_path / name / "a_0.png")).astype(int) for name in ("torch", "onnx")]
-    assert np.abs(found[0] - found[1]).max() <= 1
+    faces = [np.asarray(Image.open(tmp_path / name / "a_0.png")).astype(int) for name in ("torch", "onnx")]
+    assert np.abs(faces[0] - faces[1]).max() <= 1
 
 
 # --- among the generators ---------------------------------------------------------------------------------------------
@@ -158,13 +146,13 @@ def test_evaluation_of_an_exported_model(models: Models, tiny_dataset: Callable[
     assert len(rows[0]) > 10
     assert rows[1] == pytest.approx(rows[0], rel=0.02, abs=0.02, nan_ok=True)
     assert results[1]["context"]["cur_nimg"] == 7
-    assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) > 1  # not taken for the same generator's faces
+    assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) > 1  # two generators in the cache
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
-def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_difference(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "model.onnx"
     assert main(["export", str(models["dcgan"][0]), "--onnx", "--out", str(out), "--precision", "float16"]) == 0
     shown = capsys.readouterr()
@@ -172,7 +160,7 @@ def test_verb_says_how_near_it_is(models: Models, tmp_path: Path, capsys: pytest
     assert "largest difference to PyTorch" in shown.err
     assert open_onnx(out).metadata["precision"] == "float16"
     assert stored(out) < 0.6 * stored(models["dcgan"][1])
-    faces = [open_onnx(path).generator(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
+    faces = [open_onnx(path).network(noise(0, 0, 2, 20).numpy(), unit(2)) for path in (out, models["dcgan"][1])]
     assert 0 < np.abs(faces[0] - faces[1]).max() < 0.02
 
 

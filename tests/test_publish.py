@@ -1,4 +1,4 @@
-"""Generators as folders, their cards, and the way to the hub and back, by a stand-in on this machine."""
+"""Published folders, model cards, and upload and download with a stand-in for the hub on this machine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def pictures(generator: Any) -> Tensor:
+def faces(generator: Any) -> Tensor:
     with torch.inference_mode():
         return generator(noise(0, 0, 3, 100), F.normalize(torch.ones(3, 512)))
 
@@ -84,28 +84,25 @@ def evaluation(cur_nimg: int = 800) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("dcgan", DCGANGenerator), ("conditional-norm", ConditionalNormGenerator)])
-def test_mixin_round_trip_keeps_class_weights_people_and_licence(tmp_path: Path, kind: str, cls: type) -> None:
+def test_mixin_round_trip_keeps_class_weights_population_and_licence(tmp_path: Path, kind: str, cls: type) -> None:
     snapshot = load_snapshot(write_run(tmp_path / "run", kind))
     snapshot.network.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert {key: value for key, value in config.items() if key != "vultus"} == snapshot.metadata["generator"]
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "people.safetensors",
-    ]
+    files = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"config.json", "model.safetensors", "people.safetensors"} <= files <= set(FILES)
     for read in (GeneratorNetwork.from_pretrained(tmp_path / "saved"), cls.from_pretrained(str(tmp_path / "saved"))):
         assert type(read) is cls
         assert not read.training
-        assert torch.equal(pictures(read), pictures(snapshot.network))
-        assert torch.equal(sample_identities(read.people, 3, seed=1), sample_identities(snapshot.population, 3, seed=1))
+        assert torch.equal(faces(read), faces(snapshot.network))
+        assert torch.equal(
+            sample_identities(read.population, 3, seed=1), sample_identities(snapshot.population, 3, seed=1)
+        )
         assert read.metadata["licence"] == CELEBA
     again = load_snapshot(tmp_path / "saved")
     assert again.metadata == snapshot.metadata
-    assert torch.equal(pictures(again.network), pictures(snapshot.network))
+    assert torch.equal(faces(again.network), faces(snapshot.network))
     assert set(safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors")) == set(read.state_dict())
-    assert "Research only" in (tmp_path / "saved" / "README.md").read_text()
     other = ConditionalNormGenerator if cls is DCGANGenerator else DCGANGenerator
     with pytest.raises(UserError, match=f"holds a {cls.__name__}"):
         other.from_pretrained(tmp_path / "saved")
@@ -115,7 +112,7 @@ def test_fresh_generator_can_be_saved_and_never_pickled_weights_are_read(tmp_pat
     generator = build_generator(**to_dict(GeneratorConfig(resolution=32, base_width=8, max_width=16)))
     generator.save_pretrained(tmp_path)
     assert not (tmp_path / "people.safetensors").exists()
-    assert GeneratorNetwork.from_pretrained(tmp_path).people == {}
+    assert GeneratorNetwork.from_pretrained(tmp_path).population == {}
     torch.save(generator.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
@@ -124,7 +121,7 @@ def test_fresh_generator_can_be_saved_and_never_pickled_weights_are_read(tmp_pat
 
 def test_damaged_folders_name_the_file(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
-    load_snapshot(run).generator.save_pretrained(folder)
+    load_snapshot(run).network.save_pretrained(folder)
     config, weights = (folder / "config.json").read_text(), (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-7])
     with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
@@ -160,10 +157,10 @@ def test_dry_run_writes_a_card_that_the_hub_reads(
     write_json(run / "evaluation" / "results.json", {str(run): evaluation(), "default": evaluation(7)})
     (run / "evaluation" / "run-faces.jpg").write_bytes(b"a photo")
     assert main(["publish", str(run), "--repo", "ada/faces", "--dry-run"]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     folder = run / "publish"
-    assert said.out.strip() == str(folder)
-    assert "research only" in said.err
+    assert printed.out.strip() == str(folder)
+    assert "research only" in printed.err
     assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == FILES
     card = ModelCard.load(folder / "README.md")
     head = card.data
@@ -182,14 +179,14 @@ def test_dry_run_writes_a_card_that_the_hub_reads(
         "![Faces of people who do not exist](samples.jpg)",
         "Research only",
         CELEBA,
-        "Not meant for",
+        "Not intended",
         "Limits and bias",
         "biometric",
         "embeddings are personal data",
-        "| `identity_facenet` | 0.5 [0.4, 0.6] | 0.9 |",
+        "| `identity_facenet` ↑ | 0.500 [0.400, 0.600] | 0.900 |",
         "noise is idle",
         "@software{vultus_ada_faces",
-        'Generator.from_pretrained("ada/faces")',
+        'vultus.load("hf://ada/faces")',
     ):
         assert part in card.text, part
     with Image.open(folder / "samples.jpg") as sheet:
@@ -199,31 +196,35 @@ def test_dry_run_writes_a_card_that_the_hub_reads(
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nBy hand.\n")
     assert main(["publish", str(folder), "--repo", "ada/faces", "--dry-run"]) == 0
     assert (folder / "README.md").read_text().endswith("By hand.\n")
-    assert main(["generate", str(folder), "--random", "4", "--out", str(tmp_path / "made")]) == 0
-    assert len(list((tmp_path / "made").glob("*.png"))) == 4
+    assert main(["generate", str(folder), "--random", "4", "--out", str(tmp_path / "generated")]) == 0
+    assert len(list((tmp_path / "generated").glob("*.png"))) == 4
 
 
-def test_the_card_s_program_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "ada" / "faces")
+def test_the_program_in_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "folder")
     program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert program is not None
-    monkeypatch.chdir(tmp_path)  # where "ada/faces" is a folder
-    exec(program[1], {})
-    with Image.open("face.png") as picture:
-        assert picture.size == (32, 32)
+    monkeypatch.chdir(tmp_path)
+    exec(program[1].replace("hf://ada/faces", str(folder)), {})
+    images = sorted((tmp_path / "faces").rglob("*.png"))
+    assert len(images) == 4 * 8
+    with Image.open(images[0]) as image:
+        assert image.size == (32, 32)
 
 
-def test_republishing_without_people_in_float16(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_republishing_without_population_in_float16(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     snapshot = load_snapshot(run)
     full = publish.write_publication(snapshot, "ada/faces", tmp_path / "out")
     size = (full / "model.safetensors").stat().st_size
-    publish.write_publication(snapshot, "ada/faces", full, people=False, dtype="float16")
+    publish.write_publication(snapshot, "ada/faces", full, population=False, dtype="float16")
     assert not (full / "people.safetensors").exists()
     assert (full / "model.safetensors").stat().st_size < 0.6 * size
-    assert "sample_people" not in (full / "README.md").read_text()
+    assert "sample_identities" not in (full / "README.md").read_text()
     again = load_snapshot(full)
     assert again.population == {}
-    assert (pictures(again.network) - pictures(snapshot.network)).abs().max() < 0.02
+    assert (faces(again.network) - faces(snapshot.network)).abs().max() < 0.02
     capsys.readouterr()
     publish.write_publication(load_snapshot(write_run(tmp_path / "few", images=30)), "ada/few", tmp_path / "out2")
     assert "30 photos only" in capsys.readouterr().err
@@ -231,13 +232,13 @@ def test_republishing_without_people_in_float16(run: Path, tmp_path: Path, capsy
 
 def test_folder_of_something_else_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="holds files of something else"):
+    with pytest.raises(UserError, match="contains other files"):
         publish.write_publication(load_snapshot(run), "ada/faces", tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("noted", "chosen", "expected"),
+    ("data_terms", "chosen", "expected"),
     [
         (CELEBA, None, ("other", "research-only", True)),
         (None, None, ("other", "research-only", True)),
@@ -247,40 +248,51 @@ def test_folder_of_something_else_is_not_overwritten(run: Path, tmp_path: Path) 
         (CELEBA, "mit", "the data are under 'CelebA"),
         ("CC BY-NC 4.0", "mit", "the data are under 'CC BY-NC"),
         ("CC-BY-NC-SA-4.0", "mit", "the data are under 'CC-BY-NC"),
-        (None, "MIT License", "not an id of the hub"),
+        (None, "MIT License", "not a licence id of the hub"),
     ],
 )
-def test_licence_follows_the_data(noted: str | None, chosen: str | None, expected: Any) -> None:
+def test_licence_follows_the_data(data_terms: str | None, chosen: str | None, expected: Any) -> None:
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            licence_of(noted, chosen)
+            licence_of(data_terms, chosen)
         return
-    licence = licence_of(noted, chosen)
+    licence = licence_of(data_terms, chosen)
     assert (licence.id, licence.name, licence.research_only) == expected
-    card = model_card({"licence": noted}, to_dict(GeneratorConfig()), licence=licence)
+    card = model_card({"licence": data_terms}, to_dict(GeneratorConfig()), licence=licence)
     assert ("Research only" in card) == licence.research_only
 
 
-def test_figures_in_the_embedded_snapshot_are_understood() -> None:
+def test_metrics_in_the_embedded_snapshot_are_in_its_card() -> None:
     metadata = load_snapshot(default_snapshot()).metadata
     result = result_in(metadata["metrics"])
     assert result is not None
-    assert result["metrics"]["identity_facenet"]["value"] > 0.3
-    assert not [name for name in result["metrics"] if name.endswith(("_std", "_real"))]
+    row = result["metrics"]["identity_facenet"]
     card = ModelCard(model_card(metadata, metadata["generator"]))
     assert card.data.eval_results
-    assert "| FaceNet cosine between" in card.text
+    assert f"| `identity_facenet` ↑ | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |" in card.text
+    assert "mse_best8" in card.text  # in the table of all metrics
     result["context"]["noise_strength"] = 0.5
     card = ModelCard(model_card(metadata, metadata["generator"], result=result))
     assert "2 faces for each, noise times 0.5." in card.text
 
 
+def test_metrics_of_old_snapshots_are_plain_values() -> None:
+    values = {"identity_facenet": 0.4, "identity_facenet_real": 0.7, "identity_facenet_std": 0.1, "split": "test"}
+    result = result_in(values | {"n_images": 9, "n_people": 3, "noises": 2})
+    assert result is not None
+    assert result["metrics"] == {"identity_facenet": {"value": 0.4, "real": 0.7}}
+    card = model_card({}, to_dict(GeneratorConfig()), result=result)
+    assert "9 photos of 3 people (people never seen in training), 2 faces for each." in card
+    assert "| `identity_facenet` ↑ | 0.400 | 0.700 |" in card
+    assert result_in({}) is None
+
+
 def test_results_of_another_snapshot_are_refused(run: Path, tmp_path: Path) -> None:
     snapshot = load_snapshot(run)
     for results, message in [
-        ({"a": evaluation(), "b": evaluation()}, "has no column run, only a, b"),
+        ({"a": evaluation(), "b": evaluation()}, "no column run, only a, b"),
         ({"a": evaluation(4)}, "measured at 4 images, the snapshot is of 800"),
-        ({"a": 3}, "not the results of an evaluation"),
+        ({"a": 3}, "not the results of vultus evaluate"),
     ]:
         write_json(tmp_path / "results.json", results)
         with pytest.raises(UserError, match=message):
@@ -291,7 +303,7 @@ def test_results_of_another_snapshot_are_refused(run: Path, tmp_path: Path) -> N
     ("arguments", "expected"),
     [
         (["{run}", "--repo", "faces", "--dry-run"], "--repo faces: neither"),
-        (["{run}", "--repo", "ada/faces"], "no Hugging Face token here"),
+        (["{run}", "--repo", "ada/faces"], "no Hugging Face token"),
         (["{run}/none", "--repo", "ada/faces", "--dry-run"], "no such snapshot"),
         (["{run}", "--repo", "ada/faces", "--dry-run", "--licence", "mit"], "the data are under"),
         (["{run}", "--repo", "ada/faces", "--dry-run", "--evaluation", "{run}/none"], "results.json: no such file"),
@@ -316,8 +328,8 @@ def test_mistakes_are_one_line(
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def ask(tmp_path: Path, address: str, script: str, *arguments: str, token: str = "hf_right") -> list[str]:
-    """Run a script in a process of its own, for the hub's client reads its address when it is imported."""
+def run_script(tmp_path: Path, address: str, script: str, *arguments: str, token: str = "hf_right") -> list[str]:
+    """Run a script in a process of its own, because the hub's client reads its address when it is imported."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
     own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token, "PYTHONPATH": str(SRC)}
     environment = {**known, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -339,18 +351,24 @@ remote, local, hub = GeneratorNetwork.from_pretrained("ada/faces"), GeneratorNet
 assert type(remote) is type(local)
 assert all(torch.equal(a, b) for a, b in zip(remote.state_dict().values(), local.state_dict().values(), strict=True))
 assert load_snapshot(hub).metadata == load_snapshot(folder).metadata
-assert set(load_snapshot(hub).people) == set(local.people) != set()
+assert set(load_snapshot(hub).population) == set(local.population) != set()
 assert main(["generate", hub, "--random", "2", "--out", out]) == 0
-print(load_snapshot(run).generator.push_to_hub("ada/pushed"))
 assert main(["publish", run, "--repo", "ada/faces", "--out", folder, "--people", "false"]) == 0
-assert load_snapshot(hub).people == {}
+assert load_snapshot(hub).population == {}
+"""
+
+
+OFFLINE = """
+import sys
+from vultus.models.snapshot import load_snapshot
+print(load_snapshot(sys.argv[1]).metadata["preset"])
 """
 
 
 def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     with serve_models() as (address, hub):
-        said = ask(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "made"))
-    assert f"{address}/ada/faces" in said
+        lines = run_script(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))
+    assert f"{address}/ada/faces" in lines
     commits = hub.repos["ada/faces"]["commits"]
     assert hub.repos["ada/faces"]["private"]
     assert len(commits) == 3  # none, then one for each publication
@@ -359,13 +377,8 @@ def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     now = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir() if path.name != ".lock"}
     assert commits[2] == now
     assert safetensors.torch.load(commits[1]["people.safetensors"])["factor"].shape == (512, 512)
-    assert len(list((tmp_path / "made").glob("*.png"))) == 2
-    offline = "import sys; from vultus.models.snapshot import load_snapshot; print(load_snapshot(sys.argv[1]).metadata['preset'])"
-    assert ask(tmp_path, address, offline, "hf://ada/faces") == ["tiny"]  # the server is no more, the cache is
-    pushed = hub.repos["ada/pushed"]["commits"][-1]
-    assert sorted(pushed) == ["README.md", "config.json", "model.safetensors", "people.safetensors"]
-    assert b"license_name: research-only" in pushed["README.md"]
-    assert b'from_pretrained("ada/pushed")' in pushed["README.md"]
+    assert len(list((tmp_path / "generated").glob("*.png"))) == 2
+    assert run_script(tmp_path, address, OFFLINE, "hf://ada/faces") == ["tiny"]  # without the server, from the cache
 
 
 ERRORS = """
@@ -389,23 +402,23 @@ def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
     with serve_models() as (address, hub):
         hub.repos["ada/public"] = {"private": False, "commits": [{"README.md": b"# text"}]}
         names = ["eve/faces", "ada/public", "hf://ada/none", "hf://ada/public"]
-        said = ask(tmp_path, address, ERRORS, folder, *names)
-        refused = ask(tmp_path, address, ERRORS, folder, "ada/faces", token="hf_wrong")
+        lines = run_script(tmp_path, address, ERRORS, folder, *names)
+        refused = run_script(tmp_path, address, ERRORS, folder, "ada/faces", token="hf_wrong")
         assert len(hub.repos["ada/public"]["commits"]) == 1
-    assert len(said) == len(names), said
-    assert "refuses the token (403)" in said[0]
-    assert "ada/public: is public already" in said[1]
-    assert "hf://ada/none: no such model" in said[2]
-    assert "hf://ada/public: not a vultus model" in said[3]
+    assert len(lines) == len(names), lines
+    assert "refuses the token (403)" in lines[0]
+    assert "ada/public: is public already" in lines[1]
+    assert "hf://ada/none: no such model" in lines[2]
+    assert "hf://ada/public: not a vultus model" in lines[3]
     assert len(refused) == 1
     assert "refuses the token (401)" in refused[0]
     assert f"the folder {folder} is ready" in refused[0]
-    gone = ask(tmp_path, address, ERRORS, folder, "ada/faces", "hf://ada/faces")  # the server is no more
+    gone = run_script(tmp_path, address, ERRORS, folder, "ada/faces", "hf://ada/faces")  # without the server
     assert len(gone) == 2, gone
     assert all("can't be reached" in line and "check the network" in line for line in gone)
 
 
-def test_snapshot_without_people_has_no_samples(run: Path, tmp_path: Path) -> None:
+def test_snapshot_without_population_has_no_samples(run: Path, tmp_path: Path) -> None:
     snapshot = load_snapshot(run)
     snapshot.network.population = {}
     folder = publish.write_publication(Snapshot(snapshot.network, {}, snapshot.metadata), "ada/faces", tmp_path / "out")

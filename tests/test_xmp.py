@@ -173,7 +173,7 @@ def test_sheets_with_photos_are_composites(tmp_path: Path) -> None:
     snapshot = load_snapshot(default_snapshot())
     people = next(iter(random_people(snapshot, 2, seed=1).chunks))[1]
     photos, z = torch.full((2, 3, 128, 128), 99, dtype=torch.uint8), noise(1, 0, 2, snapshot.network.z_dim)
-    samples = Samples(tmp_path, photos, people, z)
+    samples = SampleGrid(tmp_path, photos, people, z)
     sheet = samples.draw(snapshot.network, 700, "cpu", torch.float32)
     for path in (sheet, samples.strip(700)):
         with Image.open(path) as image:

@@ -15,14 +15,14 @@ from vultus.models.generators import build_generator
 from vultus.models.snapshot import load_snapshot, save_snapshot
 from vultus.sampling.population import fit_population
 
-Models = dict[str, tuple[Path, Path, Parity]]  # by kind: snapshot, its export in float32, what the export said
+Models = dict[str, tuple[Path, Path, Parity]]  # by kind: snapshot, its export in float32, the parity of the export
 
 KINDS = {"dcgan": 512, "conditional-norm": DIM}  # and the length of their embeddings
 TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_sha256}
 
 
 def write_snapshot(path: Path, kind: str) -> Path:
-    """A generator with weights and statistics that are nowhere at their start."""
+    """A generator whose weights and statistics all differ from their initial values."""
     c_dim = KINDS[kind]
     config = {"kind": kind, "resolution": 32, "z_dim": 20, "c_dim": c_dim, "base_width": 8, "max_width": 16}
     config["projection"] = 32
@@ -43,9 +43,9 @@ def write_snapshot(path: Path, kind: str) -> Path:
 
 
 def export_all(folder: Path) -> Models:
-    """Every kind in one folder."""
-    made = {}
+    """A snapshot and an export of every kind, in one folder."""
+    models = {}
     for kind in KINDS:
         path, out = write_snapshot(folder / f"{kind}.safetensors", kind), folder / f"{kind}.onnx"
-        made[kind] = path, out, export_onnx(load_snapshot(path), out)
-    return made
+        models[kind] = path, out, export_onnx(load_snapshot(path), out)
+    return models

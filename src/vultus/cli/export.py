@@ -9,7 +9,6 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 
 
@@ -20,7 +19,7 @@ def export_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("snapshot", type=str, help="snapshot, run or published folder, hf://user/name, `default`")
     parser.add_argument("--onnx", action="store_true", help="as one ONNX file (extra `export`)")
-    parser.add_argument("--out", type=str | None, help="FILE.onnx; default: vultus.onnx, in a run folder beside it")
+    parser.add_argument("--out", type=str | None, help="FILE.onnx; default: vultus.onnx, for a run folder inside it")
     parser.add_argument(
         "--precision", type=Literal["float32", "float16", "int8"], default="float32", help="of the weights"
     )
@@ -33,7 +32,7 @@ def export_command(arguments: Sequence[str]) -> int:
         raise UserError(f"--out {out}: give a file name that ends in .onnx")
     from vultus.export.onnx_export import export_onnx
 
-    parity = export_onnx(open_snapshot(options.snapshot, "cpu"), out, precision=options.precision)
+    parity = export_onnx(options.snapshot, out, precision=options.precision)
     print(f"{parity}; {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     print(out)
     return 0

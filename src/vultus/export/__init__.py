@@ -1,1 +1,1 @@
-"""Snapshots for others: ONNX files, model cards, folders for the Hugging Face hub."""
+"""Snapshots for others: ONNX files, model cards, folders for the Hugging Face hub. No training, no reports."""

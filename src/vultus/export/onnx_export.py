@@ -1,16 +1,16 @@
-"""A snapshot as one ONNX file, which exported.py runs without torch, and browsers by onnxruntime-web.
+"""A snapshot as one ONNX file, which models/onnx_runtime.py runs without torch, and browsers by onnxruntime-web.
 
-Inputs z [N, z_dim] and c [N, c_dim], output x [N, 3, R, R] in [-1, 1]; N is free, all three are float32 whatever the
+Inputs z [N, z_dim] and c [N, c_dim], output x [N, 3, R, R] in [-1, 1]; N is free, all three are float32 at every
 precision. The file is compared with PyTorch before it gets its name.
 
 Precisions:
 - float32: as PyTorch computes, but for rounding.
 - float16: the weights are stored in float16 and become float32 when the file is opened. Half the size, the same speed:
-  processors have few float16 kernels, and a fully converted network spends its time on conversions.
-- int8: convolutions compute in 8-bit integers (Jacob et al. 2018, arXiv:1712.05877): weights by channel, activations
-  by tensor, with ranges from random people; other weights are stored in float16. The last convolutions stay as they
-  are: they make the pixels, and 8 bits there cost more than in all the others together (docs/export.md). How many,
-  two to half of them, is found by comparing with PyTorch.
+  CPUs have few float16 kernels, and a fully converted network spends its time on conversions.
+- int8: convolutions compute in 8-bit integers (Jacob et al. 2018, arXiv:1712.05877): weights quantised by channel,
+  activations by tensor, with ranges measured on random identities; other weights are stored in float16. The last
+  convolutions stay in float32: they compute the pixels, and quantising them costs more than all the others together
+  (docs/export.md). How many, two to half of all, is determined by comparison with PyTorch.
 """
 
 from __future__ import annotations
@@ -29,61 +29,71 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vultus._files import atomic_path, make_folder
-from vultus._formats import VERSIONS
 from vultus.errors import UserError
 from vultus.images.xmp import model_id
-from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, encode_population, open_session
-from vultus.models.snapshot import Snapshot
-from vultus.sampling.latents import Floats, noise, sample_identities
+from vultus.models.onnx_runtime import ABOUT, FORMAT, PEOPLE, encode_people, open_session
+from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
+from vultus.sampling.population import noise, sample_identities
 
+Floats = npt.NDArray[np.float32]
 Precision = Literal["float32", "float16", "int8"]
 
 OPSET = 18
-BATCHES = (1, 3, 16)  # of the comparison
-LIMIT = 1e-3  # by which a pixel may differ from PyTorch's in float32; a step of 8 bits is 7.8e-3
-LEAST = 35.0  # dB that int8 must reach; below, the evaluation finds the faces worse (docs/export.md)
-CALIBRATION = 128  # faces that int8 takes the ranges of activations from
+BATCHES = (1, 3, 16)  # batch sizes of the comparison with PyTorch
+LIMIT = 1e-3  # largest difference of a value from PyTorch's in float32; a step of 8 bits is 7.8e-3
+LEAST = 35.0  # PSNR in dB that int8 must reach; below it the evaluation measures worse faces (docs/export.md)
+CALIBRATION = 128  # faces on which int8 measures the ranges of activations
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-PERCENTILE = 99.999  # of these activations; what lies outside is clamped
-SMALL = 1024  # numbers; tensors of fewer stay float32
+PERCENTILE = 99.999  # of these activations; values outside are clamped
+SMALL = 1024  # elements; smaller tensors stay float32
 MISSING = "exporting needs onnx, onnxscript and onnxruntime: pip install 'vultus[export]'"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported file is from PyTorch on random people.
+    """The difference between an exported file and PyTorch on random identities.
 
     Attributes:
-        largest: {faces in the batch: largest difference of a value in [-1, 1]}.
-        psnr: dB over all of them, of values that span 2; infinite if nothing differs.
+        largest: {batch size: largest difference of a value in [-1, 1]}.
+        psnr: in dB over all batches, values span 2; infinite where nothing differs.
     """
 
     largest: dict[int, float]
     psnr: float
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{value:.1e} for {batch}" for batch, value in self.largest.items())
-        return f"largest difference to PyTorch in [-1, 1]: {parts} at a time; {self.psnr:.1f} dB"
+        parts = ", ".join(f"{value:.1e} (batch {batch})" for batch, value in self.largest.items())
+        return f"largest difference to PyTorch in [-1, 1]: {parts}; PSNR {self.psnr:.1f} dB"
 
 
-def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = "float32") -> Parity:
-    """Write `path`, atomically, and return how far it is from PyTorch.
+def export_onnx(snapshot: Snapshot | str | Path, out: str | Path, *, precision: Precision = "float32") -> Parity:
+    """Write a snapshot as the ONNX file `out`, atomically.
 
-    Raises UserError, and writes nothing, if a library is missing, the snapshot is an exported model itself, or the file
-    is not near enough: LIMIT for float32, LEAST for int8.
+    Args:
+        snapshot: a snapshot or its name: `default`, a file, a run or published folder, or hf://user/name.
+        out: the file to write.
+        precision: float32, float16 (half the size) or int8 (a quarter of it, and faster; see the module).
+
+    Returns: the difference from PyTorch.
+
+    Raises UserError, and writes nothing, if a library is missing, the snapshot is an exported model itself, or the
+    difference is too large: over LIMIT for float32, PSNR under LEAST for int8.
     """
-    path = Path(path)
+    path = Path(out)
+    if not isinstance(snapshot, Snapshot):
+        snapshot = load_snapshot(default_snapshot() if str(snapshot) == "default" else snapshot, "cpu")
     settings = snapshot.network.settings()
     onnx = _onnx()
     make_folder(path.parent)
-    about = snapshot.metadata | {"format": str(VERSIONS["onnx"]), "model": model_id(snapshot.path)}
-    about |= {"precision": precision, "generator": settings}
-    entries = {METADATA_KEY: json.dumps(about, ensure_ascii=False)}
-    if snapshot.population:
-        entries[POPULATION_KEY] = encode_population(snapshot.population)
+    metadata = snapshot.metadata | {"format": FORMAT, "model": model_id(snapshot.path), "precision": precision}
+    metadata["generator"] = settings
+    population = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
+    entries = {ABOUT: json.dumps(metadata, ensure_ascii=False)}
+    entries |= {PEOPLE: encode_people(population)} if population else {}
     with atomic_path(path) as temporary:
         for model in _models(snapshot, precision):
             onnx.helper.set_model_props(model, entries)
@@ -94,28 +104,30 @@ def export_onnx(snapshot: Snapshot, path: str | Path, *, precision: Precision = 
                 break
         else:
             raise UserError(
-                f"{path}: not written, 8 bits change the faces of this snapshot visibly ({parity}, {LEAST:g} are "
-                f"needed); export it as float16"
+                f"{path}: not written, 8 bits change the faces of this snapshot visibly ({parity}, {LEAST:g} dB are "
+                f"needed); export it with --precision float16"
             )
         if precision == "float32" and max(parity.largest.values()) > LIMIT:
-            raise UserError(f"{path}: not written, it differs too much ({parity}); try another version of onnxruntime")
+            raise UserError(
+                f"{path}: not written, the difference is too large ({parity}); install another version of onnxruntime"
+            )
     return parity
 
 
 def _models(snapshot: Snapshot, precision: Precision) -> Iterator[Any]:
-    """ModelProtos of that precision, for int8 with more and more of the last convolutions left as they are."""
+    """ModelProtos of that precision; int8 yields several, each with one more of the last convolutions in float32."""
     traced = _traced(snapshot)
     if precision == "int8":
         layers = [node.name for node in traced.graph.node if node.op_type in CONVOLUTIONS]
-        for left in range(2, max(2, len(layers) // 2) + 1):
-            # A copy, because the library may change what it is given.
-            yield _store_half(_quantised(copy.deepcopy(traced), snapshot, layers[-left:]))
+        for count in range(2, max(2, len(layers) // 2) + 1):
+            # A copy, because onnxruntime may modify its argument.
+            yield _store_half(_quantised(copy.deepcopy(traced), snapshot, layers[-count:]))
     else:
         yield _store_half(traced) if precision == "float16" else traced
 
 
 def compare(snapshot: Snapshot, path: Path) -> Parity:
-    """An ONNX file beside its snapshot on batches of BATCHES faces of random people."""
+    """The difference between an ONNX file and its snapshot, on random identities in batches of BATCHES."""
     session = open_session(path, threads=torch.get_num_threads())
     generator = snapshot.network
     device = next(generator.parameters()).device
@@ -124,21 +136,22 @@ def compare(snapshot: Snapshot, path: Path) -> Parity:
         z, c = examples(snapshot, batch, seed=batch)
         with torch.inference_mode():
             expected = generator(torch.from_numpy(z).to(device), torch.from_numpy(c).to(device)).cpu().numpy()
-        (found,) = session.run(["x"], {"z": z, "c": c})
-        largest[batch] = float(np.abs(found - expected).max())
-        squares.append(((found - expected) ** 2).ravel())
+        (x,) = session.run(["x"], {"z": z, "c": c})
+        largest[batch] = float(np.abs(x - expected).max())
+        squares.append(((x - expected) ** 2).ravel())
     error = float(np.concatenate(squares).mean(dtype=np.float64))
     return Parity(largest, 10 * np.log10(4 / error) if error else float("inf"))
 
 
 def examples(snapshot: Snapshot, count: int, *, seed: int) -> tuple[Floats, Floats]:
-    """Noise z and embeddings c of `count` random people; of random directions, where the snapshot knows no people."""
+    """Noise z [count, z_dim] and embeddings c [count, c_dim] of random identities, float32.
+
+    Without a population prior in the snapshot, the embeddings are uniform on the sphere.
+    """
     generator = snapshot.network
-    if snapshot.population:
-        people = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
-    else:
-        people = {"mean": np.zeros(generator.c_dim), "factor": np.eye(generator.c_dim)}
-    return noise(seed, 0, count, generator.z_dim).numpy(), sample_identities(people, count, seed=seed).numpy()
+    population = snapshot.population or {"mean": torch.zeros(generator.c_dim), "factor": torch.eye(generator.c_dim)}
+    c = sample_identities(population, count, seed=seed)
+    return noise(seed, 0, count, generator.z_dim).numpy(), c.numpy()
 
 
 # --- PyTorch to ONNX --------------------------------------------------------------------------------------------------
@@ -153,7 +166,7 @@ def _onnx() -> Any:
 
 
 def _traced(snapshot: Snapshot) -> Any:
-    """The ModelProto of a generator in float32, without the traces of the machine that torch leaves in it."""
+    """The ModelProto of a generator in float32, without paths of this machine."""
     z, c = (torch.from_numpy(rows) for rows in examples(snapshot, 2, seed=0))
     free = {0: torch.export.Dim("N")}
     device = next(snapshot.network.parameters()).device
@@ -169,7 +182,7 @@ def _traced(snapshot: Snapshot) -> Any:
             verbose=False,
         )
     model = program.model_proto
-    # Torch notes the file and line of each operation, with the folders of this machine.
+    # torch records the source file and line of each operation, with the folders of this machine.
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -179,7 +192,7 @@ def _traced(snapshot: Snapshot) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' remarks on what they lack and will change are not for the user; what goes wrong is raised."""
+    """Silence warnings of the exporters about missing options and future changes; errors are raised all the same."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -191,8 +204,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _store_half(model: Any) -> Any:
-    """The model with its large float32 weights stored as float16, in place: a Cast to float32 behind each is folded on
-    opening."""
+    """Store the large float32 weights as float16, in place; a Cast to float32 behind each is folded on opening."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -207,8 +219,8 @@ def _store_half(model: Any) -> Any:
     return model
 
 
-def _quantised(model: Any, snapshot: Snapshot, left: list[str]) -> Any:
-    """The convolutions of a ModelProto in 8 bits but for those of these names."""
+def _quantised(model: Any, snapshot: Snapshot, excluded: list[str]) -> Any:
+    """The ModelProto with its convolutions in 8 bits, except those of the names in `excluded`."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -216,7 +228,7 @@ def _quantised(model: Any, snapshot: Snapshot, left: list[str]) -> Any:
     feeds = iter([{"z": z, "c": c} for z, c in batches])
 
     class Reader:
-        """What onnxruntime asks of calibration data."""
+        """The interface of onnxruntime for calibration data."""
 
         def get_next(self) -> dict[str, Floats] | None:
             return next(feeds, None)
@@ -229,7 +241,7 @@ def _quantised(model: Any, snapshot: Snapshot, left: list[str]) -> Any:
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(CONVOLUTIONS),
-            nodes_to_exclude=left,
+            nodes_to_exclude=excluded,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -1,14 +1,13 @@
 """`vultus publish`: a snapshot as a folder for the Hugging Face hub, and its upload.
 
-OUT/README.md and OUT/LICENSE.md, config.json, model.safetensors, people.safetensors (see pretrained.py), samples.jpg:
-people who do not exist. No photo of a data set is ever among them; what an evaluation drew stays where it is.
+OUT/README.md and OUT/LICENSE.md, config.json, model.safetensors, people.safetensors (see models/hub.py), samples.jpg:
+people who do not exist. No photo of a data set is among these files, and no image of an evaluation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,20 +16,82 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vultus._files import folder_lock, make_folder, read_json, write_text
+from vultus._files import folder_lock, make_folder, write_text
+from vultus._progress import message
 from vultus.errors import UserError
+from vultus.evaluation.results import read_results
 from vultus.export.model_card import SAMPLES, licence_of, model_card, result_in
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.hub import CARD, CONFIG, MODEL, check_repo, is_published, problem, write_folder
-from vultus.models.hub import PEOPLE as PEOPLE_FILE
-from vultus.models.snapshot import Snapshot
+from vultus.models.hub import PEOPLE as POPULATION_FILE
+from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
 from vultus.sampling.grids import NOISES, PEOPLE, overview_sheet
 from vultus.sampling.population import sample_identities
 
 LICENCE = "LICENSE.md"
-FILES = (CARD, LICENCE, CONFIG, MODEL, PEOPLE_FILE, SAMPLES)  # what is uploaded, and nothing else
-FEW = 1000  # training photos below which the spread of their embeddings may tell about single people
+FILES = (CARD, LICENCE, CONFIG, MODEL, POPULATION_FILE, SAMPLES)  # what is uploaded, and nothing else
+EVALUATION = "evaluation"  # sub-folder of a run folder for `vultus evaluate --out`
+FEW = 1000  # training photos below which the covariance of their embeddings may reveal something about single people
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def publish(
+    snapshot: str | Path,
+    repo: str,
+    *,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    private: bool = False,
+    evaluation: str | Path | None = None,
+    licence: str | None = None,
+    dtype: str = "float32",
+    population: bool = True,
+    seed: int = 0,
+) -> str:
+    """Write a snapshot as a folder with a model card, and upload it to the Hugging Face hub.
+
+    Args:
+        snapshot: a snapshot or its name: file, run folder, `default`, or a folder that an earlier call wrote, which is
+            uploaded as it is.
+        repo: user/name on the hub.
+        out: folder to write; default: `publish` in the run folder, else ./publish.
+        dry_run: write the folder and upload nothing.
+        private: create the model as a private one.
+        evaluation: folder of an evaluation; default: `evaluation` in the run folder, else what the snapshot carries.
+        licence: licence id of the hub, where the data are not restricted; default: the terms of the data.
+        dtype: of the weights, "float32" or "float16".
+        population: publish the distribution of the training embeddings.
+        seed: of the identities and the noise in samples.jpg.
+
+    Returns: the URL of the model; with `dry_run` the folder.
+
+    Raises UserError: no token, no network, no such snapshot, a licence that the data do not allow, an evaluation of
+    another snapshot.
+    """
+    source = Path(snapshot)
+    if not dry_run:
+        check_token()  # before the work
+    opened = load_snapshot(default_snapshot() if str(snapshot) == "default" else snapshot, "cpu")
+    if source.is_dir() and is_published(source) and not (source / "snapshot.safetensors").is_file():
+        folder = source  # as it is: its card may have been edited
+        for name, value in (("out", out), ("evaluation", evaluation), ("licence", licence)):
+            if value is not None:
+                raise UserError(f"{folder}: is uploaded as it is; --{name} needs a snapshot or a run folder")
+    else:
+        folder = Path(out or (source / "publish" if source.is_dir() else "publish"))
+        if evaluation is None and (source / EVALUATION / "results.json").is_file():
+            evaluation = source / EVALUATION
+        write_publication(
+            opened,
+            repo,
+            folder,
+            evaluation=None if evaluation is None else (Path(evaluation), str(snapshot)),
+            licence=licence,
+            dtype=dtype,
+            population=population,
+            seed=seed,
+        )
+    return str(folder) if dry_run else upload(folder, repo, private=private)
 
 
 def write_publication(
@@ -41,48 +102,49 @@ def write_publication(
     evaluation: tuple[Path, str] | None = None,
     licence: str | None = None,
     dtype: str = "float32",
-    people: bool = True,
+    population: bool = True,
     seed: int = 0,
 ) -> Path:
     """Write the folder `out`, each file atomically; the card last. Returns `out`.
 
     Args:
-        snapshot: the generator and where it comes from.
-        repo: user/name, which the card speaks of.
+        snapshot: the generator and its metadata.
+        repo: user/name, which the card names.
         out: an empty or new folder, or one of an earlier call.
-        evaluation: folder of an evaluation, and the column of this snapshot; by default what the snapshot carries.
-        licence: an id of the hub, where the data are not restricted; by default the terms of the data.
+        evaluation: folder of an evaluation, and the column of this snapshot; default: what the snapshot carries.
+        licence: licence id of the hub, where the data are not restricted; default: the terms of the data.
         dtype: of the weights in the file, float32 or float16.
-        people: whether to publish the distribution of the training embeddings. Samples need it either way.
+        population: publish the distribution of the training embeddings. Samples need it either way.
         seed: of the samples.
 
     Raises UserError for a malformed repo or licence, a folder of something else, results of another snapshot.
     """
     check_repo(repo, f"--repo {repo}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype}: not known; choose {' or '.join(DTYPES)}")
     terms = licence_of(snapshot.metadata.get("licence"), licence)
     result = _result(snapshot, *evaluation) if evaluation else result_in(snapshot.metadata.get("metrics"))
     out = Path(out)
     if any((out / name).exists() for name in FILES) and not is_published(out):
-        raise UserError(f"{out}: holds files of something else, which would be overwritten; choose another --out")
+        raise UserError(f"{out}: contains other files that would be overwritten; choose another --out")
     make_folder(out)
     if terms.research_only:
-        known = f"the terms of its data ('{terms.noted}')" if terms.noted else "the terms of its data, not recorded,"
-        print(f"note: the card says research only; see whether {known} let a model be passed on", file=sys.stderr)
+        known = f"the terms of its data ('{terms.data_terms}')" if terms.data_terms else "the unknown terms of its data"
+        message(f"note: the card says research only; check whether {known} allow a model to be redistributed")
     images = (snapshot.metadata.get("data") or {}).get("images")
-    if people and images is not None and images < FEW:
-        print(
-            f"note: {PEOPLE_FILE} sums up the embeddings of {images} photos only, which may tell something about the "
-            "people in them; --people false leaves it out",
-            file=sys.stderr,
+    if population and images is not None and images < FEW:
+        message(
+            f"note: {POPULATION_FILE} describes the embeddings of {images} photos only, which may reveal something "
+            "about the people in them; --people false omits it"
         )
     with folder_lock(out, "publish"):
-        write_folder(snapshot.network, out, dtype=DTYPES[dtype], people=people)
-        drawn = _samples(snapshot, seed)
-        if drawn:
-            save_marked(drawn[0], out / SAMPLES, Origin(model_id(snapshot.path), seed, "people who do not exist"))
+        write_folder(snapshot.network, out, dtype=DTYPES[dtype], people=population)
+        samples = _samples(snapshot, seed)
+        if samples:
+            save_marked(samples[0], out / SAMPLES, Origin(model_id(snapshot.path), seed, "people who do not exist"))
         else:
             (out / SAMPLES).unlink(missing_ok=True)
-        write_text(out / LICENCE, f"# Licence of the weights\n\n{terms.words}\n")
+        write_text(out / LICENCE, f"# Licence of the weights\n\n{terms.text}\n")
         card = model_card(
             snapshot.metadata,
             snapshot.network.settings(),
@@ -90,61 +152,59 @@ def write_publication(
             result=result,
             licence=terms,
             licence_file=True,
-            samples=drawn[1] if drawn else None,
-            people=people and bool(snapshot.population),
+            samples=samples[1] if samples else None,
+            population=population and bool(snapshot.population),
         )
         write_text(out / CARD, card)
     return out
 
 
 def _samples(snapshot: Snapshot, seed: int) -> tuple[Image.Image, str] | None:
-    """A sheet of random people, and what it shows; None where the snapshot does not say how people are spread."""
+    """A sheet of random identities and its caption; None where the snapshot has no population prior."""
     if "factor" not in snapshot.population:
         return None
     sheet = overview_sheet(snapshot, sample_identities(snapshot.population, PEOPLE, seed=seed), seed=seed)
     return sheet, (
-        f"Nobody here exists. Rows: the first {PEOPLE} random people of seed {seed}, not chosen, each with "
-        f"{NOISES + 1} noises; the last row goes from the first person to the second with one noise."
+        f"Nobody here exists. Rows: the first {PEOPLE} random identities of seed {seed}, not selected, each with "
+        f"{NOISES + 1} noises; the last row interpolates from the first identity to the second with one noise."
     )
 
 
 def _result(snapshot: Snapshot, folder: Path, column: str) -> dict[str, Any]:
     """The result of this snapshot in FOLDER/results.json: its column, the one on unseen people, or the only one."""
     path = folder / "results.json"
-    results = read_json(path)
-    if not isinstance(results, dict) or not all(isinstance(r, dict) and "metrics" in r for r in results.values()):
-        raise UserError(f"{path}: not the results of an evaluation; write them with vultus evaluate --out")
+    results = read_results(path)
     names = [name for name in (column, f"{column} (test)") if name in results]
     names = names or [name for name in results if len(results) == 1]
     if not names:
-        raise UserError(f"{path}: has no column {column}, only {', '.join(results)}; evaluate this snapshot")
-    found = result_in(results[names[0]])
-    seen, mine = (found or {}).get("context", {}).get("cur_nimg"), snapshot.metadata.get("cur_nimg")
-    if found is None or (seen is not None and mine is not None and seen != mine):
-        raise UserError(f"{path}: measured at {seen} images, the snapshot is of {mine}; evaluate it again")
-    return found
+        raise UserError(f"{path}: no column {column}, only {', '.join(results)}; evaluate this snapshot")
+    result = result_in(results[names[0]])
+    evaluated, current = (result or {}).get("context", {}).get("cur_nimg"), snapshot.metadata.get("cur_nimg")
+    if result is None or (evaluated is not None and current is not None and evaluated != current):
+        raise UserError(f"{path}: measured at {evaluated} images, the snapshot is of {current}; evaluate it again")
+    return result
 
 
 # --- the upload -------------------------------------------------------------------------------------------------------
 
 
 def check_token() -> None:
-    """Raise UserError if there is no token to publish with."""
+    """Raise UserError if there is no Hugging Face token."""
     import huggingface_hub
 
     if huggingface_hub.get_token() is None:
         raise UserError(
-            "no Hugging Face token here; make one that may write (https://huggingface.co/settings/tokens), give it to "
-            "`hf auth login` or as HF_TOKEN, then run the same command again (--dry-run needs none)"
+            "no Hugging Face token; create one with write permission (https://huggingface.co/settings/tokens), pass it "
+            "to `hf auth login` or set HF_TOKEN, then run the same command again (--dry-run needs none)"
         )
 
 
 def upload(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Put a published folder onto the hub as one commit, all or nothing; return the address of the model.
+    """Upload a published folder to the hub as one commit; return the URL of the model.
 
-    The model is made if it is not there. Files of an earlier upload that the folder has no more are deleted, others
-    that are there are left. Raises UserError in one line: no token, no right, no network, or a model that is public
-    already where a private one was asked for.
+    The model is created if it does not exist. Files of an earlier upload that the folder no longer has are deleted;
+    other files of the model stay. Raises UserError in one line: no token, no permission, no network, or `private` for a
+    model that is public already.
     """
     import huggingface_hub
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -153,30 +213,30 @@ def upload(folder: str | Path, repo: str, *, private: bool = False) -> str:
     check_repo(repo, f"--repo {repo}")
     check_token()
     if not is_published(folder) or not (folder / CARD).is_file():
-        raise UserError(f"{folder}: lacks {CARD}, {CONFIG} or {MODEL}; write it with --dry-run first")
+        raise UserError(f"{folder}: {CARD}, {CONFIG} or {MODEL} is missing; write the folder with --dry-run first")
     api = huggingface_hub.HfApi()
     with _quiet():
         try:
-            made = api.create_repo(repo, private=private or None, exist_ok=True)
+            url = api.create_repo(repo, private=private or None, exist_ok=True)
             info = api.model_info(repo)
             if private and not info.private:
-                raise UserError(f"{repo}: is public already; make it private in its settings, or leave --private out")
-            here = [name for name in FILES if (folder / name).is_file()]
-            there = {sibling.rfilename for sibling in info.siblings or []}
-            operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in here]
-            operations += [CommitOperationDelete(name) for name in FILES if name in there and name not in here]
+                raise UserError(f"{repo}: is public already; make it private in its settings, or omit --private")
+            local = [name for name in FILES if (folder / name).is_file()]
+            remote = {sibling.rfilename for sibling in info.siblings or []}
+            operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in local]
+            operations += [CommitOperationDelete(name) for name in FILES if name in remote and name not in local]
             message = f"Published with vultus {importlib.metadata.version('vultus')}"
             api.create_commit(repo, operations, commit_message=message)
         except UserError:
             raise
-        except Exception as error:  # each layer has classes of its own
+        except Exception as error:  # requests, httpx and huggingface_hub have classes of their own
             raise UserError(f"{repo}: {problem(error)}; the folder {folder} is ready") from None
-    return str(made)
+    return str(url)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The hub's retries and remarks stay unsaid: an error comes as one line."""
+    """Silence the hub's retries and warnings: an error is reported as one line."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()

@@ -1,10 +1,10 @@
-"""`vultus report`: what was trained, how good it is and how it looks, as one HTML page and as Markdown.
+"""`vultus report`: what was trained, its scores and its faces, as one HTML page and as Markdown.
 
 OUT/report.html      everything in one file: opens from the disk, fetches nothing
-OUT/report.md        the same; its pictures are in OUT/report-files
+OUT/report.md        the same; its images are in OUT/report-files
 
-Photos of the data set are left out unless asked for: sample sheets show them in the first column, which is cut off, and
-the sheets of an evaluation that hold photos are not shown at all.
+Photos of the data set are left out by default: of the sample sheets only the generated faces are shown, and the sheets
+of an evaluation that contain photos are not shown at all.
 """
 
 from __future__ import annotations
@@ -12,36 +12,40 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from vultus._files import atomic_path, file_stem, make_folder, write_text
-from vultus.evaluation.charts import STYLE, alone, compact
-from vultus.evaluation.tables import format_table, markdown, table_lines
-from vultus.images.io import HEADER, cell
+from vultus._progress import message
+from vultus.evaluation.plots import STANDALONE, STYLE, compact, to_svg
+from vultus.evaluation.tables import build_table, format_table, markdown
+from vultus.images.io import to_pil
 from vultus.images.xmp import Origin, encode_marked
-from vultus.reporting.content import ReportContent
+from vultus.reporting.content import Chart, ReportContent, read_content
 from vultus.reporting.run_folder import EVALUATION, Evaluation, Run
+from vultus.training.sample_files import Samples
 
 FILES = "report-files"
-SIZES = (128, 96, 64, 48)  # sides of a face, tried until the page is small enough
-LARGEST = 5_000_000  # bytes of the page
-GAP = 2  # of images.grid
-QUALITY = 82
-TIMES, SHEETS = 7, 12  # columns of the faces over time; sheets behind a fold
-EXHIBITS = {
-    "extremes": "the best and the worst faces by the judge, above them the photos",
-    "nearest": "the faces nearest to a training photo, below each its three nearest training photos",
+SIZES = (128, 96, 64, 48)  # sides of a face in pixels, tried until the page is small enough
+MAX_BYTES = 5_000_000  # of the page
+QUALITY = 82  # of JPEG
+OVER_TIME, SHEETS = 7, 12  # columns of the faces over time; folded sheets
+EVALUATION_SHEETS = {
+    "extremes": "the best and the worst faces by the judge, above them the source photos",
+    "nearest": "the generated faces nearest to a training photo, below each its three nearest training photos",
 }
+NO_CHARTS = "Charts are left out: matplotlib is not installed (pip install 'vultus[plot]')."
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG with its words. `labels` stand over its columns."""
+class Jpeg:
+    """An encoded image with its caption. `labels` are shown above its columns."""
 
     caption: str
     data: bytes
@@ -52,50 +56,104 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself as an address."""
+        """The image as a data: URI."""
         return "data:image/jpeg;base64," + base64.b64encode(self.data).decode("ascii")
 
 
 @dataclass(frozen=True)
-class Album:
-    """Pictures of one run: the last sheet, the same faces over time, and the sheets behind a fold."""
+class RunImages:
+    """The images of one run.
 
-    last: Picture | None
-    times: Picture | None
-    sheets: list[Picture]
-    exhibits: list[Picture]
-    remarks: list[str]
+    Attributes:
+        latest: the last sample sheet.
+        over_time: the faces of one noise over the training.
+        sheets: sample sheets from the first to the last, folded in the page.
+        evaluation: sheets of the evaluation, which show photos.
+    """
+
+    latest: Jpeg | None = None
+    over_time: Jpeg | None = None
+    sheets: tuple[Jpeg, ...] = ()
+    evaluation: tuple[Jpeg, ...] = ()
+
+    @property
+    def files(self) -> list[Jpeg]:
+        """The images that the Markdown shows."""
+        return [image for image in (self.latest, self.over_time) if image] + list(self.evaluation)
 
 
-def write_report(story: ReportContent, out: str | Path, *, with_photos: bool = False) -> list[Path]:
-    """Write report.html, report.md and what the latter shows; return the paths of the two."""
+def report(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    evaluation: str | Path | Sequence[str | Path] = (),
+    with_photos: bool = False,
+) -> list[Path]:
+    """Write a report about one or more run folders, as HTML and as Markdown.
+
+    Args:
+        runs: run folders; several are shown side by side.
+        out: folder to write; default: the run folder, if there is only one.
+        evaluation: folders that `vultus evaluate --out` wrote; default: `evaluation` in each run folder.
+        with_photos: show photos of the data set beside the faces.
+
+    Returns: the paths of report.html and report.md.
+
+    Raises UserError for a folder that is no run, an evaluation that cannot be read, several runs without `out`.
+    """
+    content = read_content(runs, evaluation)
+    print_remarks(content)
+    return write_report(content, content.folder if out is None else out, with_photos=with_photos)
+
+
+def print_remarks(content: ReportContent) -> None:
+    """Print to stderr what is unusual about the runs and what could not be read, a line each."""
+    for summary in content.runs:
+        for line in [*([summary.state] if summary.state else []), *summary.remarks]:
+            message(f"vultus: {summary.run.name}: {line}")
+    for line in content.remarks:
+        message(f"vultus: {line}")
+
+
+def write_report(content: ReportContent, out: str | Path, *, with_photos: bool = False) -> list[Path]:
+    """Write report.html, report.md and the files of the latter into the folder `out`; return the paths of the two."""
     folder = make_folder(out)
+    svgs = _svgs(content.charts)
     for side in SIZES:
-        albums = [album(each.run, story.evaluation, side, with_photos=with_photos) for each in story.runs]
-        page = render(story, albums, "report.html", with_photos=with_photos)
-        if len(page.encode()) <= LARGEST:
+        images = [
+            run_images(summary.run, content.evaluation, side, with_photos=with_photos) for summary in content.runs
+        ]
+        page = render(content, images, svgs, "report.html", with_photos=with_photos)
+        if len(page.encode()) <= MAX_BYTES:
             break
     files = make_folder(folder / FILES)
     written = set()
-    for number, drawing in enumerate([*story.curves, *story.histograms, *story.nearest]):
-        written.add(f"{number:02d}-{drawing.slug}.svg")
-        write_text(files / f"{number:02d}-{drawing.slug}.svg", alone(drawing.svg))
-    for number, shown in enumerate(albums):
-        for picture in _filed(shown):
-            written.add(f"run-{number}-{picture.slug}.jpg")
-            with atomic_path(files / f"run-{number}-{picture.slug}.jpg") as temporary:
-                temporary.write_bytes(picture.data)
-    # An earlier report may have shown more, photos even.
+    for chart, path in _chart_paths(content, svgs).items():
+        written.add(Path(path).name)
+        write_text(folder / path, svgs[chart].replace(">", f"><style>{STANDALONE}</style>", 1) + "\n")
+    for number, shown in enumerate(images):
+        for image in shown.files:
+            written.add(Path(_image_path(number, image)).name)
+            with atomic_path(folder / _image_path(number, image)) as temporary:
+                temporary.write_bytes(image.data)
+    # Delete what an earlier report wrote and this one does not show, photos above all.
     for old in files.iterdir():
         if old.suffix in (".svg", ".jpg") and old.name not in written:
             old.unlink()
     write_text(folder / "report.html", page)
-    write_text(folder / "report.md", render(story, albums, "report.md", with_photos=with_photos))
+    write_text(folder / "report.md", render(content, images, svgs, "report.md", with_photos=with_photos))
     return [folder / "report.html", folder / "report.md"]
 
 
-def render(story: ReportContent, albums: Sequence[Album], name: str, *, with_photos: bool) -> str:
-    """The page by the package's template of that name."""
+def render(
+    content: ReportContent,
+    images: Sequence[RunImages],
+    svgs: Mapping[Chart, str],
+    name: str,
+    *,
+    with_photos: bool,
+) -> str:
+    """The report by the template `name` of the package; `svgs` are the charts that could be drawn."""
     import jinja2
 
     source = (importlib.resources.files("vultus") / "assets" / f"{name}.jinja").read_text(encoding="utf-8")
@@ -107,149 +165,131 @@ def render(story: ReportContent, albums: Sequence[Album], name: str, *, with_pho
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["md"] = markdown
-    columns = story.evaluation.columns
-    drawings = [*story.curves, *story.histograms, *story.nearest]
+    columns = content.evaluation.columns
     text = environment.from_string(source).render(
-        story=story,
-        albums=albums,
+        content=content,
+        images=images,
+        svgs=svgs,
+        no_charts=NO_CHARTS if content.charts and not svgs else "",
         style=STYLE,
-        table=_split(table_lines(columns)) if columns else [],
+        table=build_table(columns) if columns else None,
         markdown_table=format_table(columns) if columns else "",
-        paths={id(drawing): f"{FILES}/{n:02d}-{drawing.slug}.svg" for n, drawing in enumerate(drawings)},
-        picture_paths={
-            id(picture): f"{FILES}/run-{n}-{picture.slug}.jpg"
-            for n, shown in enumerate(albums)
-            for picture in _filed(shown)
-        },
-        id=id,
+        chart_paths=_chart_paths(content, svgs),
+        image_path=_image_path,
         with_photos=with_photos,
         evaluation_folder=EVALUATION,
     )
     return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
 
 
-def _filed(shown: Album) -> list[Picture]:
-    """The pictures that the Markdown shows."""
-    return [picture for picture in (shown.last, shown.times) if picture] + shown.exhibits
+def _svgs(charts: Iterable[Chart]) -> dict[Chart, str]:
+    """The charts as SVG elements; none without matplotlib."""
+    try:
+        texts = {chart: to_svg(chart.figure()) for chart in charts}
+    except ImportError:
+        return {}
+    return {chart: text for chart, text in texts.items() if text}
 
 
-def _split(lines: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Rows of a table as {group} or {name, arrow, real, cells: [(value, interval)]}; the first is the head."""
-    found: list[dict[str, Any]] = [{"head": list(lines[0][3:])}]
-    for name, arrow, real, *cells in lines[1:]:
-        if name.startswith("**"):
-            found.append({"group": name.strip("*")})
-            continue
-        parts = [re.fullmatch(r"(\S+) (\[.*\])", text) for text in cells]
-        pairs = [(part[1], part[2]) if part else (text, "") for part, text in zip(parts, cells, strict=True)]
-        found.append({"name": name, "arrow": arrow, "real": real, "cells": pairs})
-    return found
+def _chart_paths(content: ReportContent, svgs: Mapping[Chart, str]) -> dict[Chart, str]:
+    shown = [chart for chart in content.charts if chart in svgs]
+    return {chart: f"{FILES}/{number:02d}-{chart.slug}.svg" for number, chart in enumerate(shown)}
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+def _image_path(run: int, image: Jpeg) -> str:
+    return f"{FILES}/run-{run}-{image.slug}.jpg"
 
 
-def album(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool) -> Album:
-    """The pictures of a run, faces `side` pixels wide (or as large as they are, if smaller pictures need no more)."""
-    found: list[str] = []
-    sheets = []
-    for nimg, path in run.sheets:
-        try:
-            faces = _faces(path, run.resolution)
-        except OSError:
-            found.append(f"{path.name} cannot be read and is left out")
-            continue
-        if faces is None:
-            found.append(f"{path.name} is not laid out as a sheet of samples and is left out")
-            continue
-        sheets.append((nimg, faces))
-    if not sheets:
-        return Album(None, None, [], [], found)
-    columns = slice(0 if with_photos else 1, None)
-    last_nimg, last = sheets[-1]
-    noises = len(last[0]) - 1
-    labels = (*(["photo"] if with_photos else []), *(f"noise {n + 1}" for n in range(noises)))
-    caption = f"{run.name}: people in rows, noise in columns, after {last_nimg:,} images"
-    final = _sheet([row[columns] for row in last], side, caption, "last", labels, photos=with_photos)
-    learned = [sheet for sheet in sheets if sheet[0] > 0]  # before any training all faces are one grey
-    chosen = _spread(learned if len(learned) > 1 else sheets, TIMES)
-    people = min(len(faces) for _, faces in chosen)
-    rows = [
-        [*([last[person][0]] if with_photos else []), *(faces[person][1] for _, faces in chosen)]
-        for person in range(people)
-    ]
-    names = (*(["photo"] if with_photos else []), *(compact(nimg) for nimg, _ in chosen))
-    caption = f"{run.name}: people in rows, images seen in columns, always the same noise"
-    times = _sheet(rows, side, caption, "times", names, photos=with_photos) if len(chosen) > 1 else None
-    folded = [
-        _sheet(
-            [row[columns] for row in faces],
-            side // 2,
-            f"{run.name}, {nimg:,} images",
-            f"sheet-{nimg:010d}",
+# --- images -----------------------------------------------------------------------------------------------------------
+
+Faces = Sequence[npt.NDArray[np.uint8]]  # [3, R, R] each
+
+
+def run_images(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool) -> RunImages:
+    """The images of a run, faces `side` pixels wide."""
+    if not run.samples:
+        return RunImages()
+    latest = run.samples[-1]
+    photo = ("photo",) if with_photos else ()
+    noises = latest.generated.shape[1]
+    sheet = _sheet(
+        [_row(latest, person, with_photos) for person in range(len(latest.photos))],
+        side,
+        f"{run.name}: people in rows, noise in columns, after {latest.cur_nimg:,} images",
+        "last",
+        (*photo, *(f"noise {n + 1}" for n in range(noises))),
+        photos=with_photos,
+    )
+    trained = [samples for samples in run.samples if samples.cur_nimg > 0]  # an untrained generator gives grey images
+    chosen = _spread(trained if len(trained) > 1 else run.samples, OVER_TIME)
+    people = min(len(samples.photos) for samples in chosen)
+    over_time = None
+    if len(chosen) > 1:
+        over_time = _sheet(
+            [
+                [*([latest.photos[person]] if with_photos else []), *(one.generated[person, 0] for one in chosen)]
+                for person in range(people)
+            ],
+            side,
+            f"{run.name}: people in rows, images seen in columns, always the same noise",
+            "times",
+            (*photo, *(compact(samples.cur_nimg) for samples in chosen)),
             photos=with_photos,
         )
-        for nimg, faces in _spread(sheets, SHEETS)
+    folded = [
+        _sheet(
+            [_row(samples, person, with_photos) for person in range(len(samples.photos))],
+            side // 2,
+            f"{run.name}, {samples.cur_nimg:,} images",
+            f"sheet-{samples.cur_nimg:010d}",
+            photos=with_photos,
+        )
+        for samples in _spread(run.samples, SHEETS)
     ]
-    return Album(final, times, folded, _exhibits(run, evaluation, side) if with_photos else [], found)
+    shown = _evaluation_sheets(run, evaluation, side) if with_photos else []
+    return RunImages(sheet, over_time, tuple(folded), tuple(shown))
 
 
-def _faces(path: Path, side: int) -> list[list[Image.Image]] | None:
-    """The cells of a sample sheet by rows, the photos first; None if the picture is not laid out that way."""
-    labelled = side >= 64  # as samples.py writes it
-    with Image.open(path) as opened:
-        sheet = opened.convert("RGB")
-    columns, more = divmod(sheet.width + GAP, side + GAP)
-    rows, left = divmod(sheet.height + GAP - (HEADER if labelled else 0), side + GAP)
-    if more or left or columns < 2 or rows < 1:
-        return None
-    return [[cell(sheet, row, column, side, labelled=labelled) for column in range(columns)] for row in range(rows)]
+def _row(samples: Samples, person: int, with_photos: bool) -> Faces:
+    return [*([samples.photos[person]] if with_photos else []), *samples.generated[person]]
 
 
 def _sheet(
-    rows: Sequence[Sequence[Image.Image]],
-    side: int,
-    caption: str,
-    slug: str,
-    labels: Sequence[str] = (),
-    *,
-    photos: bool,
-) -> Picture:
-    """Faces side by side without a gap, so that no frame glares on a dark page."""
+    rows: Sequence[Faces], side: int, caption: str, slug: str, labels: Sequence[str] = (), *, photos: bool
+) -> Jpeg:
+    """Faces side by side. There is no gap, which would be bright on a dark page."""
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side))
     for y, row in enumerate(rows):
-        for x, face in enumerate(row):
-            larger = face.width <= side
-            method = Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
+        for x, pixels in enumerate(row):
+            face = to_pil(pixels)
+            method = Image.Resampling.NEAREST if face.width <= side else Image.Resampling.LANCZOS
             sheet.paste(face.resize((side, side), method), (x * side, y * side))
-    data = _encode(sheet, caption, photos=photos)
-    return Picture(caption, data, sheet.width, sheet.height, slug, tuple(labels))
+    return _encode(sheet, caption, slug, labels, photos=photos)
 
 
-def _encode(sheet: Image.Image, caption: str, *, photos: bool) -> bytes:
+def _encode(sheet: Image.Image, caption: str, slug: str, labels: Sequence[str] = (), *, photos: bool) -> Jpeg:
     origin = Origin("", detail=caption, photos=photos)
-    return encode_marked(sheet, "JPEG", origin, watermark=False, quality=QUALITY)
+    data = encode_marked(sheet, "JPEG", origin, watermark=False, quality=QUALITY)
+    return Jpeg(caption, data, sheet.width, sheet.height, slug, tuple(labels))
 
 
-def _spread(values: Sequence[Any], most: int) -> list[Any]:
-    """At most so many, the first and the last among them."""
-    count = min(len(values), most)
+def _spread(values: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the values, evenly spread, the first and the last among them."""
+    count = min(len(values), count)
     return [values[round(n * (len(values) - 1) / max(count - 1, 1))] for n in range(count)]
 
 
-def _exhibits(run: Run, evaluation: Evaluation, side: int) -> list[Picture]:
-    """The sheets that an evaluation left of this run; they hold photos."""
-    found: list[Picture] = []
+def _evaluation_sheets(run: Run, evaluation: Evaluation, side: int) -> list[Jpeg]:
+    """The sheets of an evaluation of this run; they show photos."""
+    images: list[Jpeg] = []
     if run.name not in evaluation.of_run:
-        return found
-    folder, called = evaluation.sources[evaluation.of_run[run.name]]
-    for kind, words in EXHIBITS.items():
-        path = folder / f"{file_stem(called)}-{kind}.jpg"
+        return images
+    folder, column = evaluation.sources[evaluation.of_run[run.name]]
+    for kind, words in EVALUATION_SHEETS.items():
+        path = folder / f"{file_stem(column)}-{kind}.jpg"
         if path.is_file():
             with Image.open(path) as opened:
-                picture = opened.convert("RGB")
-            picture.thumbnail((side * 8, side * 8))
-            caption = f"{run.name}: {words}"
-            data = _encode(picture, caption, photos=True)
-            found.append(Picture(caption, data, picture.width, picture.height, kind))
-    return found
+                sheet = opened.convert("RGB")
+            sheet.thumbnail((side * 8, side * 8))
+            images.append(_encode(sheet, f"{run.name}: {words}", kind, photos=True))
+    return images
