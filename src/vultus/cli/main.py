@@ -17,7 +17,7 @@ from vultus.cli.generate import generate_verb
 from vultus.cli.prepare import prepare_verb
 from vultus.cli.publish import publish_verb
 from vultus.cli.report import report_verb
-from vultus.cli.serve import serve_verb
+from vultus.cli.serve import serve_command
 from vultus.cli.train import train_verb
 from vultus.errors import Stopped, UserError
 
@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "prepare": (prepare_verb, "photos -> prepared data set: crops with their face embeddings"),
     "train": (train_verb, "prepared data set -> run folder with checkpoints and a snapshot"),
     "generate": (generate_verb, "snapshot + embeddings, photos or random people -> pictures"),
-    "serve": (serve_verb, "snapshot -> a web page and an HTTP API"),
+    "serve": (serve_command, "snapshot -> a web page and an HTTP API"),
     "detect": (detect_verb, "pictures -> whether they say that they are synthetic"),
     "evaluate": (evaluate_verb, "snapshot + prepared data set -> figures on people never seen"),
     "report": (report_verb, "run folders -> a page of curves, faces and figures; or a report on W&B"),
