@@ -3,9 +3,9 @@
     vultus serve --port 8000 &
     python benchmarks/page.py --url http://127.0.0.1:8000 --runs 20 --photo me.jpg
 
-In headless Chromium, median and maximum seconds: from opening the page to the first face; from a click on New to all new
-faces; with --photo, from choosing the file to the faces, and to all similarities. For comparison, the same request without
-a browser.
+In headless Chromium, median and maximum seconds: from opening the page to the first face; from a click on New to all
+new faces; with --photo, from choosing the file to the faces, and to all similarities. For comparison, the same request
+without a browser.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 860})
             measure("open page: first face", functools.partial(open_page, page, options.url))
             before = page.get_attribute("#faces img", "src")
-            measure(
-                "New: 8 faces", lambda page=page, before=before: (page.click("#seed-new"), wait_for_faces(page, before))
-            )
+            measure("New: 8 faces", functools.partial(new_faces, page, before))
             if options.photo:
                 page.click("#tab-photo")
                 started = time.perf_counter()
@@ -61,11 +59,16 @@ def main() -> None:
             page.close()
             address = f"{options.url}/v1/random?num=8"
             request = urllib.request.Request(address, headers={"Accept": "application/json"})
-            measure("8 faces without a browser", lambda request=request: urllib.request.urlopen(request).read())
+            measure("8 faces without a browser", functools.partial(fetch, request))
         browser.close()
     for name, seconds in latencies.items():
         kept = seconds[1:]  # without the run for warming up
         print(f"{name}: median {statistics.median(kept):.2f} s, maximum {max(kept):.2f} s")
+
+
+def fetch(request: urllib.request.Request) -> bytes:
+    with urllib.request.urlopen(request) as response:
+        return response.read()
 
 
 def open_page(page: Any, url: str) -> None:

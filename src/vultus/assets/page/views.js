@@ -21,7 +21,7 @@ function asFile(uri) {
   return new File([bytes], "example.png", { type: "image/png" });
 }
 
-const describe = (index, seed) => `Random person ${index + 1} of seed ${seed}, who does not exist.`;
+const describe = (index, seed) => `A person who does not exist (number ${index + 1} of seed ${seed}).`;
 
 export const newSeed = () => Math.floor(Math.random() * 1000);
 
