@@ -1,10 +1,10 @@
-"""Build a folder that draws faces wholly in the browser; any static file server will do.
+"""Build a folder that generates faces in the browser, without a server program: any static file server is enough.
 
     python scripts/build_web.py default --out faces/ [--precision float16]
     python -m http.server --directory faces/ --bind 127.0.0.1 8080
 
-The folder holds the page of scripts/web, the exported model, the statistics of random people, and ONNX Runtime Web,
-which npm fetches in the pinned version; its hash is checked. Needs npm and the extra `export`.
+The folder contains the page of scripts/web, the exported model, its population prior, and ONNX Runtime Web, which npm
+downloads in the pinned version; its hash is checked. Needs npm and the extra `export`.
 """
 
 import argparse
@@ -34,22 +34,22 @@ LICENCE = "ONNX Runtime Web {version}, Copyright (c) Microsoft Corporation, MIT 
 
 
 def runtime() -> Path:
-    """The package's tarball, from the cache or npm. Raises UserError if it is not there or not the pinned one."""
+    """The npm package's tarball, from the cache or npm. Raises UserError if it is unavailable or not the pinned one."""
     path = make_folder(cache_folder() / "npm") / f"{PACKAGE}-{VERSION}.tgz"
     if not path.is_file():
         if shutil.which("npm") is None:
-            raise UserError(f"npm is needed to fetch {PACKAGE}; install Node.js, or put the package's file at {path}")
+            raise UserError(f"npm is needed to download {PACKAGE}; install Node.js, or put the package at {path}")
         with tempfile.TemporaryDirectory() as folder:
             command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", folder, "--silent"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = " ".join(done.stderr.split())[-200:]
-                raise UserError(f"npm could not fetch {PACKAGE}@{VERSION} ({reason}); check the network")
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode:
+                reason = " ".join(process.stderr.split())[-200:]
+                raise UserError(f"npm could not download {PACKAGE}@{VERSION} ({reason}); check the network")
             with atomic_path(path) as temporary:
                 shutil.copyfile(Path(folder) / path.name, temporary)
-    found = "sha512-" + base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    if found != INTEGRITY:
-        raise UserError(f"{path}: not {PACKAGE} {VERSION} as pinned, or damaged; delete it and run this again")
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if integrity != INTEGRITY:
+        raise UserError(f"{path}: damaged, or not {PACKAGE} {VERSION}; delete it and run this script again")
     return path
 
 
@@ -65,7 +65,7 @@ def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, 
         export_onnx(open_snapshot(snapshot, "cpu"), model, precision=precision)
     exported = open_onnx(model)
     if not exported.population:
-        raise UserError(f"{snapshot}: holds no description of people to draw from, and the page draws random people")
+        raise UserError(f"{snapshot}: has no population prior, which the page needs to sample random people")
     entries, parts, offset = [], [], 0
     for name, value in exported.population.items():
         entries.append({"name": name, "shape": list(value.shape), "offset": offset})
@@ -89,8 +89,8 @@ def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("snapshot", help="what `vultus export` takes, or a FILE.onnx that it wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("snapshot", help="snapshot as for `vultus export`, or an .onnx file that it wrote")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float16")
     options = parser.parse_args()
     try:

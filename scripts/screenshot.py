@@ -1,9 +1,9 @@
-"""Pictures of the page for the documentation: docs/serve.png. Only people who do not exist are on it.
+"""Screenshots of the page for the documentation: docs/serve.png. They show only people who do not exist.
 
     VULTUS_WEIGHTS=... vultus serve --port 8000 &
     python scripts/screenshot.py --url http://127.0.0.1:8000 --out docs/serve.png
 
-The page takes the drawn picture of an example as a photo, on a screen, with another view on a phone beside it.
+Left, on a desktop: an example, a generated face, is used as the photo. Right, on a phone: random people.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", default="docs/serve.png")
-    parser.add_argument("--example", type=int, default=1, help="which of the examples is taken, 1 to 6")
+    parser.add_argument("--example", type=int, default=1, help="example that is used as the photo, 1 to 6")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     sheet = Image.new("RGB", (SCREEN[0] + GAP + PHONE[0], SCREEN[1]), "white")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         page = browser.new_page(viewport=dict(zip(("width", "height"), SCREEN, strict=True)), color_scheme="light")
         page.goto(f"{options.url}/#photo")
         page.get_by_role("button", name=f"Example {options.example}:").click()
@@ -41,7 +41,7 @@ def main() -> None:
         page = browser.new_page(viewport=dict(zip(("width", "height"), PHONE, strict=True)), color_scheme="dark")
         page.goto(f"{options.url}/#random")
         page.wait_for_function("() => document.querySelectorAll('#faces img').length === 4")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(500)  # until the opacity transition has ended
         sheet.paste(Image.open(io.BytesIO(page.screenshot())), (SCREEN[0] + GAP, 0))
         browser.close()
     with atomic_path(Path(options.out)) as temporary:

@@ -1,11 +1,11 @@
-// People, noise, paths and pictures: what the page needs besides the network. No DOM here.
+// Random people, noise, interpolation and PNG files: everything but the network. Uses no DOM.
 //
-// The random numbers are the page's own: a seed gives the same person in every browser, but not the one that
-// `vultus generate --random` gives, whose numbers come from numpy. How people are spread is the same.
+// A seed gives the same person in every browser, but not the person of `vultus generate --random`, whose random numbers
+// come from NumPy. The distribution is the same.
 
-const PEOPLE = 1, NOISE = 2; // streams of one seed
+const PEOPLE = 1, NOISE = 2; // independent streams of one seed
 
-// sfc32 by Chris Doty-Humphrey (PractRand), begun at a hash of its key. Numbers in (0, 1).
+// sfc32 by Chris Doty-Humphrey (PractRand), seeded with a hash of the key. Numbers in (0, 1).
 function uniform(...key) {
   let h = 0x811c9dc5;
   const words = [0, 1, 2].map(word => {
@@ -24,7 +24,7 @@ function uniform(...key) {
   return next;
 }
 
-// Box and Muller (1958).
+// Standard normal numbers (Box and Muller 1958).
 function normals(count, ...key) {
   const next = uniform(...key), values = new Float64Array(count);
   for (let i = 0; i < count; i += 2) {
@@ -40,7 +40,7 @@ function unit(x) {
   return x.map(value => value / length);
 }
 
-/** Noise of one face, Float64Array [z_dim]. */
+/** Noise z of one face, Float64Array [z_dim]. */
 export function noise(seed, index, variant, size) {
   return normals(size, NOISE, seed, index, variant);
 }
@@ -53,7 +53,7 @@ export function readPeople(buffer, entries) {
   }));
 }
 
-/** Person number `index` of `seed`: a unit vector, Float64Array [c_dim]. Drawn as people.py draws. */
+/** Person number `index` of `seed`: a unit vector, Float64Array [c_dim]. As sampling/population.py samples. */
 export function samplePerson(people, seed, index) {
   const [rows, columns] = people.factor.shape;
   const normal = normals(columns, PEOPLE, seed, index, 0);

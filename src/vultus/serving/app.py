@@ -1,8 +1,7 @@
-"""The HTTP API and the page: routes over an Engine. Extra `serve`.
+"""The ASGI application: routes, OpenAPI document and the files of the page.
 
-Nothing that comes in is kept, cached or logged; answers of /v1 forbid caching, and the page may load nothing from
-elsewhere. What is refused is refused early: the token before the body is read, the body while it comes in, the work
-before it begins.
+Privacy: no request is stored, cached or logged; responses of /v1 forbid caching; the page loads nothing from other
+hosts.
 """
 
 import asyncio
@@ -20,13 +19,15 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
 from vultus.serving.engine import Engine
-from vultus.serving.handlers import BINARY, JSON, NPY, PHOTOS, Api, ServerSettings
-from vultus.serving.middleware import Edge, Figures, Refusal, answer_errors, bearer, refusals, refused_in_json
-from vultus.serving.schemas import Embedding, Faces, Model, requests
+from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
+from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, Api
+from vultus.serving.middleware import HeadersMiddleware, MetricsMiddleware, ServerMetrics, bearer
+from vultus.serving.schemas import Embedding, Faces, Model, request_models
+from vultus.serving.settings import ServerSettings
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
-    """The ASGI application. The engine stays the caller's to close."""
+    """The ASGI application of an engine, which the caller closes."""
     settings = settings or ServerSettings()
     ready = asyncio.Event()
 
@@ -36,13 +37,13 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
             try:
                 await asyncio.to_thread(engine.warm_up)
             except Exception:
-                logging.getLogger(__name__).exception("the first faces could not be drawn; the server is not ready")
+                logging.getLogger(__name__).exception("warm-up failed; the server is not ready")
             else:
                 ready.set()
 
-        warming = asyncio.create_task(warm_up())
+        warming_up = asyncio.create_task(warm_up())
         yield
-        await warming
+        await warming_up
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -54,63 +55,69 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
         swagger_ui_parameters={"validatorUrl": None},
     )
     api = Api(engine, settings)
-    figures = Figures(api.gate)
-    engine.batcher.observe = figures.observe_call
-    app.add_middleware(Edge, figures=figures)
-    answer_errors(app)
+    metrics = ServerMetrics(api.limiter)
+    engine.batcher.observe = metrics.observe_call
+    app.add_middleware(HeadersMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+    add_error_handlers(app)
 
-    @app.get("/healthz", summary="The process lives")
+    @app.get("/healthz", summary="Liveness: the process runs")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Requests are answered at once", responses=refusals(503))
+    @app.get("/readyz", summary="Readiness: requests are answered without delay", responses=error_responses(503))
     async def readyz() -> dict[str, str]:
         if not ready.is_set():
-            raise Refusal(503, "not ready: warming up, or broken as the log says", {"Retry-After": "1"})
+            detail = "not ready: the server is warming up, or the warm-up failed (see its log)"
+            raise ApiError(503, detail, {"Retry-After": "1"})
         return {"status": "ready"}
 
     app.include_router(_routes(api, settings))
 
+    # The function's name is part of the operation id in the OpenAPI document.
     @app.get(
         "/metrics",
-        summary="Figures for Prometheus",
+        name="metrics",
+        summary="Metrics for Prometheus",
         dependencies=bearer(settings.token),
         response_class=PlainTextResponse,
-        responses=refused_in_json(401),
+        responses=json_error_responses(401),
     )
-    async def metrics() -> Response:
-        return figures.text()
+    async def metrics_text() -> Response:
+        return metrics.response()
 
     _add_page(app)
     return app
 
 
 def _routes(api: Api, settings: ServerSettings) -> APIRouter:
-    generator = api.engine.snapshot.network
-    options_type, faces_type, between_type, random_type = requests(generator.c_dim, settings.faces)
-    router = APIRouter(prefix="/v1", dependencies=bearer(settings.token), responses=refusals(401))
-    work = refusals(408, 413, 422, 429, 503)
-    pictures = _pictures()
+    # Function names are part of the operation ids in the OpenAPI document: renaming one breaks generated clients.
+    c_dim = api.engine.snapshot.network.c_dim
+    options_type, faces_type, between_type, random_type = request_models(c_dim, settings.max_faces)
+    router = APIRouter(prefix="/v1", dependencies=bearer(settings.token), responses=error_responses(401))
+    with_body = error_responses(408, 413, 422, 429, 503)
+    images = _image_responses()
 
     @router.post(
         "/faces",
         summary="Faces of embeddings, or of a photo",
-        responses=pictures | work | refusals(400, 415),
-        openapi_extra=_body(faces_type, BINARY, NPY, *PHOTOS),
+        responses=images | with_body | error_responses(400, 415),
+        openapi_extra=_request_body(faces_type, BINARY, NPY, *PHOTO_TYPES),
     )
     async def faces(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
-        """Options come as query parameters, or with the embeddings in the JSON, which go before.
+        """Options are query parameters; with JSON they may also stand beside the embeddings, and then take precedence.
 
-        One face comes as the picture itself unless JSON is accepted or the similarity asked for; `npy` as one array
-        uint8 [N, R, R, 3]. Binary embeddings are rows of little-endian float32.
+        A single face is returned as an image file, unless the Accept header contains application/json or `similarity`
+        is set; several faces are returned as JSON. `format=npy` returns one array, uint8 [N, R, R, 3]. Binary
+        embeddings (application/octet-stream) are rows of little-endian float32.
         """
         return await api.faces(request, options, faces_type)
 
     @router.post(
         "/embeddings",
         summary="The embedding of a photo",
-        responses={200: {"model": Embedding}} | work | refusals(415),
-        openapi_extra=_body(None, *PHOTOS),
+        responses={200: {"model": Embedding}} | with_body | error_responses(415),
+        openapi_extra=_request_body(None, *PHOTO_TYPES),
     )
     async def embeddings(request: Request) -> Response:
         return await api.embeddings(request)
@@ -118,17 +125,17 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
     @router.post(
         "/between",
         summary="Faces along the arc from one embedding to another",
-        responses={200: {"model": Faces}} | work | refusals(400, 415),
-        openapi_extra=_body(between_type),
+        responses={200: {"model": Faces}} | with_body | error_responses(400, 415),
+        openapi_extra=_request_body(between_type),
     )
     async def between(request: Request) -> Response:
         return await api.between(request, between_type)
 
-    @router.get("/random", summary="People who do not exist", responses=pictures | refusals(422, 429, 503))
+    @router.get("/random", summary="People who do not exist", responses=images | error_responses(422, 429, 503))
     async def random(request: Request, options: Annotated[random_type, Query()]) -> Response:  # type: ignore[valid-type]
         return await api.random(request, options)
 
-    @router.get("/model", summary="What is served, and what can be done", responses={200: {"model": Model}})
+    @router.get("/model", summary="The model, available features and limits", responses={200: {"model": Model}})
     async def model() -> Response:
         return JSONResponse(api.model())
 
@@ -138,14 +145,14 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
 # --- the OpenAPI document ---------------------------------------------------------------------------------------------
 
 
-def _pictures() -> dict[int | str, dict[str, Any]]:
+def _image_responses() -> dict[int | str, dict[str, Any]]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = dict.fromkeys((*PHOTOS, NPY), binary)
-    return {200: {"model": Faces, "description": "The picture, or JSON", "content": content}}
+    content = dict.fromkeys((*PHOTO_TYPES, NPY), binary)
+    return {200: {"model": Faces, "description": "The image, an array, or JSON", "content": content}}
 
 
-def _body(model: type[BaseModel] | None, *binary: str) -> dict[str, Any]:
-    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in binary}
+def _request_body(model: type[BaseModel] | None, *binary_types: str) -> dict[str, Any]:
+    content: dict[str, Any] = {name: {"schema": {"type": "string", "format": "binary"}} for name in binary_types}
     if model is not None:
         content = {JSON: {"schema": model.model_json_schema()}} | content
     return {"requestBody": {"required": True, "content": content}}
@@ -155,16 +162,16 @@ def _body(model: type[BaseModel] | None, *binary: str) -> dict[str, Any]:
 
 
 def _add_page(app: FastAPI) -> None:
-    """One route for each file of the page, so that no other path leads to a file."""
+    """One route for each file of the page, so that no other path can reach a file."""
     folder = Path(str(importlib.resources.files("vultus"))) / "assets" / "page"
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         for path in ["/", "/index.html"] if name == "index.html" else [f"/{name}"]:
-            app.add_api_route(path, _serve(file), include_in_schema=False)
+            app.add_api_route(path, _file_route(file), include_in_schema=False)
 
 
-def _serve(file: Path) -> Callable[[], Awaitable[FileResponse]]:
-    async def serve() -> FileResponse:
+def _file_route(file: Path) -> Callable[[], Awaitable[FileResponse]]:
+    async def send_file() -> FileResponse:
         return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
-    return serve
+    return send_file

@@ -1,25 +1,23 @@
-"""Faces of many requests in few calls of the generator, and a bound on how many may wait.
+"""Dynamic batching: the faces of several requests are generated in one call of the generator.
 
-On a CPU 16 faces in one call take two fifths of the time of 16 calls (the embedded snapshot, one core: 95 against 38
-faces/s); on a graphics card far less. So what is asked for within a few milliseconds is drawn together, in calls of 1,
-2, 4, 8 or 16 faces, filled up to the next of these sizes.
+On a CPU 16 faces in one call take 40 % of the time of 16 calls (embedded snapshot, one core: 95 against 38 faces/s); on
+a GPU far less. So requests that arrive within a few milliseconds share a call. Calls have a batch of 1, 2, 4, 8 or 16
+and are padded to the next of these sizes.
 
-What this means for the last bit: libraries choose other kernels for other sizes, float32 sums then differ in their last
-bits, and about one pixel value in 30,000 to 100,000 rounds to the next integer. A face is therefore the same function
-of (snapshot, embedding, seed, variant) for whoever asks, except that such a pixel value may differ by 1 with the size
-of the call that it came in. One size alone, `sizes=(16,)`, leaves no such difference, neither from request to request
-nor from generate.py, and a single face takes six times as long.
+Rounding: libraries choose different kernels for different batch sizes, whose float32 sums differ in the last bits, and
+about one pixel value in 30,000 to 100,000 rounds to the neighbouring integer. A face is therefore a function of
+(snapshot, embedding, seed, variant), except that such pixel values may differ by 1 with the batch size. A single batch
+size, `sizes=(16,)`, avoids the difference, between requests and to `vultus generate`, but a single face then takes six
+times as long.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -28,41 +26,8 @@ from torch import Tensor
 from vultus.images.io import to_images
 from vultus.models.generators import GeneratorNetwork
 
-SIZES = (1, 2, 4, 8, 16)  # faces to a call
-WINDOW = 0.003  # seconds that a face waits for others
-
-
-class Busy(Exception):
-    """No room for more work. `seconds` from now there should be."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"busy; try again in {seconds} s")
-        self.seconds = seconds
-
-
-class Gate:
-    """A bound on the work that is in the house: waiting or being done. For one thread.
-
-    Work is counted in faces, whatever else it is. One piece of work larger than the bound may pass alone.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-        self._seconds = 0.05  # for each face in the house until one's own is done: a moving average
-
-    @contextmanager
-    def hold(self, faces: int) -> Iterator[None]:
-        """Hold room for so many faces. Raises Busy if there is none."""
-        if self.held and self.held + faces > self.limit:
-            raise Busy(max(1, math.ceil(self.held * self._seconds)))
-        self.held += faces
-        among, begun = self.held, time.monotonic()
-        try:
-            yield
-        finally:
-            self.held -= faces
-            self._seconds += 0.1 * ((time.monotonic() - begun) / among - self._seconds)
+BATCH_SIZES = (1, 2, 4, 8, 16)
+MAX_WAIT = 0.003  # seconds that a face waits for others to share its call
 
 
 @dataclass
@@ -70,126 +35,136 @@ class _Job:
     z: Tensor  # [n, z_dim]
     c: Tensor  # [n, c_dim]
     images: Tensor  # uint8 [n, 3, R, R], filled face by face
-    left: int
-    done: Future[Tensor] = field(default_factory=Future)
+    remaining: int  # faces that are not in `images` yet
+    future: Future[Tensor] = field(default_factory=Future)
+
+
+_Row = tuple[_Job, int]  # one face: its job and its index in it
 
 
 class Batcher:
-    """Threads that share the generator. Each takes what has waited longest, as many faces as fit in one call.
+    """Threads that share the generator. Each takes the faces that have waited longest, as many as fit into one call.
 
-    With several `calls`, the next one begins beside those under way only once it is full; else what waits would be
-    drawn in many small calls, which costs more in all.
+    With `concurrent_calls` > 1 a further call starts beside those in progress only when it is full: many small calls
+    would cost more than waiting.
 
     Args:
-        sizes: faces to a call.
-        window: seconds that a face waits for others while nothing is being drawn.
-        calls: how many may be under way at a time.
-        after: what to do with the faces of a call, uint8 [n, 3, R, R], before they are handed out.
-        observe: told the faces and the seconds of each call.
+        generator: in eval mode, on the device that generates.
+        sizes: batch sizes of a call.
+        max_wait: seconds that a face waits for others while no call is in progress.
+        concurrent_calls: calls that may be in progress at the same time.
+        postprocess: applied to the images of a call, uint8 [n, 3, R, R] -> the same.
+        observe: called with the number of faces and the seconds of each call.
     """
 
     def __init__(
         self,
         generator: GeneratorNetwork,
         *,
-        sizes: Sequence[int] = SIZES,
-        window: float = WINDOW,
-        calls: int = 1,
-        after: Callable[[Tensor], Tensor] | None = None,
+        sizes: Sequence[int] = BATCH_SIZES,
+        max_wait: float = MAX_WAIT,
+        concurrent_calls: int = 1,
+        postprocess: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[int, float], None] = lambda faces, seconds: None,
     ) -> None:
-        self.generator, self.sizes, self.window = generator, sorted(sizes), window
-        self.after, self.observe = after, observe
+        self.generator, self.sizes, self.max_wait = generator, sorted(sizes), max_wait
+        self.postprocess, self.observe = postprocess, observe
         self._device = next(generator.parameters()).device
-        self._waiting: deque[tuple[_Job, int]] = deque()
-        self._change = threading.Condition()
+        self._waiting: deque[_Row] = deque()
+        self._condition = threading.Condition()
         self._closing = False
-        self._under_way = 0
+        self._in_progress = 0
         self._threads = [
-            threading.Thread(target=self._work, name=f"generator-{number}", daemon=True) for number in range(calls)
+            threading.Thread(target=self._run, name=f"generator-{number}", daemon=True)
+            for number in range(concurrent_calls)
         ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, z: Tensor, c: Tensor) -> Future[Tensor]:
-        """z [n, z_dim], c [n, c_dim] -> a future of uint8 [n, 3, R, R]. Cancelling it takes back what waits."""
-        side = self.generator.resolution
-        job = _Job(z, c, torch.empty(len(z), 3, side, side, dtype=torch.uint8), len(z))
-        with self._change:
+        """z [n, z_dim], c [n, c_dim] -> a future of uint8 [n, 3, R, R]. Cancelling it removes what still waits.
+
+        Raises RuntimeError after `close`.
+        """
+        resolution = self.generator.resolution
+        job = _Job(z, c, torch.empty(len(z), 3, resolution, resolution, dtype=torch.uint8), len(z))
+        with self._condition:
             if self._closing:
-                raise RuntimeError("the generator is closed")
-            self._waiting.extend((job, row) for row in range(len(z)))
-            self._change.notify_all()
-        return job.done
+                raise RuntimeError("the batcher is closed")
+            self._waiting.extend((job, index) for index in range(len(z)))
+            self._condition.notify_all()
+        return job.future
 
     def warm_up(self) -> None:
-        """One call of each size, so that the first request finds everything loaded."""
+        """Run one call of each batch size, so that the first request does not pay for initialisation."""
         for size in self.sizes:
-            self._draw(torch.zeros(size, self.generator.z_dim), torch.ones(size, self.generator.c_dim))
+            self._generate(torch.zeros(size, self.generator.z_dim), torch.ones(size, self.generator.c_dim))
 
     def close(self) -> None:
-        """Draw what waits, then end the threads."""
-        with self._change:
+        """Generate what still waits, then end the threads."""
+        with self._condition:
             self._closing = True
-            self._change.notify_all()
+            self._condition.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while rows := self._next():
+    def _run(self) -> None:
+        while rows := self._next_batch():
             error, images = None, None
             try:
-                begun = time.perf_counter()
-                z, c = (torch.stack([getattr(job, name)[row] for job, row in rows]) for name in ("z", "c"))
-                drawn = self._draw(z, c)
-                self.observe(len(rows), time.perf_counter() - begun)
-                images = self.after(drawn) if self.after else drawn
+                started = time.perf_counter()
+                z, c = (torch.stack([getattr(job, name)[index] for job, index in rows]) for name in ("z", "c"))
+                images = self._generate(z, c)
+                self.observe(len(rows), time.perf_counter() - started)
+                if self.postprocess:
+                    images = self.postprocess(images)
             except Exception as raised:
-                error = raised
-            with self._change:
-                self._under_way -= 1
-                self._hand_out(rows, images, error)
-                self._change.notify_all()
+                error, images = raised, None
+            with self._condition:
+                self._in_progress -= 1
+                self._deliver(rows, images, error)
+                self._condition.notify_all()
 
-    def _hand_out(self, rows: list[tuple[_Job, int]], images: Tensor | None, error: Exception | None) -> None:
-        """Faces into the jobs that they belong to, or the error. The faces of a job may come from several calls."""
-        for number, (job, row) in enumerate(rows):
+    def _deliver(self, rows: list[_Row], images: Tensor | None, error: Exception | None) -> None:
+        """Store the images of a call in their jobs, or fail the jobs. A job's faces may come from several calls."""
+        for number, (job, index) in enumerate(rows):
             if images is not None:
-                job.images[row] = images[number]
-            job.left -= 1
-            if job.done.done():
+                job.images[index] = images[number]
+            job.remaining -= 1
+            if job.future.done():
                 continue
             if error is not None:
-                job.done.set_exception(error)
-            elif not job.left:
-                job.done.set_result(job.images)
+                job.future.set_exception(error)
+            elif not job.remaining:
+                job.future.set_result(job.images)
 
-    def _next(self) -> list[tuple[_Job, int]]:
-        """The faces of the next call; none when all is done and the house closes."""
-        most = self.sizes[-1]
-        with self._change:
+    def _next_batch(self) -> list[_Row]:
+        """Wait for the faces of the next call; empty when the batcher is closed and nothing waits."""
+        largest = self.sizes[-1]
+        with self._condition:
             while True:
-                while not self._waiting or (self._under_way and len(self._waiting) < most and not self._closing):
+                while not self._waiting or (self._in_progress and len(self._waiting) < largest and not self._closing):
                     if self._closing:
                         return []
-                    self._change.wait()
-                self._under_way += 1
-                until = time.monotonic() + self.window
-                while len(self._waiting) < most and not self._closing and (left := until - time.monotonic()) > 0:
-                    self._change.wait(left)
-                rows: list[tuple[_Job, int]] = []
-                while self._waiting and len(rows) < most:
-                    job, row = self._waiting.popleft()
-                    # A job may be cancelled, or have failed with its first faces. Once under way it can't be cancelled.
-                    if not job.done.done() and (job.done.running() or job.done.set_running_or_notify_cancel()):
-                        rows.append((job, row))
+                    self._condition.wait()
+                self._in_progress += 1
+                deadline = time.monotonic() + self.max_wait
+                while len(self._waiting) < largest and not self._closing and (left := deadline - time.monotonic()) > 0:
+                    self._condition.wait(left)
+                rows: list[_Row] = []
+                while self._waiting and len(rows) < largest:
+                    job, index = self._waiting.popleft()
+                    # Skip faces of a job that was cancelled, or that failed with its first faces.
+                    # A running future can't be cancelled.
+                    if not job.future.done() and (job.future.running() or job.future.set_running_or_notify_cancel()):
+                        rows.append((job, index))
                 if rows:
                     return rows
-                self._under_way -= 1
+                self._in_progress -= 1
 
     @torch.inference_mode()
-    def _draw(self, z: Tensor, c: Tensor) -> Tensor:
+    def _generate(self, z: Tensor, c: Tensor) -> Tensor:
         count = len(z)
-        spare = next(size for size in self.sizes if size >= count) - count
-        z, c = (torch.cat([part, part.new_zeros(spare, part.shape[1])]) for part in (z, c))
+        padding = next(size for size in self.sizes if size >= count) - count
+        z, c = (torch.cat([part, part.new_zeros(padding, part.shape[1])]) for part in (z, c))
         return to_images(self.generator(z.to(self._device), c.to(self._device))[:count]).cpu()

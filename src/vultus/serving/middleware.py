@@ -1,12 +1,10 @@
-"""What lies around every route of the HTTP API: the token, errors in one line, headers, and figures for Prometheus."""
+"""Around every route: authentication, metrics for Prometheus, and security headers."""
 
 import hmac
 import time
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import Depends, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,25 +16,13 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vultus.images.io import BadImage, TooLarge
-from vultus.serving.batching import SIZES, Busy, Gate
-from vultus.serving.schemas import Problem
+from vultus.serving.batching import BATCH_SIZES
+from vultus.serving.errors import ApiError
+from vultus.serving.limits import LoadLimiter
 
-DESCRIPTIONS = {
-    400: "The body is not what its Content-Type says",
-    401: "The token is missing or wrong",
-    408: "The body came in too slowly",
-    413: "The body, or the photo in it, is too large",
-    415: "Content-Type is not one that this takes",
-    422: "What was sent cannot be used: a name, a number, an embedding, a photo without a face",
-    429: "Too much work is waiting; Retry-After says when to come back",
-    503: "Not possible here (the detail says what is missing), or not in time",
-}
-# No page of this server loads anything from elsewhere. Only the description of the API has scripts and styles inside.
+# The pages of this server load nothing from other hosts. Only Swagger UI (/docs) needs inline scripts and styles.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -44,132 +30,97 @@ POLICY = (
 INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-UNKNOWN = "other"  # paths without a route, in the figures
-
-
-class Refusal(Exception):
-    """An answer that is an error: its status and one line."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, headers
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document."""
-    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
-
-
-def refused_in_json(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The same for a route whose good answers are not JSON."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
-    return {status: {"description": DESCRIPTIONS[status], "content": content} for status in statuses}
-
-
-def answer_errors(app: FastAPI) -> None:
-    """Answer every error as {"detail": line}, and never with what was sent."""
-
-    def problem(status: int, detail: str, headers: Any = None) -> Response:
-        return JSONResponse({"detail": detail}, status, headers)
-
-    @app.exception_handler(Refusal)
-    async def refusal(_: Request, error: Refusal) -> Response:
-        return problem(error.status, error.detail, error.headers)
-
-    @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> Response:
-        return problem(429, str(error), {"Retry-After": str(error.seconds)})
-
-    @app.exception_handler(BadImage)
-    async def bad_image(_: Request, error: BadImage) -> Response:
-        return problem(413 if isinstance(error, TooLarge) else 422, f"the photo: {error}")
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return problem(422, f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}")
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it; the figures do
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, error.detail, error.headers)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
-        return problem(500, f"an error of the server ({type(error).__name__}); its log says where")
+OTHER = "other"  # label of unknown methods and of paths without a route: clients must not create labels
 
 
 def bearer(token: str | None) -> list[Any]:
-    """Dependencies that refuse requests without the token; none without a token."""
+    """FastAPI dependencies that reject requests without the bearer token (401). None: no authentication."""
     if token is None:
         return []
     scheme = HTTPBearer(auto_error=False, description="the token that the server was started with")
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Security(scheme)]) -> None:
-        # In constant time: how long it takes tells nothing about the token.
-        if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
-            raise Refusal(401, "the token is missing or wrong; send Authorization: Bearer TOKEN", CHALLENGE)
+    def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Security(scheme)]) -> None:
+        # compare_digest takes constant time: the response time reveals nothing about the token.
+        if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
+            raise ApiError(401, "the token is missing or wrong; send Authorization: Bearer TOKEN", CHALLENGE)
 
     return [Depends(check)]
 
 
-class Figures:
-    """What /metrics tells: requests, faces, calls of the generator, memory."""
+class ServerMetrics:
+    """The metrics at /metrics: requests, faces, calls of the generator, and the process."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, limiter: LoadLimiter) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.answers = Counter(
-            "vultus_requests", "Requests answered", ["route", "method", "status"], registry=self.registry
+        self.requests = Counter(
+            "vultus_requests", "Responses sent", ["route", "method", "status"], registry=self.registry
         )
-        self.seconds = Histogram(
-            "vultus_request_seconds", "Until the answer was complete", ["route"], registry=self.registry
+        self.request_seconds = Histogram(
+            "vultus_request_seconds", "Seconds until the response was sent", ["route"], registry=self.registry
         )
-        self.call_faces = Histogram("vultus_call_faces", "Faces to a call", registry=self.registry, buckets=SIZES)
-        self.call_seconds = Histogram("vultus_call_seconds", "Seconds of a call", registry=self.registry)
-        waiting = Gauge("vultus_waiting_faces", "Work in the house, in faces", registry=self.registry)
-        waiting.set_function(lambda: gate.held)
+        self.call_faces = Histogram(
+            "vultus_call_faces", "Faces generated in one call", registry=self.registry, buckets=BATCH_SIZES
+        )
+        self.call_seconds = Histogram("vultus_call_seconds", "Seconds of one generator call", registry=self.registry)
+        waiting = Gauge(
+            "vultus_waiting_faces", "Work waiting or in progress, in units of one face", registry=self.registry
+        )
+        waiting.set_function(lambda: limiter.load)
 
     def observe_call(self, faces: int, seconds: float) -> None:
-        """A call of the generator is done."""
+        """Record one call of the generator."""
         self.call_faces.observe(faces)
         self.call_seconds.observe(seconds)
 
-    def text(self) -> Response:
-        """In Prometheus' text format."""
+    def response(self) -> Response:
+        """All metrics in Prometheus' text format."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class Edge:
-    """ASGI middleware: counts answers, and puts headers on them."""
+class MetricsMiddleware:
+    """ASGI middleware that counts and times responses."""
 
-    def __init__(self, app: ASGIApp, figures: Figures) -> None:
-        self.app, self.figures = app, figures
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 500
 
-        async def watch(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(_headers(scope["path"]))
             await send(message)
 
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send_and_note_status)
         finally:
-            route = getattr(scope.get("route"), "path", UNKNOWN)
-            method = scope["method"] if scope["method"] in METHODS else UNKNOWN
-            self.figures.answers.labels(route, method, status).inc()
-            self.figures.seconds.labels(route).observe(time.perf_counter() - begun)
+            route = getattr(scope.get("route"), "path", OTHER)
+            method = scope["method"] if scope["method"] in METHODS else OTHER
+            self.metrics.requests.labels(route, method, status).inc()
+            self.metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+
+
+class HeadersMiddleware:
+    """ASGI middleware that adds security headers, and forbids caching of /v1."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_headers(scope["path"]))
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
 def _headers(path: str) -> dict[str, str]:

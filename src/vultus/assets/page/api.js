@@ -1,9 +1,9 @@
-// The HTTP API of the server that this page came from; no other address is ever asked.
+// Client of the HTTP API of the server that sent this page. No other address is requested.
 
-const TRIES = 6;
-const KEY = "vultus-token";
+const MAX_TRIES = 6;
+const TOKEN_KEY = "vultus-token";
 
-/** What went wrong, in one plain line to show. */
+/** An error whose message is one line for the user. */
 export class Problem extends Error {}
 
 /** Wait; rejects at once when the signal aborts. */
@@ -15,17 +15,17 @@ export function pause(milliseconds, signal) {
   });
 }
 
-/** Runs one thing at a time: a newer one cancels the one before, which then ends without result or error. */
+/** Runs one task at a time: a new task cancels the previous one, which then resolves to undefined. */
 export class Latest {
   stop() {
     this.controller?.abort();
   }
 
-  async run(work) {
+  async run(task) {
     this.stop();
     const { signal } = (this.controller = new AbortController());
     try {
-      return await work(signal);
+      return await task(signal);
     } catch (error) {
       if (!signal.aborted) throw error;
     }
@@ -34,24 +34,24 @@ export class Latest {
 
 async function detail(response) {
   try {
-    const said = (await response.json()).detail;
-    if (typeof said === "string") return said;
+    const text = (await response.json()).detail;
+    if (typeof text === "string") return text;
   } catch {
-    // Not an answer of vultus: a proxy's, perhaps.
+    // Not a response of vultus, but for instance of a proxy.
   }
-  return `The server answers ${response.status} ${response.statusText}`.trim();
+  return `The server responded with status ${response.status} ${response.statusText}`.trim();
 }
 
 export class Api {
-  /** `askToken` (again: boolean) -> a token, or null where the user gives up; `onWait` is told how long a retry waits. */
+  /** `askToken(again)` resolves to a token, or to null if the user cancels; `onWait(seconds)` is called before a retry. */
   constructor({ askToken, onWait }) {
     this.askToken = askToken;
     this.onWait = onWait;
-    this.token = sessionStorage.getItem(KEY);
+    this.token = sessionStorage.getItem(TOKEN_KEY);
   }
 
   async json(path, { body, type, signal } = {}) {
-    for (let left = TRIES; ; left--) {
+    for (let left = MAX_TRIES; ; left--) {
       const headers = { Accept: "application/json" };
       if (type) headers["Content-Type"] = type;
       const sent = this.token;
@@ -61,7 +61,7 @@ export class Api {
         response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
       } catch (error) {
         if (signal?.aborted) throw error;
-        throw new Problem("The server does not answer. Is vultus serve still running?");
+        throw new Problem("The server does not respond. Is vultus serve still running?");
       }
       if (response.ok) return response.json();
       if (response.status === 401) {
@@ -76,14 +76,14 @@ export class Api {
     }
   }
 
-  /** Several requests may be refused at once: they share one question. */
-  async newToken(refused) {
-    if (this.token !== refused) return;
-    this.asking ??= this.askToken(Boolean(refused)).finally(() => (this.asking = null));
+  /** Ask for a token, once for all requests that were rejected with the same one. */
+  async newToken(rejected) {
+    if (this.token !== rejected) return;
+    this.asking ??= this.askToken(Boolean(rejected)).finally(() => (this.asking = null));
     const token = await this.asking;
-    if (!token) throw new Problem("This server asks for a token; reload the page to give it.");
+    if (!token) throw new Problem("This server requires a token; reload the page to enter it.");
     this.token = token;
-    sessionStorage.setItem(KEY, token);
+    sessionStorage.setItem(TOKEN_KEY, token);
   }
 
   post(path, value, signal) {
@@ -102,7 +102,7 @@ export class Api {
     return this.post("v1/faces", { embeddings: [c], num: count, seed, noise_strength: strength, similarity }, signal);
   }
 
-  /** The same faces from the photo itself, which the judge needs to compare. */
+  /** The same faces, requested with the photo itself: dlib compares with the photo. */
   facesOfPhoto(photo, { seed, count, strength }, signal) {
     const query = new URLSearchParams({ seed, num: count, noise_strength: strength, similarity: true });
     return this.json(`v1/faces?${query}`, { body: photo, type: photo.type, signal });

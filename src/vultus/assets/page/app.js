@@ -1,22 +1,22 @@
-// The page: tabs, controls, and the stage on which the views show faces.
+// The page: tabs, controls, and the area (#stage) where the views show faces.
 
 import { Api, Latest, Problem, pause } from "./api.js";
 import { cameraProblem, onDrop } from "./photos.js";
 import { element, legend, measures, showFaces } from "./tiles.js";
 import { BlendView, EmbeddingView, PhotoView, RandomView, examples, newSeed } from "./views.js";
 
-const SETTLE = 120; // ms that a slider rests before faces are drawn
+const SETTLE = 120; // ms without a change of a slider before faces are generated
 
 const byId = (id) => document.getElementById(id);
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const [stage, status, problem] = ["stage", "status", "error"].map(byId);
+const [stage, status, errorLine] = ["stage", "status", "error"].map(byId);
 
 class App {
   drawing = new Latest();
-  places = {}; // what is being read -> Latest
-  problems = {};
+  inputs = {}; // name of an input -> Latest: what is being read
+  errors = {}; // of "reading" and "drawing"
   views = { random: new RandomView(this), photo: new PhotoView(this), blend: new BlendView(this), embedding: new EmbeddingView(this) };
-  shown = new Map(); // view -> what it showed last, and for which input
+  shown = new Map(); // view -> what it showed last, and the key of its input and controls
   api = new Api({ askToken, onWait: (seconds) => (status.textContent = `The server is busy; trying again in ${seconds} s.`) });
 
   async start() {
@@ -25,7 +25,7 @@ class App {
     } catch (error) {
       for (const part of document.querySelectorAll(".source, .settings")) part.hidden = true;
       byId("panel").hidden = false;
-      return this.tell({ reading: error });
+      return this.showErrors({ reading: error });
     }
     for (const view of Object.values(this.views)) view.begin?.(this.model);
     const { id, resolution, licence, limits, random } = this.model;
@@ -34,8 +34,8 @@ class App {
     byId("count").value = Math.min(matchMedia("(max-width: 40rem)").matches ? 4 : 8, limits.faces);
     byId("panel").hidden = false;
     showControls();
-    const asked = location.hash.slice(1);
-    this.open(Object.hasOwn(this.views, asked) ? asked : random.available ? "random" : "embedding");
+    const name = location.hash.slice(1);
+    this.open(Object.hasOwn(this.views, name) ? name : random.available ? "random" : "embedding");
   }
 
   get controls() {
@@ -43,11 +43,11 @@ class App {
     return { seed, count, strength };
   }
 
-  /** Show a tab, with what it showed last. */
+  /** Open a tab, with the faces that it showed last. */
   open(name) {
     if (this.current === this.views[name]) return;
     this.current = this.views[name];
-    for (const place of Object.values(this.places)) place.stop();
+    for (const input of Object.values(this.inputs)) input.stop();
     for (const tab of tabs) {
       const chosen = tab.dataset.view === name;
       tab.ariaSelected = String(chosen);
@@ -59,48 +59,49 @@ class App {
     byId("count-control").hidden = name === "blend";
     byId("controls-hint").textContent = this.current.hint;
     if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
-    this.tell({ reading: null, drawing: null });
+    this.showErrors({ reading: null, drawing: null });
     this.render(this.shown.get(this.current) ?? {});
     this.draw();
   }
 
-  /** Draw what the view has, unless that is what it shows; a newer call cancels this one. */
+  /** Generate the faces of the current view, unless they are shown already; a later call cancels this one. */
   async draw() {
     const view = this.current;
     const key = JSON.stringify([view.input(), this.controls]);
-    if (this.shown.get(view)?.key === key && this.shown.get(view).whole) return this.drawing.stop(), this.busy(false);
+    if (this.shown.get(view)?.key === key && this.shown.get(view).complete) return this.drawing.stop(), this.busy(false);
     this.busy(true);
-    this.begun = performance.now();
+    this.started = performance.now();
     this.key = key;
     try {
-      const done = await this.drawing.run((signal) => view.draw(this.controls, signal).then(() => true));
-      if (!done) return; // a newer one draws
-      this.shown.get(view).whole = true;
-      // A view may choose its own input while it draws, as two random people.
+      const finished = await this.drawing.run((signal) => view.draw(this.controls, signal).then(() => true));
+      if (!finished) return; // cancelled by a later call
+      this.shown.get(view).complete = true;
+      // A view may choose its input while it draws: the blend takes two random people.
       this.shown.get(view).key = JSON.stringify([view.input(), this.controls]);
-      this.tell({ drawing: null });
+      this.showErrors({ drawing: null });
     } catch (error) {
-      this.tell({ drawing: error });
+      this.showErrors({ drawing: error });
     }
     this.busy(false);
   }
 
-  /** What a view has drawn: { title, faces?, blend?, empty?, photo?, compared? }. */
-  present(view, told) {
-    const count = told.faces?.length ?? told.count ?? 0;
-    const seconds = ((performance.now() - this.begun) / 1000).toFixed(1);
-    const before = this.shown.get(view);
-    // Comparing comes second; the time told is that until the faces were there.
-    const said = before?.begun === this.begun ? before.said : count ? `${count} ${count === 1 ? "face" : "faces"} in ${seconds} s` : "";
-    this.shown.set(view, { ...told, key: this.key, begun: this.begun, said });
+  /** Show the result of a view: { title, faces?, count?, blend?, empty?, photo?, compared? }. */
+  present(view, result) {
+    const count = result.faces?.length ?? result.count ?? 0;
+    const seconds = ((performance.now() - this.started) / 1000).toFixed(1);
+    const previous = this.shown.get(view);
+    // Similarities follow the faces; the time shown is that of the faces.
+    const timing = count ? `${count} ${count === 1 ? "face" : "faces"} in ${seconds} s` : "";
+    const message = previous?.started === this.started ? previous.message : timing;
+    this.shown.set(view, { ...result, key: this.key, started: this.started, message });
     if (view !== this.current) return;
-    this.busy(false); // what may follow, as comparing, changes no face
+    this.busy(false); // similarities may follow, but the faces are final
     this.render(this.shown.get(view));
   }
 
-  render({ title = "", said = "", faces = [], blend, empty, photo, compared }) {
+  render({ title = "", message = "", faces = [], blend, empty, photo, compared }) {
     byId("stage-title").textContent = title;
-    if (status.textContent !== said) status.textContent = said;
+    if (status.textContent !== message) status.textContent = message;
     byId("legend").hidden = true;
     if (compared) legend(byId("legend"), this.model.similarity, photo);
     byId("blend").hidden = !blend;
@@ -115,72 +116,73 @@ class App {
   }
 
   async showExamples(view) {
-    byId("empty-words").textContent = "";
+    byId("empty-text").textContent = "";
     try {
-      const found = await examples(this);
+      const faces = await examples(this);
       if (view !== this.current) return;
-      byId("empty-words").textContent = found.length ? view.emptyWords : "";
+      byId("empty-text").textContent = faces.length ? view.emptyText : "";
       byId("examples").replaceChildren(
-        ...found.map((face, index) => {
-          const image = element("img", { src: face.image, width: 128, height: 128, alt: `Example ${index + 1}: somebody who does not exist` });
+        ...faces.map((face, index) => {
+          const image = element("img", { src: face.image, width: 128, height: 128, alt: `Example ${index + 1}: a person who does not exist` });
           const act = () => view.example(face);
           return element("li", { className: "face" }, element("button", { type: "button", onclick: act }, image));
         }),
       );
     } catch (error) {
       this.examples = null;
-      this.tell({ drawing: error });
+      this.showErrors({ drawing: error });
     }
   }
 
   /**
-   * Read something: the result of `work` (signal). Where it fails, null, with its problem on the page until something
-   * else is read; undefined where a newer reading of the same `place` took over.
+   * Read an input: resolves to the result of `read(signal)`; to null if it fails, with the error shown until something
+   * else is read; to undefined if it was cancelled by a later reading of the same `input`.
    */
-  async reading(place, work) {
+  async reading(input, read) {
     this.drawing.stop();
     this.busy(true);
-    this.tell({ reading: null });
-    this.places[place] ??= new Latest();
-    let found = null;
+    this.showErrors({ reading: null });
+    this.inputs[input] ??= new Latest();
+    let result = null;
     try {
-      found = await this.places[place].run(work);
+      result = await this.inputs[input].run(read);
     } catch (error) {
-      this.tell({ reading: error });
+      this.showErrors({ reading: error });
     }
-    if (found !== undefined) this.busy(false);
-    return found;
+    if (result !== undefined) this.busy(false);
+    return result;
   }
 
   busy(is) {
     stage.ariaBusy = String(is);
   }
 
-  /** Show what went wrong in `reading` or `drawing`, or with null that nothing does any more. */
-  tell(news) {
-    this.problems = { ...this.problems, ...news };
-    const error = this.problems.reading ?? this.problems.drawing;
+  /** Show the error in `reading` an input or `drawing` faces; null clears it. */
+  showErrors(changes) {
+    this.errors = { ...this.errors, ...changes };
+    const error = this.errors.reading ?? this.errors.drawing;
     if (error && !(error instanceof Problem)) console.error(error);
-    const text = error instanceof Problem ? error.message : error ? `An error of this page: ${error.message}` : "";
-    if (problem.textContent !== text) problem.textContent = text;
+    const text = error instanceof Problem ? error.message : error ? `Error in this page: ${error.message}` : "";
+    if (errorLine.textContent !== text) errorLine.textContent = text;
   }
 }
 
 function showStrip(blend) {
   const strip = byId("strip");
   strip.replaceChildren(
-    ...blend.strip().map(({ image, at }) => {
-      const picture = element("img", { src: image, width: 128, height: 128, alt: `${Math.round(100 * at)} % of the way` });
+    ...blend.strip().map(({ image, position }) => {
+      const alt = `${Math.round(100 * position)} % of the way`;
+      const thumbnail = element("img", { src: image, width: 128, height: 128, alt });
       const act = () => {
-        byId("way").value = at;
+        byId("way").value = position;
         blend.show();
       };
-      return element("li", {}, element("button", { type: "button", onclick: act }, picture));
+      return element("li", {}, element("button", { type: "button", onclick: act }, thumbnail));
     }),
   );
 }
 
-/** Put the values of the sliders beside them. */
+/** Show the values of the sliders beside them. */
 function showControls() {
   byId("strength-value").textContent = Number(byId("strength").value).toFixed(2);
   byId("count-value").textContent = byId("count").value;
@@ -194,7 +196,7 @@ function setSeed(seed, from) {
 
 function askToken(again) {
   const [dialog, form, input] = ["token", "token-form", "token-input"].map(byId);
-  byId("token-words").textContent = again ? "That was not it." : "It was chosen when the server was started.";
+  byId("token-hint").textContent = again ? "This token is wrong." : "It was set when the server was started.";
   input.value = "";
   dialog.showModal();
   return new Promise((done) => {
@@ -223,10 +225,10 @@ byId("seed-new").addEventListener("click", () => {
   app.draw();
 });
 
-tabs.forEach((tab, place) => {
+tabs.forEach((tab, index) => {
   tab.addEventListener("click", () => app.open(tab.dataset.view));
   tab.addEventListener("keydown", ({ key }) => {
-    const steps = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: -1 };
+    const steps = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: -1 };
     if (!(key in steps)) return;
     const next = tabs.at(steps[key] % tabs.length);
     next.focus();
@@ -234,11 +236,11 @@ tabs.forEach((tab, place) => {
   });
 });
 addEventListener("popstate", () => {
-  const asked = location.hash.slice(1);
-  if (app.current) app.open(Object.hasOwn(app.views, asked) ? asked : "random");
+  const name = location.hash.slice(1);
+  if (app.current) app.open(Object.hasOwn(app.views, name) ? name : "random");
 });
 
-/** A file that was dropped or pasted anywhere: vectors by their name, all else is a photo, or should be. */
+/** A file that was dropped or pasted anywhere: embeddings by its name, otherwise a photo. */
 function take(file) {
   if (!app.current) return;
   if (/\.(npy|json|csv|tsv|txt)$/i.test(file.name)) app.views.embedding.read(file);
@@ -246,8 +248,8 @@ function take(file) {
   else app.open("photo");
 }
 
-document.querySelectorAll(".slot").forEach((slot, place) => {
-  onDrop(slot, (file) => app.model.photos.available && app.views.blend.read(place, file));
+document.querySelectorAll(".slot").forEach((slot, index) => {
+  onDrop(slot, (file) => app.model.photos.available && app.views.blend.read(index, file));
 });
 onDrop(document.documentElement, take);
 addEventListener("paste", ({ clipboardData }) => {

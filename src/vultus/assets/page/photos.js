@@ -1,49 +1,50 @@
-// Photos: made fit to send, from a file or from the camera.
+// Photos from a file or the camera, converted to what the server accepts.
 
 import { Problem } from "./api.js";
 
-const KINDS = ["image/png", "image/jpeg", "image/webp"];
-const SIDE = 2048; // of what is sent instead of a picture that is too large, or of a kind that the server does not read
+const ACCEPTED = ["image/png", "image/jpeg", "image/webp"];
+const MAX_SIDE = 2048; // pixels, of images that are converted because they are too large or of another type
 const byId = (id) => document.getElementById(id);
 
-function toJpeg(picture, width, height) {
-  const scale = Math.min(1, SIDE / Math.max(width, height));
+function toJpeg(source, width, height) {
+  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
-  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
   return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
 }
 
-/** The file as it is where the server reads it, else as a JPEG; throws Problem where this is no picture. */
-export async function fitToSend(file, { body_bytes: most, megapixels }) {
+/** The file itself if the server accepts it, else converted to JPEG; throws Problem if it is not an image. */
+export async function toAccepted(file, { body_bytes: maxBytes, megapixels }) {
   if (!file.size) throw new Problem("This file is empty.");
-  if (KINDS.includes(file.type) && file.size <= most) return file;
-  let picture;
+  if (ACCEPTED.includes(file.type) && file.size <= maxBytes) return file;
+  let image;
   try {
-    picture = await createImageBitmap(file);
+    image = await createImageBitmap(file);
   } catch {
-    const large = file.size > most ? ` of at most ${Math.floor(most / 1e6)} MB` : "";
-    throw new Problem(`This is not a picture that can be read here; give a JPEG, PNG or WebP${large}.`);
+    const limit = file.size > maxBytes ? ` of at most ${Math.floor(maxBytes / 1e6)} MB` : "";
+    throw new Problem(`This file cannot be read as an image; choose a JPEG, PNG or WebP${limit}.`);
   }
-  if (picture.width * picture.height > megapixels * 1e6) {
-    throw new Problem(`This picture has more than ${megapixels} megapixels; give a smaller one.`);
+  if (image.width * image.height > megapixels * 1e6) {
+    throw new Problem(`This image has more than ${megapixels} megapixels; choose a smaller one.`);
   }
-  return toJpeg(picture, picture.width, picture.height);
+  return toJpeg(image, image.width, image.height);
 }
 
+/** Why this page cannot use a camera; empty if it can. */
 export function cameraProblem() {
-  return navigator.mediaDevices?.getUserMedia ? "" : "The camera works on localhost or by https only.";
+  return navigator.mediaDevices?.getUserMedia ? "" : "The camera works only on localhost or over HTTPS.";
 }
 
-const REFUSED = {
-  NotAllowedError: "The camera was not allowed; allow it for this page in the browser and try again.",
+const CAMERA_ERRORS = {
+  NotAllowedError: "Camera access was denied; allow it for this page in the browser and try again.",
   NotFoundError: "No camera was found.",
-  NotReadableError: "The camera is in use by something else.",
+  NotReadableError: "The camera is in use by another program.",
 };
 
-/** Open the camera in a dialog; a JPEG, or null where the user cancels. */
-export async function takePicture() {
+/** Open the camera in a dialog; resolves to a JPEG, or to null if the user cancels. */
+export async function takePhoto() {
   const [dialog, video, take, problem] = ["camera", "camera-video", "camera-take", "camera-problem"].map(byId);
   problem.textContent = cameraProblem();
   take.disabled = true;
@@ -60,8 +61,8 @@ export async function takePicture() {
   if (!problem.textContent) {
     navigator.mediaDevices
       .getUserMedia({ video: { facingMode: "user", width: { ideal: 1280 } }, audio: false })
-      .then(async (found) => {
-        stream = found;
+      .then(async (opened) => {
+        stream = opened;
         if (!open) return stop();
         video.srcObject = stream;
         await video.play();
@@ -69,20 +70,20 @@ export async function takePicture() {
         take.focus();
       })
       .catch((error) => {
-        problem.textContent = REFUSED[error.name] ?? `The camera does not start (${error.name}).`;
+        problem.textContent = CAMERA_ERRORS[error.name] ?? `The camera could not be started (${error.name}).`;
       });
   }
   function stop() {
     stream?.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
   }
-  const picture = await Promise.race([taken, closed]);
+  const photo = await Promise.race([taken, closed]);
   stop();
   if (open) dialog.close();
-  return picture;
+  return photo;
 }
 
-/** Call `use` with a picture that is dropped on `zone`. */
+/** Call `use` with a file that is dropped on `zone`. */
 export function onDrop(zone, use) {
   for (const name of ["dragenter", "dragover"]) {
     zone.addEventListener(name, (event) => {

@@ -1,45 +1,45 @@
-// Faces as a list, each with what can be done with it and how alike it is.
+// The list of faces: images, similarities and buttons.
 
 const MEASURES = {
-  facenet: { name: "FaceNet", most: 1, shown: (value) => value.toFixed(2), words: "FaceNet gave the numbers that the face is drawn from; its cosine flatters." },
-  // The API gives minus the distance, so that more is more alike; people expect the distance.
-  dlib: { name: "dlib", most: 0, shown: (value) => (-value).toFixed(2), words: "dlib is a judge that no training has seen; its number is a distance." },
+  facenet: { name: "FaceNet", max: 1, format: (value) => value.toFixed(2), text: "FaceNet computes the embeddings that the network was trained with, so its score (a cosine) is optimistic." },
+  // The API returns minus the distance, so that larger is more similar; the page shows the distance.
+  dlib: { name: "dlib", max: 0, format: (value) => (-value).toFixed(2), text: "dlib is an independent face recognition network that was not used in training; its score is a distance." },
 };
 
 export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 }
 
 function verdict(value, { same_person: same, different_people: different }) {
-  if (value > same.high) return "closer than most photos of one person";
+  if (value > same.high) return "more similar than most photos of one person";
   if (value >= same.low) return "within the range of two photos of one person";
-  if (value > different.high) return "below the range of two photos of one person, above that of strangers";
-  return "as far as strangers";
+  if (value > different.high) return "between the ranges of two photos of one person and of two strangers";
+  return "as different as two strangers";
 }
 
-/** A scale from strangers (left) to the same (right), with the ranges of real photos shaded. */
+/** A scale from different (left) to identical (right), with the ranges of real photos shaded. */
 function scale(key, about, value) {
-  const { name, most, shown } = MEASURES[key];
-  const least = about.different_people.low - 0.05 * (most - about.different_people.low);
-  const place = (at) => `${(100 * Math.min(1, Math.max(0, (at - least) / (most - least)))).toFixed(1)}%`;
-  const band = (kind, { low, high }) => {
-    const made = element("i", { className: kind });
-    made.style.left = place(low);
-    made.style.right = `calc(100% - ${place(high)})`;
-    return made;
+  const { name, max, format } = MEASURES[key];
+  const min = about.different_people.low - 0.05 * (max - about.different_people.low);
+  const position = (score) => `${(100 * Math.min(1, Math.max(0, (score - min) / (max - min)))).toFixed(1)}%`;
+  const band = (className, { low, high }) => {
+    const node = element("i", { className });
+    node.style.left = position(low);
+    node.style.right = `calc(100% - ${position(high)})`;
+    return node;
   };
   const bar = element("span", { className: "scale" }, band("strangers", about.different_people));
   bar.append(band("same", about.same_person));
   if (value === undefined) return row(name, bar, "");
   const mark = element("i", { className: "mark" });
-  mark.style.left = place(value);
+  mark.style.left = position(value);
   bar.append(mark);
   bar.setAttribute("role", "img");
-  const label = `${name} ${key === "dlib" ? "distance " : ""}${shown(value)}: ${verdict(value, about)}`;
+  const label = `${name} ${key === "dlib" ? "distance " : ""}${format(value)}: ${verdict(value, about)}`;
   bar.setAttribute("aria-label", label);
-  return row(name, bar, shown(value), label);
+  return row(name, bar, format(value), label);
 }
 
 function row(name, bar, value, title = "") {
@@ -52,19 +52,19 @@ function row(name, bar, value, title = "") {
   );
 }
 
-/** What can compare here: FaceNet a face with any embedding, the judge only with a photo. */
+/** The measures that are available: FaceNet compares with any embedding, dlib only with a photo. */
 export function measures(similarity, photo) {
   return Object.keys(MEASURES).filter((key) => similarity[key].available && (key !== "dlib" || photo));
 }
 
-/** Explain the scales, or say why there are none. `photo`: the judge can compare. */
-export function legend(place, similarity, photo) {
-  place.replaceChildren();
-  const there = measures(similarity, photo);
-  if (there.length) {
-    const words = there.map((key) => MEASURES[key].words).join(" ");
-    place.append(
-      element("p", {}, element("strong", { textContent: "How alike? " }), `Farther right is more alike. ${words}`),
+/** Explain the scales, or say why there are none. `photo`: the faces are of a photo. */
+export function legend(container, similarity, photo) {
+  container.replaceChildren();
+  const available = measures(similarity, photo);
+  if (available.length) {
+    const text = available.map((key) => MEASURES[key].text).join(" ");
+    container.append(
+      element("p", {}, element("strong", { textContent: "How similar? " }), `Farther right is more similar. ${text}`),
       element(
         "p",
         { className: "keys" },
@@ -76,11 +76,11 @@ export function legend(place, similarity, photo) {
   }
   for (const [name, about] of Object.entries(similarity)) {
     if (!about.available && (name !== "dlib" || photo)) {
-      const why = name === "facenet" ? "the tab Photo says what is missing" : about.missing;
-      place.append(element("p", { className: "hint", textContent: `${MEASURES[name].name} cannot compare here: ${why}.` }));
+      const reason = name === "facenet" ? "the tab Photo says what is missing" : about.missing;
+      container.append(element("p", { className: "hint", textContent: `${MEASURES[name].name} similarity is not available: ${reason}.` }));
     }
   }
-  place.hidden = !place.childElementCount;
+  container.hidden = !container.childElementCount;
 }
 
 function tile() {
@@ -91,8 +91,9 @@ function tile() {
 }
 
 /**
- * Show faces in a list, in the elements that are there already, so that nothing jumps.
- * Each: { image, alt, file, scores?, actions: [{ words, label, act }] }; `keys` are the scores that are there or to come.
+ * Show faces in a list, reusing its elements so that the layout does not jump.
+ * A face: { image, alt, file, scores?, actions?: [{ text, label, act }] }. `keys`: the measures that are shown; their
+ * scores may follow later.
  */
 export function showFaces(list, faces, similarity, keys) {
   while (list.children.length > faces.length) list.lastChild.remove();
@@ -104,8 +105,8 @@ export function showFaces(list, faces, similarity, keys) {
     scores.replaceChildren(...keys.map((key) => scale(key, similarity[key], face.scores?.[key] ?? undefined)));
     const save = element("a", { href: face.image, download: face.file, className: "save", textContent: face.actions ? "Save" : "Save PNG" });
     save.setAttribute("aria-label", `Save ${face.alt} as PNG`);
-    const buttons = (face.actions ?? []).map(({ words, label, act }) => {
-      const button = element("button", { type: "button", textContent: words, onclick: act });
+    const buttons = (face.actions ?? []).map(({ text, label, act }) => {
+      const button = element("button", { type: "button", textContent: text, onclick: act });
       button.setAttribute("aria-label", label);
       return button;
     });
@@ -113,9 +114,9 @@ export function showFaces(list, faces, similarity, keys) {
   });
 }
 
-/** Offer a file that holds `text`. */
+/** Let the user save a file that contains `text`. */
 export function save(name, text) {
-  const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
+  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

@@ -1,31 +1,33 @@
-// What the tabs do: each view turns what it was given into faces. `app` is the page (app.js).
+// The views, one for each tab: each turns its input into faces. `app` is the page (app.js).
 
 import { pause } from "./api.js";
-import { fitToSend, takePicture } from "./photos.js";
+import { takePhoto, toAccepted } from "./photos.js";
 import { save } from "./tiles.js";
 import { parseFile, parseText } from "./vectors.js";
 
-const STRIP = 9;
-const FINE = 4; // pictures from one of the strip to the next, once the strip is there
-const IDLE = 350; // ms without a change before faces are compared, which takes longer than drawing them
-const SETTLE = 250; // ms without a key before numbers are read
+const STRIP = 9; // images in the strip of a blend
+const FINE = 4; // steps of the slider per image of the strip, once all of them are generated
+const IDLE = 350; // ms without a change before similarities are requested, which take longer than the faces
+const SETTLE = 250; // ms without a keystroke before numbers are parsed
 const LARGEST_FILE = 64e6;
 const EXAMPLES = { seed: 7, count: 6, strength: 1 };
 
 const byId = (id) => document.getElementById(id);
-const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const exact = (value) => Number(value.toPrecision(9)); // float32, no digit lost
-/** A picture of the server as a file. (Fetching a data: address is not among what this page may do.) */
-function asFile(address) {
-  const bytes = Uint8Array.from(atob(address.split(",")[1]), (one) => one.charCodeAt(0));
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const exact = (value) => Number(value.toPrecision(9)); // 9 digits represent every float32 exactly
+/** A generated image (a data: URI) as a file. The content security policy forbids to fetch data: URIs. */
+function asFile(uri) {
+  const bytes = Uint8Array.from(atob(uri.split(",")[1]), (character) => character.charCodeAt(0));
   return new File([bytes], "example.png", { type: "image/png" });
 }
+
+const describe = (index, seed) => `A person who does not exist (number ${index + 1} of seed ${seed}).`;
 
 export const newSeed = () => Math.floor(Math.random() * 1000);
 
 /** People who do not exist. */
 export class RandomView {
-  hint = "Each seed is another crowd. Strength 0 leaves the noise out.";
+  hint = "Each seed gives other people. Noise strength 0 generates faces without noise.";
 
   constructor(app) {
     this.app = app;
@@ -40,14 +42,14 @@ export class RandomView {
       title: faces.length === 1 ? "Someone who does not exist" : `${faces.length} people who do not exist`,
       faces: faces.map((face, index) => {
         const who = `random person ${index + 1}, seed ${controls.seed}`;
-        const person = { c: face.embedding, image: face.image, words: `Does not exist: ${who}.` };
+        const person = { c: face.embedding, image: face.image, text: describe(index, controls.seed) };
         return {
           image: face.image,
           alt: `synthetic face of ${who}`,
           file: `vultus-random-${controls.seed}-${index + 1}.png`,
           actions: [
-            { words: "Vary", label: `More faces of ${who}`, act: () => app.views.embedding.take(person) },
-            { words: "Blend", label: `Blend ${who} with another`, act: () => app.views.blend.add(person) },
+            { text: "Vary", label: `More faces of ${who}`, act: () => app.views.embedding.take(person) },
+            { text: "Blend", label: `Blend ${who} with another person`, act: () => app.views.blend.add(person) },
           ],
         };
       }),
@@ -55,10 +57,10 @@ export class RandomView {
   }
 }
 
-/** One person, several noises; the base of the two views below. */
+/** One person, several variants of noise; the base class of the two views below. */
 class PersonView {
   source = null; // { c, photo? }
-  hint = "Noise is what the numbers leave open, such as light and background. Strength 0 leaves it out.";
+  hint = "Noise decides what the embedding leaves open, such as light and background. Noise strength 0 turns it off.";
 
   constructor(app) {
     this.app = app;
@@ -69,10 +71,10 @@ class PersonView {
   async draw(controls, signal) {
     const { app, source } = this;
     if (!source) return app.present(this, { title: this.emptyTitle, empty: this });
-    const told = { title: `${times(controls.count, "face")} of ${this.whose}`, photo: Boolean(source.photo), compared: true };
+    const common = { title: `${plural(controls.count, "face")} of ${this.whose}`, photo: Boolean(source.photo), compared: true };
     const show = (faces) =>
       app.present(this, {
-        ...told,
+        ...common,
         faces: faces.map((face, index) => ({
           image: face.image,
           scores: face.similarity,
@@ -104,44 +106,44 @@ export class PhotoView extends PersonView {
       target.value = "";
     });
     byId("photo-camera").addEventListener("click", async () => {
-      const picture = await takePicture();
-      if (picture) this.read(picture);
+      const photo = await takePhoto();
+      if (photo) this.read(photo);
     });
     byId("photo-save").addEventListener("click", () => {
       save("vultus-embedding.json", JSON.stringify({ embedding: this.source.c, encoder: app.model.encoder }));
     });
     byId("photo-blend").addEventListener("click", () => {
-      app.views.blend.add({ c: this.source.c, image: this.source.crop, words: "Your photo, as the encoder sees it." });
+      app.views.blend.add({ c: this.source.c, image: this.source.crop, text: "Your photo, as the encoder sees it." });
     });
   }
 
-  /** Once the model is known. */
+  /** Called once, when the model is known. */
   begin({ photos }) {
     byId("photo-missing").hidden = photos.available;
     byId("photo-in").hidden = !photos.available;
-    byId("photo-missing-why").textContent = photos.missing ? `${photos.missing[0].toUpperCase()}${photos.missing.slice(1)}.` : "";
-    this.emptyWords = photos.available
-      ? "No photo at hand? These people do not exist; take the picture of one of them."
-      : "Meanwhile: these people do not exist; see more of one of them.";
+    byId("photo-missing-reason").textContent = photos.missing ? `${photos.missing[0].toUpperCase()}${photos.missing.slice(1)}.` : "";
+    this.emptyText = photos.available
+      ? "No photo? Try one of these people, who do not exist."
+      : "These people do not exist. Choose one to see more faces of that person.";
   }
 
   async example({ image, embedding }) {
     if (!this.app.model.photos.available) return this.app.views.embedding.take({ c: embedding });
-    await this.read(asFile(image), "Part of an example: a drawn face, taken as a photo.");
+    await this.read(asFile(image), "This is a crop of a generated face, used as a photo.");
   }
 
-  async read(file, caption = "Part of your photo, and the only picture here that is not drawn.") {
+  async read(file, caption = "This crop of your photo is the only image on this page that is not generated.") {
     const { app } = this;
     app.open("photo");
     const source = await app.reading("photo", async (signal) => {
-      const photo = await fitToSend(file, app.model.limits);
+      const photo = await toAccepted(file, app.model.limits);
       const { embedding: c, crop, note } = await app.api.embedding(photo, signal);
       return { photo, c, crop, note: note ?? "", caption };
     });
-    if (source === undefined) return; // a newer one is being read
+    if (source === undefined) return; // another photo is being read
     this.source = source;
     byId("crop").hidden = byId("photo-actions").hidden = !source;
-    byId("drop-words").textContent = source ? "Drop another photo" : "Drop a photo here";
+    byId("drop-text").textContent = source ? "Drop another photo" : "Drop a photo here";
     byId("photo-note").textContent = source?.note ?? "";
     if (source) {
       byId("crop-image").src = source.crop;
@@ -157,7 +159,7 @@ export class EmbeddingView extends PersonView {
   name = "embedding";
   whose = "this embedding";
   emptyTitle = "Faces of an embedding";
-  emptyWords = "No numbers at hand? Take those of somebody who does not exist.";
+  emptyText = "No embedding? Try one of these people, who do not exist.";
   rows = [];
 
   constructor(app) {
@@ -173,8 +175,8 @@ export class EmbeddingView extends PersonView {
       target.value = "";
     });
     byId("numbers-random").addEventListener("click", async () => {
-      const found = await app.reading("numbers", (signal) => app.api.random({ seed: newSeed(), count: 1, strength: 1 }, signal));
-      if (found) this.take({ c: found.faces[0].embedding });
+      const random = await app.reading("numbers", (signal) => app.api.random({ seed: newSeed(), count: 1, strength: 1 }, signal));
+      if (random) this.take({ c: random.faces[0].embedding });
     });
     byId("row-number").addEventListener("input", () => this.choose());
   }
@@ -183,7 +185,7 @@ export class EmbeddingView extends PersonView {
     byId("numbers-label").textContent = `${dim} numbers`;
     byId("numbers").placeholder = "[0.0312, -0.0571, …]";
     byId("numbers-hint").textContent =
-      `Of the encoder ${encoder ?? "that the model was trained with"}: as JSON, CSV or with spaces, or .npy; one row or more.`;
+      `One or more embeddings of ${encoder ?? "the encoder that the model was trained with"}: JSON, CSV, numbers separated by spaces, or a .npy file.`;
   }
 
   example({ embedding }) {
@@ -201,7 +203,7 @@ export class EmbeddingView extends PersonView {
     await this.use(() => parseFile(file, this.app.model.c_dim, LARGEST_FILE), true);
   }
 
-  /** Take rows from `parse`; with `write` they replace what stands in the field. */
+  /** Take the rows that `parse` returns; with `write` they replace the text in the field. */
   async use(parse, write = false) {
     const rows = await this.app.reading("numbers", async () => parse());
     if (rows === undefined) return;
@@ -218,34 +220,34 @@ export class EmbeddingView extends PersonView {
     const row = this.rows[Math.min(this.rows.length, Math.max(1, Math.floor(byId("row-number").value || 1))) - 1];
     this.source = row ? { c: row } : null;
     if (write) byId("numbers").value = row ? `[${row.map(exact).join(", ")}]` : "";
-    byId("numbers-status").textContent = row ? `${times(row.length, "number")} read.` : "";
+    byId("numbers-status").textContent = row ? `${plural(row.length, "number")} read.` : "";
     this.app.draw();
   }
 }
 
-/** From one person to another. */
+/** Faces along the arc between two people. */
 export class BlendView {
-  hint = "The noise stays the same along the way.";
-  people = [null, null]; // { c, image?, words }
+  hint = "All faces of a blend have the same noise.";
+  people = [null, null]; // { c, image?, text }
   faces = [];
 
   constructor(app) {
     this.app = app;
-    this.slots = ["first person", "second person"].map((who, place) => {
+    this.slots = ["first person", "second person"].map((who, index) => {
       const slot = byId("slot").content.firstElementChild.cloneNode(true);
-      const one = (name) => slot.querySelector(name);
-      one("legend").textContent = `${who[0].toUpperCase()}${who.slice(1)}`;
+      const find = (selector) => slot.querySelector(selector);
+      find("legend").textContent = `${who[0].toUpperCase()}${who.slice(1)}`;
       for (const [name, what] of Object.entries({ random: "Random person as the", file: "Photo of the", camera: "Camera for the" })) {
-        one(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
+        find(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
       }
-      one(".slot-random").addEventListener("click", () => this.random(place));
-      one(".slot-file").addEventListener("change", ({ target }) => {
-        if (target.files[0]) this.read(place, target.files[0]);
+      find(".slot-random").addEventListener("click", () => this.random(index));
+      find(".slot-file").addEventListener("change", ({ target }) => {
+        if (target.files[0]) this.read(index, target.files[0]);
         target.value = "";
       });
-      one(".slot-camera").addEventListener("click", async () => {
-        const picture = await takePicture();
-        if (picture) this.read(place, picture);
+      find(".slot-camera").addEventListener("click", async () => {
+        const photo = await takePhoto();
+        if (photo) this.read(index, photo);
       });
       return slot;
     });
@@ -255,46 +257,46 @@ export class BlendView {
 
   begin({ photos }) {
     for (const part of document.querySelectorAll(".slot-camera, .slot .button:has(.slot-file)")) part.hidden = !photos.available;
-    byId("blend-missing").textContent = photos.available ? "" : "Photos cannot be read here yet; the tab Photo says why.";
+    byId("blend-missing").textContent = photos.available ? "" : "This server cannot read photos; the tab Photo says why.";
   }
 
   input = () => this.people;
 
-  /** One more person; the one before moves on to be the second. */
+  /** Add a first person; the previous first person becomes the second. */
   add(person) {
     this.people = [person, this.people[0] ?? this.people[1]];
     this.app.open("blend");
     this.app.draw();
   }
 
-  put(place, person) {
-    this.people = this.people.with(place, person);
+  put(index, person) {
+    this.people = this.people.with(index, person);
     this.app.draw();
   }
 
-  async someone(signal) {
+  async randomPerson(signal) {
     const seed = newSeed();
     const { faces } = await this.app.api.random({ seed, count: 1, strength: 1 }, signal);
-    return { c: faces[0].embedding, words: `Does not exist: random person, seed ${seed}.` };
+    return { c: faces[0].embedding, text: describe(0, seed) };
   }
 
-  async random(place) {
-    const person = await this.app.reading(`slot ${place}`, (signal) => this.someone(signal));
-    if (person) this.put(place, person);
+  async random(index) {
+    const person = await this.app.reading(`slot ${index}`, (signal) => this.randomPerson(signal));
+    if (person) this.put(index, person);
   }
 
-  async read(place, file) {
+  async read(index, file) {
     const { app } = this;
-    const found = await app.reading(`slot ${place}`, async (signal) => app.api.embedding(await fitToSend(file, app.model.limits), signal));
-    if (!found) return;
-    const words = ["Your photo, as the encoder sees it.", found.note].filter(Boolean).join(" ");
-    this.put(place, { c: found.embedding, image: found.crop, words });
+    const embedded = await app.reading(`slot ${index}`, async (signal) => app.api.embedding(await toAccepted(file, app.model.limits), signal));
+    if (!embedded) return;
+    const text = ["Your photo, as the encoder sees it.", embedded.note].filter(Boolean).join(" ");
+    this.put(index, { c: embedded.embedding, image: embedded.crop, text });
   }
 
   async draw(controls, signal) {
     const { app } = this;
-    const found = await Promise.all(this.people.map((person) => person ?? this.someone(signal)));
-    this.people = this.people.map((person, place) => person ?? found[place]);
+    const chosen = await Promise.all(this.people.map((person) => person ?? this.randomPerson(signal)));
+    this.people = this.people.map((person, index) => person ?? chosen[index]);
     const [a, b] = this.people;
     const strip = Math.min(STRIP, app.model.limits.faces);
     const fine = (strip - 1) * FINE + 1;
@@ -306,11 +308,11 @@ export class BlendView {
     }
   }
 
-  /** Put the pictures that are there on the page. */
+  /** Show the images that have been generated. */
   show() {
     const last = this.faces.length - 1;
-    const at = Number(byId("way").value);
-    const step = Math.round(at * last);
+    const position = Number(byId("way").value);
+    const step = Math.round(position * last);
     const percent = Math.round((100 * step) / last);
     const [image, link] = ["blend-image", "blend-save"].map(byId);
     image.src = link.href = this.faces[step];
@@ -322,24 +324,24 @@ export class BlendView {
     byId("blend-second").alt = "synthetic face of the second person";
     byId("way-value").textContent = `${percent} %`;
     byId("way").setAttribute("aria-valuetext", `${percent} % of the way to the second person`);
-    this.slots.forEach((slot, place) => {
-      const person = this.people[place];
-      const picture = slot.querySelector(".slot-image");
-      picture.src = person.image ?? this.faces[place * last];
-      picture.alt = person.words;
-      picture.hidden = false;
-      slot.querySelector(".slot-words").textContent = person.words;
+    this.slots.forEach((slot, index) => {
+      const person = this.people[index];
+      const image = slot.querySelector(".slot-image");
+      image.src = person.image ?? this.faces[index * last];
+      image.alt = person.text;
+      image.hidden = false;
+      slot.querySelector(".slot-text").textContent = person.text;
     });
   }
 
-  /** The pictures of the strip: { image, at }. */
+  /** The images of the strip: { image, position }. */
   strip() {
     const every = (this.faces.length - 1) / (Math.min(STRIP, this.app.model.limits.faces) - 1);
-    return this.faces.filter((_, index) => index % every === 0).map((image, index, all) => ({ image, at: index / (all.length - 1) }));
+    return this.faces.filter((_, index) => index % every === 0).map((image, index, all) => ({ image, position: index / (all.length - 1) }));
   }
 }
 
-/** Made once, when a view without anything to show asks for them. */
+/** Random people as examples, generated once, when a view without input needs them. */
 export function examples(app) {
   app.examples ??= app.model.random.available ? app.api.random(EXAMPLES).then(({ faces }) => faces) : Promise.resolve([]);
   return app.examples;

@@ -1,0 +1,126 @@
+"""Servers for tests: the command `vultus serve` as a process, or its application in a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from conftest import SHARED
+from vultus.images import align
+from vultus.models.snapshot import default_snapshot, load_snapshot
+from vultus.serving.app import create_app
+from vultus.serving.engine import open_engine
+from vultus.serving.server import bind
+from vultus.serving.settings import ServerSettings
+
+FACENET = (SHARED / "weights").is_dir()
+WEIGHTS = str(SHARED / "weights") if FACENET else ""
+needs_facenet = pytest.mark.skipif(not FACENET, reason=f"{SHARED} with FaceNet's weights is not here")
+needs_dlib = pytest.mark.skipif(not align.available(), reason="the extra `align` is not installed")
+
+
+@dataclass
+class ServerThread:
+    """A server in a thread: its address, and how to stop it."""
+
+    url: str
+    stop: Callable[[], None] = field(repr=False)
+
+    def client(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+
+@dataclass
+class ServerProcess:
+    """A server process, its address, and the only folder that it may write to."""
+
+    process: subprocess.Popen[str]
+    url: str
+    folder: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def stderr(self) -> str:
+        return self.folder.with_suffix(".err").read_text()
+
+    def client(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+
+@contextlib.contextmanager
+def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
+    """The embedded snapshot, with FaceNet if `weights` names its folder. `settings` are those of ServerSettings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VULTUS_WEIGHTS", weights)
+        patch.setenv("VULTUS_CACHE", os.devnull)
+        engine = open_engine(load_snapshot(default_snapshot()))
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, ServerSettings(**settings)), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+
+    def stop() -> None:
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+    thread.start()
+    served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", stop)
+    try:
+        wait_until_ready(served)
+        yield served
+    finally:
+        stop()
+        listener.close()
+        engine.close()
+
+
+@contextlib.contextmanager
+def serving_process(folder: Path, *arguments: str, weights: str, **environment: str) -> Iterator[ServerProcess]:
+    """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder."""
+    folder.mkdir()
+    own_folders = {name: str(folder) for name in ("HOME", "TMPDIR", "VULTUS_CACHE", "XDG_CACHE_HOME")}
+    no_network = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
+    with open(folder.with_suffix(".err"), "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=folder,
+            env=os.environ | own_folders | no_network | {"VULTUS_WEIGHTS": weights, **environment},
+        )
+    assert process.stdout is not None
+    served = ServerProcess(process, process.stdout.readline().strip(), folder)
+    try:
+        assert served.url.startswith("http://127.0.0.1:"), served.stderr
+        wait_until_ready(served)
+        yield served
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_until_ready(served: ServerThread | ServerProcess, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    with served.client() as client:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx2.TransportError):
+                if client.get("/readyz").status_code == 200:
+                    return
+            time.sleep(0.02)
+    raise TimeoutError(f"{served.url} is not ready after {seconds} s")
