@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vultus.data.prepare import prepare
     from vultus.errors import UserError
-    from vultus.evaluation.compare import evaluate_snapshots as evaluate  # type: ignore[attr-defined]
+    from vultus.evaluation.compare import evaluate_snapshots as evaluate
     from vultus.export.onnx_export import export_onnx
-    from vultus.export.publish import publish  # type: ignore[attr-defined]
+    from vultus.export.publish import publish
     from vultus.images.detect import examine as detect
-    from vultus.reporting.html import report  # type: ignore[attr-defined]
+    from vultus.reporting.html import report
     from vultus.sampling.conditioning import embed
     from vultus.sampling.generate import save_images
     from vultus.sampling.generator import Generator, load
-    from vultus.training.launch import train  # type: ignore[import-not-found]
+    from vultus.training.launch import train
 
     __version__: str
 
