@@ -5,8 +5,21 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from vultus._device import device_named as device_named
 from vultus.errors import UserError
+
+
+def device_named(name: str) -> str:
+    """Resolve `auto`: cuda, then mps, then cpu. Raises UserError if a device that is asked for is not there."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, present in there.items() if present)
+    if not there.get(name.split(":")[0], False):
+        raise UserError(
+            f"--device {name}: not on this machine; there are {', '.join(k for k, v in there.items() if v)}"
+        )
+    return name
 
 
 def open_snapshot(name: str, device: str) -> Any:

@@ -17,7 +17,7 @@ from vultus.presets import PRESETS
 DECISIVE: dict[str, type] = {"preset": str, "method": str, "data": str, "out": str, "images": int}
 
 
-def train_verb(arguments: Sequence[str]) -> int:
+def train_command(arguments: Sequence[str]) -> int:
     """Train a generator."""
     from vultus.data.dataset import PreparedDataset
     from vultus.training import launch
@@ -55,6 +55,9 @@ def train_verb(arguments: Sequence[str]) -> int:
     )
     print(path)
     return 0
+
+
+train_verb = train_command
 
 
 def train_parser(start: TrainConfig, default_preset: str) -> ArgumentParser:
