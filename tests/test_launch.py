@@ -85,7 +85,7 @@ def test_the_data_set_is_opened_once(
         ({"data": "nowhere"}, "nowhere: not a prepared data set"),
         ({"settings": {"optim.lrr": 1}}, r"settings: unknown key optim\.lrr"),
         ({"settings": {"preset": "tiny"}}, "preset is an argument of its own"),
-        ({"device": "tpu"}, "tpu: not on this machine"),
+        ({"device": "tpu"}, "tpu: not available"),
         ({"track": ["paper"]}, "no such tracker"),
         ({"preset": "vultus-cpu", "settings": {"optim.batch": 4}}, "FaceNet|facenet|weights"),
     ],

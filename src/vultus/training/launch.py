@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vultus._device import device_named
+from vultus._device import resolve_device
 from vultus._progress import message
 from vultus.config import TrainConfig, check_config, merged, read_run_config, train_config, with_method
 from vultus.data.dataset import PreparedDataset
@@ -112,7 +112,7 @@ def run(
 ) -> Path:
     """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can."""
     check_config(config)
-    device = device_named(device)
+    device = resolve_device(device)
     encoder = _facenet(device, needed=config.loss.needs_encoder())
     validation = unseen_validation(dataset, encoder) if encoder is not None else None
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)

@@ -58,12 +58,13 @@ def sample_paths(folder: Path) -> list[tuple[int, Path]]:
 
 def read_sample(path: Path, resolution: int) -> Samples:
     """One file of sample_paths(), of images of side `resolution`. Raises UserError that names the file."""
+    where = f"{path.parent.name}/{path.name}"
     try:
         if path.suffix == ".png":
-            values = upgrade("samples", 1, (path, resolution), path)
+            values = upgrade("samples", 1, (path, resolution), where)
         else:
-            with np.load(path, allow_pickle=False) as file:
-                values = upgrade("samples", int(file["format"]), {key: file[key] for key in file.files}, path)
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = upgrade("samples", int(arrays["format"]), {key: arrays[key] for key in arrays.files}, where)
         photos, generated = values["photos"], values["generated"]
         sides = (3, resolution, resolution)
         if photos.ndim != 4 or generated.ndim != 5 or photos.shape[1:] != sides or generated.shape[2:] != sides:
@@ -74,7 +75,7 @@ def read_sample(path: Path, resolution: int) -> Samples:
         raise
     except Exception as error:  # numpy, zipfile and Pillow raise many kinds of errors on damaged files
         reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise UserError(f"{path}: no samples of {resolution}x{resolution} pixels ({reason}); delete it") from None
+        raise UserError(f"{where}: no samples of {resolution}x{resolution} pixels ({reason}); delete it") from None
     return Samples(int(path.stem), photos, generated, path)
 
 
