@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from vultus.errors import UserError
 
 
-def export_verb(arguments: Sequence[str]) -> int:
+def export_command(arguments: Sequence[str]) -> int:
     """Write a snapshot for programs without PyTorch."""
     parser = ArgumentParser(
         prog="vultus export", exit_on_error=False, description="Write a snapshot for programs without PyTorch."

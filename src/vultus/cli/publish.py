@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 
-def publish_verb(arguments: Sequence[str]) -> int:
+def publish_command(arguments: Sequence[str]) -> int:
     """Publish on the Hugging Face hub."""
     parser = ArgumentParser(prog="vultus publish", exit_on_error=False, description="Publish on the Hugging Face hub.")
     parser.add_argument("snapshot", type=str, help="snapshot, run folder, `default`, or a folder that --dry-run wrote")

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from vultus.errors import UserError
 
 
-def report_verb(arguments: Sequence[str]) -> int:
+def report_command(arguments: Sequence[str]) -> int:
     """Write a report about run folders."""
     parser = ArgumentParser(prog="vultus report", exit_on_error=False, description="Write a report about run folders.")
     parser.add_argument("runs", type=str, nargs="+", help="run folders; several are shown side by side")

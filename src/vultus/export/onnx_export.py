@@ -33,11 +33,12 @@ import numpy.typing as npt
 import torch
 
 from vultus._files import atomic_path, make_folder
+from vultus._formats import VERSIONS
 from vultus.errors import UserError
 from vultus.images.xmp import model_id
-from vultus.models.onnx_runtime import ABOUT, FORMAT, PEOPLE, encode_people, open_session
-from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
-from vultus.sampling.population import noise, sample_identities
+from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, encode_population, open_session
+from vultus.models.snapshot import Snapshot, load_snapshot
+from vultus.sampling.latents import noise, sample_identities
 
 Floats = npt.NDArray[np.float32]
 Precision = Literal["float32", "float16", "int8"]
@@ -85,15 +86,19 @@ def export_onnx(snapshot: Snapshot | str | Path, out: str | Path, *, precision: 
     """
     path = Path(out)
     if not isinstance(snapshot, Snapshot):
-        snapshot = load_snapshot(default_snapshot() if str(snapshot) == "default" else snapshot, "cpu")
+        snapshot = load_snapshot(snapshot, "cpu")
     settings = snapshot.network.settings()
     onnx = _onnx()
     make_folder(path.parent)
-    metadata = snapshot.metadata | {"format": FORMAT, "model": model_id(snapshot.path), "precision": precision}
+    metadata = snapshot.metadata | {
+        "format": str(VERSIONS["onnx"]),
+        "model": model_id(snapshot.path),
+        "precision": precision,
+    }
     metadata["generator"] = settings
-    population = {key: value.cpu().numpy() for key, value in snapshot.population.items()}
-    entries = {ABOUT: json.dumps(metadata, ensure_ascii=False)}
-    entries |= {PEOPLE: encode_people(population)} if population else {}
+    entries = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}
+    if snapshot.population:
+        entries[POPULATION_KEY] = encode_population(snapshot.population)
     with atomic_path(path) as temporary:
         for model in _models(snapshot, precision):
             onnx.helper.set_model_props(model, entries)
