@@ -116,7 +116,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     steps, measured = _stats(folder / "stats.jsonl", remarks)
     snapshot, parameters = _snapshot(folder / "snapshot.safetensors", remarks)
     samples, unreadable = read_samples(folder / "samples", int(config["generator"]["resolution"]))
-    remarks += unreadable
+    remarks += [text.removeprefix(f"{folder / 'samples'}/") for text in unreadable]  # a report names no machine's paths
     if not samples and not unreadable:
         remarks.append("no sample sheets (samples/*.png)")
     sessions = _optional(folder / "run.json", remarks).get("sessions", [])
@@ -144,7 +144,7 @@ def _config(path: Path, remarks: list[str]) -> tuple[dict[str, Any], dict[str, A
     try:
         record = read_run_config(path)
     except UserError as error:  # of a setting that no longer exists: a report can show it all the same
-        remarks.append(str(error))
+        remarks.append(str(error).removeprefix(f"{path.parent}/"))
     try:
         config, data = dict(record["config"]), dict(record["data"])
         int(config["generator"]["resolution"])

@@ -102,7 +102,7 @@ def _duration(hours: float) -> str:
 
 
 def describe_loss(loss: Mapping[str, Any], method: str) -> str:
-    """The generator's loss, term by term; fields that the method or the version of the run does not have are left out."""
+    """The generator's loss, term by term. Which fields there are depends on the method and the version of the run."""
     parts = []
     weight = loss.get("adversarial_weight", 1.0)
     if weight:
