@@ -342,6 +342,24 @@ def test_damaged_and_missing_parts(runs: Path, capsys: pytest.CaptureFixture[str
     assert "Training curves" not in page.headings
 
 
+def test_runs_of_older_versions(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs / "one" / "config.json"
+    record = json.loads(path.read_text())
+    config = record["config"]
+    config["method"] = "coded"
+    config["loss"] |= {"adversarial": "hinge", "gamma": 0.0, "kl_weight": 0.01}
+    path.write_text(json.dumps({"config": config, "data": record["data"]}))
+    facts = dict(build_content([read_run(runs / "one")], read_evaluations([])).runs[0].facts)
+    assert facts["method"] == "cvae-gan"
+    assert facts["loss"] == "hinge + 10·MSE + 0.01·KL"
+    # A setting that no longer exists is shown as it was.
+    config["loss"]["gamma"] = 2.0
+    path.write_text(json.dumps({"config": config, "data": record["data"]}))
+    page, _ = report_files(runs / "one", capsys)
+    assert "R1 + R2 with γ = 2" in Page(page).text
+    assert "loss.gamma is 2.0" in Page(page).text
+
+
 def test_a_run_in_progress_says_so(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with folder_lock(runs / "one", "train"):
         assert main(["report", str(runs / "one")]) == 0

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vultus.errors import UserError
 from vultus.evaluation import registry
+from vultus.evaluation.results import read_result
 from vultus.evaluation.tables import format_table
 
 TAGS = ["face", "gan", "facenet", "face-embedding", "vultus", "pytorch"]
@@ -91,28 +92,12 @@ def licence_of(data_terms: str | None, chosen: str | None = None) -> Licence:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def result_in(metrics: Any) -> dict[str, Any] | None:
-    """The `metrics` of a snapshot's metadata as the result of an evaluation (see evaluate.py), or None.
+def result_in(metrics: Any, where: object = "the snapshot") -> dict[str, Any] | None:
+    """The `metrics` of a snapshot's metadata as the result of an evaluation of the current version; None without any.
 
-    They are such a result already or, in old snapshots, plain values by name, with `_real` and `_std` beside them and
-    the context among them.
+    Raises UserError, which names `where`, if they are no result.
     """
-    if not isinstance(metrics, dict) or not metrics:
-        return None
-    empty: dict[str, Any] = {"context": {}, "metrics": {}, "missing": {}, "alarms": [], "notes": []}
-    if "metrics" in metrics and "context" in metrics:
-        return empty | metrics
-    rows: dict[str, dict[str, float]] = {}
-    context: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if name.endswith(("_real", "_std")):
-            continue
-        if isinstance(value, float) and registry.find(name):
-            real = metrics.get(f"{name}_real")
-            rows[name] = {"value": value} | ({} if real is None else {"real": real})
-        else:
-            context[name] = value
-    return empty | {"context": context, "metrics": rows} if rows else None
+    return read_result(metrics, where) if metrics else None
 
 
 def eval_results(result: Mapping[str, Any], dataset: tuple[str, str]) -> list[EvalResult]:

@@ -38,7 +38,7 @@ from vultus.errors import UserError
 from vultus.images.xmp import model_id
 from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, encode_population, open_session
 from vultus.models.snapshot import Snapshot, load_snapshot
-from vultus.sampling.population import noise, sample_identities
+from vultus.sampling.latents import noise, sample_identities
 
 Floats = npt.NDArray[np.float32]
 Precision = Literal["float32", "float16", "int8"]

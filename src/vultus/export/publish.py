@@ -24,9 +24,9 @@ from vultus.export.model_card import SAMPLES, licence_of, model_card, result_in
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.hub import CARD, CONFIG, MODEL, check_repo, is_published, problem, write_folder
 from vultus.models.hub import PEOPLE as POPULATION_FILE
-from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
-from vultus.sampling.grids import NOISES, PEOPLE, overview_sheet
-from vultus.sampling.population import sample_identities
+from vultus.models.snapshot import Snapshot, load_snapshot
+from vultus.sampling.grids import OVERVIEW_IDENTITIES, OVERVIEW_NOISES, overview_sheet
+from vultus.sampling.latents import sample_identities
 
 LICENCE = "LICENSE.md"
 FILES = (CARD, LICENCE, CONFIG, MODEL, POPULATION_FILE, SAMPLES)  # what is uploaded, and nothing else
@@ -71,7 +71,7 @@ def publish(
     source = Path(snapshot)
     if not dry_run:
         check_token()  # before the work
-    opened = load_snapshot(default_snapshot() if str(snapshot) == "default" else snapshot, "cpu")
+    opened = load_snapshot(snapshot, "cpu")
     if source.is_dir() and is_published(source) and not (source / "snapshot.safetensors").is_file():
         folder = source  # as it is: its card may have been edited
         for name, value in (("out", out), ("evaluation", evaluation), ("licence", licence)):
@@ -163,10 +163,11 @@ def _samples(snapshot: Snapshot, seed: int) -> tuple[Image.Image, str] | None:
     """A sheet of random identities and its caption; None where the snapshot has no population prior."""
     if "factor" not in snapshot.population:
         return None
-    sheet = overview_sheet(snapshot, sample_identities(snapshot.population, PEOPLE, seed=seed), seed=seed)
+    sheet = overview_sheet(snapshot, sample_identities(snapshot.population, OVERVIEW_IDENTITIES, seed=seed), seed=seed)
     return sheet, (
-        f"Nobody here exists. Rows: the first {PEOPLE} random identities of seed {seed}, not selected, each with "
-        f"{NOISES + 1} noises; the last row interpolates from the first identity to the second with one noise."
+        f"Nobody here exists. Rows: the first {OVERVIEW_IDENTITIES} random identities of seed {seed}, not selected, "
+        f"each with {OVERVIEW_NOISES} noises; the last row interpolates from the first identity to the second with "
+        "one noise."
     )
 
 

@@ -111,17 +111,12 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         raise UserError(f"{folder}: no such run folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a run folder (no config.json); give the --out of vultus train")
-    record = read_run_config(folder / "config.json")
-    try:
-        config, data = dict(record["config"]), dict(record["data"])
-        resolution = int(config["generator"]["resolution"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{folder}/config.json: not the config of a run; give the --out of vultus train") from None
     remarks: list[str] = []
+    config, data = _config(folder / "config.json", remarks)
     steps, measured = _stats(folder / "stats.jsonl", remarks)
     snapshot, parameters = _snapshot(folder / "snapshot.safetensors", remarks)
-    samples, unreadable = read_samples(folder / "samples", resolution)
-    remarks += unreadable
+    samples, unreadable = read_samples(folder / "samples", int(config["generator"]["resolution"]))
+    remarks += [text.removeprefix(f"{folder / 'samples'}/") for text in unreadable]  # a report names no machine's paths
     if not samples and not unreadable:
         remarks.append("no sample sheets (samples/*.png)")
     sessions = _optional(folder / "run.json", remarks).get("sessions", [])
@@ -141,6 +136,21 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         diverged=_optional(folder / "diverged.json", remarks),
         remarks=remarks,
     )
+
+
+def _config(path: Path, remarks: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two parts of config.json, as the current version has them where it can."""
+    record = read_json(path)
+    try:
+        record = read_run_config(path)
+    except UserError as error:  # of a setting that no longer exists: a report can show it all the same
+        remarks.append(str(error).removeprefix(f"{path.parent}/"))
+    try:
+        config, data = dict(record["config"]), dict(record["data"])
+        int(config["generator"]["resolution"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not the config of a run; give the --out of vultus train") from None
+    return config, data
 
 
 def _stats(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:

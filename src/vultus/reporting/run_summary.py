@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vultus.config import differences, to_dict
+from vultus.config import ADVERSARIAL, differences, to_dict
 from vultus.evaluation.plots import compact
 from vultus.presets import PRESETS
 from vultus.reporting.run_folder import EVALUATION, Run
@@ -101,12 +101,12 @@ def _duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 0.995 else f"{hours:.2f} h"
 
 
-def describe_loss(loss: Mapping[str, Any]) -> str:
-    """The generator's loss, term by term; fields that this method or version does not have are left out."""
+def describe_loss(loss: Mapping[str, Any], method: str) -> str:
+    """The generator's loss, term by term. Which fields there are depends on the method and the version of the run."""
     parts = []
     weight = loss.get("adversarial_weight", 1.0)
     if weight:
-        name = str(loss.get("adversarial", "adversarial"))
+        name = str(loss.get("adversarial") or ADVERSARIAL.get(method, "adversarial"))
         parts.append(("" if weight == 1 else f"{weight:g}·") + (name.upper() if name == "bce" else name))
     if loss.get("mse_weight"):
         term = f"{loss['mse_weight']:g}·MSE"
@@ -136,7 +136,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("preset", str(config.get("preset") or "none")),
         ("method", str(config.get("method", "gan"))),
         ("generator", f"{generator.get('kind', '?')}, {run.resolution}×{run.resolution}{size}"),
-        ("loss", describe_loss(config.get("loss", {}))),
+        ("loss", describe_loss(config.get("loss", {}), str(config.get("method", "gan")))),
         ("optimizer", "Adam" + "".join(f", {key} {value:g}" for key, value in rates.items())),
         ("batch size", str(optim.get("batch", "-"))),
         ("weight average (EMA)", f"half-life {optim['ema_nimg']:,} images" if "ema_nimg" in optim else "-"),
