@@ -515,7 +515,7 @@ def test_python_runs(
     from vultus.errors import UserError
 
     texts = {block.name: small_python(block.text) for block in PYTHON if block.page == page}
-    for path in re.findall(r"[\"']([\w./-]+)[\"']", "\n".join(texts.values())):
+    for path in re.findall(r"[\"']([\w./-]+\.\w+)[\"']", "\n".join(texts.values())):
         workspace.provide(path, page)
     if any('"published"' in text for text in texts.values()) and not (workspace.folder / "published").exists():
         with pytest.MonkeyPatch.context() as patch:
