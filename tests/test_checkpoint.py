@@ -36,9 +36,9 @@ def test_float16_snapshot_is_half_as_large_and_computes_in_float32(tmp_path: Pat
     write_snapshot(tmp_path / "half.safetensors", dtype=torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
     z, c = torch.randn(2, 100), torch.randn(2, 512)
-    made = load_snapshot(tmp_path / "half.safetensors").network(z, c)
-    assert made.dtype == torch.float32
-    assert (made - generator(z, c)).abs().max() < 0.02
+    x = load_snapshot(tmp_path / "half.safetensors").network(z, c)
+    assert x.dtype == torch.float32
+    assert (x - generator(z, c)).abs().max() < 0.02
 
 
 def test_damaged_snapshots_name_the_file(tmp_path: Path) -> None:
