@@ -82,6 +82,7 @@ def test_the_data_set_is_opened_once(
     [
         ({"preset": "small"}, "--preset small: no such preset"),
         ({"images": 8, "hours": 1.0}, "images and hours are both budgets; give one"),
+        ({"images": 8, "settings": {"epochs": 1}}, "images and epochs are both budgets; give one"),
         ({"data": "nowhere"}, "nowhere: not a prepared data set"),
         ({"settings": {"optim.lrr": 1}}, r"settings: unknown key optim\.lrr"),
         ({"settings": {"preset": "tiny"}}, "preset is an argument of its own"),

@@ -24,6 +24,7 @@ from vultus.config import GANConfig, OptimConfig
 from vultus.errors import UserError
 from vultus.images.io import from_pil
 from vultus.presets import get_preset
+from vultus.training.environment import hardware, peak_memory
 from vultus.training.run_log import RunLog, check_trackers, cut_stats, read_stats
 from vultus.training.sample_files import read_samples
 from vultus.training.sample_grid import ROWS, SampleGrid
@@ -232,6 +233,16 @@ def test_provenance_of_both_sessions(tracked: Path) -> None:
         assert part["git"] is None or len(part["git"]["revision"]) == 40
 
 
+def test_provenance_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without os.sysconf and without the module `resource`."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert hardware("cpu")["cores"] >= 1
+    assert "memory_gib" not in hardware("cpu")
+    assert peak_memory("cpu") == {}
+
+
 def test_trackio_page_in_a_browser(tracked: Path, tmp_path: Path) -> None:
     """trackio's page shows the curves of this run and its images."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -261,10 +272,10 @@ def test_trackio_page_in_a_browser(tracked: Path, tmp_path: Path) -> None:
             page.get_by_text("lamp").first.wait_for(timeout=30_000)
             page.screenshot(path=str(tmp_path / "curves.png"))
             page.get_by_text("Media & Tables").first.click()
-            picture = page.locator("img[src*='.png'][src*='lamp']").first
-            picture.wait_for(timeout=30_000)
+            image = page.locator("img[src*='.png'][src*='lamp']").first
+            image.wait_for(timeout=30_000)
             loaded = "e => e.complete ? e.naturalWidth : new Promise(r => e.onload = () => r(e.naturalWidth))"
-            assert picture.evaluate(loaded) > 32 * 4
+            assert image.evaluate(loaded) > 32 * 4
             page.screenshot(path=str(tmp_path / "pictures.png"))
             browser.close()
         assert not [url for url in outside if not url.startswith(("data:", "blob:"))]

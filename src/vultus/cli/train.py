@@ -57,7 +57,7 @@ def train_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-train_verb = train_command
+train_verb = train_command  # the former name
 
 
 def train_parser(start: TrainConfig, default_preset: str) -> ArgumentParser:

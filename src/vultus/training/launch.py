@@ -57,13 +57,14 @@ def train(
     SIGTERM.
     """
     given = dict(settings or {})
-    check_budgets([name for name, value in (("images", images), ("hours", hours), ("epochs", epochs)) if value])
+    passes = epochs if epochs is not None else given.get("epochs")
+    budgets = (("images", images), ("hours", hours), ("epochs", passes))
+    check_budgets([name for name, value in budgets if value is not None])
     if "preset" in given:
         raise UserError("settings: preset is an argument of its own")
     if epochs is not None:
         given["epochs"] = float(epochs)
     get_preset(preset)  # a wrong name is reported before a wrong folder
-    check_trackers(track)
     dataset = PreparedDataset(data, None)
     config = base_config(preset, out=out, resolution=dataset.resolution, images=images)
     config = merged(config, given, "settings")
@@ -112,6 +113,7 @@ def run(
 ) -> Path:
     """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can."""
     check_config(config)
+    check_trackers(track)
     device = resolve_device(device)
     encoder = _facenet(device, needed=config.loss.needs_encoder())
     validation = unseen_validation(dataset, encoder) if encoder is not None else None
