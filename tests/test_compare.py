@@ -21,11 +21,14 @@ from tiny_parts import (
     TinyPerceptual,
     snapshot,
 )
+from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.backbones.loading import Backbones
-from vultus.evaluation.compare import compare
+from vultus.evaluation.compare import compare, evaluate_snapshots
 from vultus.evaluation.tables import CONTEXT, format_gap, format_table, group_of
+from vultus.models.facenet import FaceNet
+from vultus.models.snapshot import default_snapshot, load_snapshot
 
 Write = Callable[..., Path]
 
@@ -175,6 +178,50 @@ def test_two_networks_of_one_name_are_refused() -> None:
 
     with pytest.raises(UserError, match="two networks are called tiny; rename the file of the judge"):
         Backbones(TinyEncoder(), (Namesake(),))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"split": "all"}, "--split all: must be one of test, train, both"),
+        ({"device": "abacus"}, "--device abacus: not on this machine; there are .*cpu"),
+        ({"data": "nowhere"}, "nowhere: not a prepared data set"),
+        ({"snapshots": []}, "no snapshot to evaluate"),
+        ({"snapshots": "nowhere.safetensors"}, "nowhere.safetensors: no such snapshot"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_loaded(folder: Path, arguments: dict[str, Any], words: str) -> None:
+    given = {"snapshots": "default", "data": folder} | arguments
+    with pytest.raises(UserError, match=words):
+        evaluate_snapshots(given.pop("snapshots"), **given)
+
+
+def test_two_snapshots_of_one_name_are_refused(folder: Path) -> None:
+    data = PreparedDataset(folder, "test")
+    with pytest.raises(UserError, match="two snapshots are called snapshot; give them as a dictionary"):
+        evaluate_snapshots([snapshot(TinyGenerator(), data), snapshot(TinyGenerator(), data)], data=folder)
+
+
+def test_python_and_the_command_give_the_same_results(
+    facenet: FaceNet,
+    tiny_dataset: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
+    source = load_snapshot(default_snapshot())
+    entries = {"encoder": source.metadata["encoder"], "crop": source.metadata["crop"]}
+    data = tiny_dataset("faces", resolution=128, people={"test": 2}, photos=2, manifest=entries)
+    results = evaluate_snapshots(source, data=data, limit=3, noises=1, device="cpu")
+    command = ["evaluate", "default", "--data", str(data), "--limit", "3", "--noises", "1", "--device", "cpu", "--json"]
+    assert main(command) == 0
+    [printed] = json.loads(capsys.readouterr().out).values()
+    [returned] = results.values()
+    for result in (printed, returned):
+        del result["context"]["seconds"]
+    assert json.dumps(printed) == json.dumps(returned)  # some intervals of so few people are NaN
+    assert printed["context"]["n_images"] == 3
 
 
 def test_gap_table() -> None:
