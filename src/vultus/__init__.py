@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vultus.sampling.conditioning import embed
     from vultus.sampling.generate import save_images
     from vultus.sampling.generator import Generator, load
-    from vultus.training.launch import train  # type: ignore[import-not-found]
+    from vultus.training.launch import train
 
     __version__: str
 
