@@ -136,9 +136,9 @@ def test_generate_from_the_embedded_snapshot(tmp_path: Path, capsys: pytest.Capt
     images = sorted((tmp_path / "o").glob("*.png"))
     assert len(images) == 6
     for path in images:
-        with Image.open(path) as picture:
-            assert picture.size == (128, 128)
-            assert np.asarray(picture).std() > 20
+        with Image.open(path) as image:
+            assert image.size == (128, 128)
+            assert np.asarray(image).std() > 20
     assert main(["generate", "default", "--between", "random:1", "random:2", "--out", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "between.gif").stat().st_size > 10_000
 
@@ -194,5 +194,5 @@ def test_commands_on_real_faces(
     photo.write_bytes(first["bytes"])
     assert main(["generate", "default", "--photos", str(photo), "--align", "false", "--num", "4", "--grid",
                  "--out", "faces.png"]) == 0  # fmt: skip
-    with Image.open("faces.png") as picture:
-        assert picture.width >= 4 * 128
+    with Image.open("faces.png") as image:
+        assert image.width >= 4 * 128

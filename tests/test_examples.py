@@ -24,14 +24,14 @@ def run(script: str, *arguments: str, folder: Path, weights: Path | None = None)
     return done.stdout
 
 
-def album(shared: Path, folder: Path, people: int) -> Path:
-    """Two real photos each of so many people, one sub-folder for each person."""
+def album(shared: Path, folder: Path, identities: int) -> Path:
+    """Two real photos of each of so many identities, one sub-folder for each identity."""
     table = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet")
     photos: dict[int, list[bytes]] = {}
     for row in table.to_pylist():
         photos.setdefault(row["celeb_id"], []).append(row["image"]["bytes"])
     several = [key for key in sorted(photos) if len(photos[key]) > 1]
-    for key in several[:people]:
+    for key in several[:identities]:
         (folder / str(key)).mkdir(parents=True)
         for number, data in enumerate(photos[key][:2]):
             (folder / str(key) / f"{number}.webp").write_bytes(data)

@@ -140,6 +140,20 @@ def test_load_and_from_pretrained(tmp_path: Path) -> None:
         second.sample_identities(1)
 
 
+def test_exported_models(models: Any, tmp_path: Path) -> None:
+    path, exported, _ = models["dcgan"]
+    first, second = vultus.load(path, device="cpu"), vultus.load(exported)
+    assert (second.resolution, second.z_dim, second.c_dim) == (32, 20, 512)
+    c = second.sample_identities(3, seed=1)
+    assert torch.equal(c, first.sample_identities(3, seed=1))
+    assert (second.sample(c, num=2).int() - first.sample(c, num=2).int()).abs().max() <= 1
+    # The files name the snapshot, not its export.
+    (a,) = vultus.save_images(first.sample(c[:1]), tmp_path / "a", generator=first)
+    (b,) = vultus.save_images(second.sample(c[:1]), tmp_path / "b", generator=second)
+    with Image.open(a) as one, Image.open(b) as other:
+        assert read_metadata(one) == read_metadata(other)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
