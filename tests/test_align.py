@@ -22,7 +22,7 @@ needs_dlib = pytest.mark.skipif(not faces.available(), reason="the extra `align`
 
 @pytest.fixture(scope="module")
 def photos(shared: Path) -> list[Image.Image]:
-    """24 real faces of different people, 160x160."""
+    """24 real faces of different identities, 160x160."""
     table = pq.read_table(shared / "celeba" / "test-00001-of-00002.parquet")
     rows = {row["celeb_id"]: row["image"]["bytes"] for row in table.to_pylist()}
     return [decode_image(rows[key]) for key in sorted(rows)[:24]]

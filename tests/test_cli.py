@@ -1,4 +1,4 @@
-"""The program as a user starts it: verbs, their errors in one line, exit codes."""
+"""The program as a user starts it: commands, error messages of one line, exit codes."""
 
 import json
 import subprocess
@@ -10,35 +10,53 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vultus.cli.main import main
+import vultus
+from vultus.cli.main import COMMANDS, main
 from vultus.models.snapshot import default_snapshot
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vultus", *arguments], capture_output=True, text=True, check=False)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of error of a command that must exit with 2."""
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error message of a command, which is one line; its exit code is 2."""
     assert main(arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vultus: error: ")]
     assert len(lines) == 1
     return lines[0]
 
 
-@pytest.mark.parametrize("verb", ["demo", "prepare", "train", "generate", "evaluate", "publish", "report"])
-def test_help_of_every_verb(verb: str) -> None:
-    done = run(verb, "--help")
-    assert done.returncode == 0
-    assert f"vultus {verb}" in done.stdout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: vultus {command}" in shown
+    assert "options:" in shown
 
 
-def test_usage_version_and_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_version_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert "prepare" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert main([]) == 2
+    capsys.readouterr()
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip()
-    assert "no such verb: paint" in refused(capsys, "paint")
+    assert capsys.readouterr().out.strip() == vultus.__version__
+    assert "no such command: paint; the commands are demo, prepare" in error_of(capsys, "paint")
+
+
+def test_usage_needs_neither_torch_nor_the_modules_of_the_commands() -> None:
+    program = "import sys; from vultus.cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "vultus.cli.main" in loaded
+    assert not loaded & {"torch", "numpy", "datasets", "jsonargparse", *(f"vultus.cli.{name}" for name in COMMANDS)}
+
+
+def test_the_program_returns_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "vultus", "paint"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vultus: error: no such command")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -52,7 +70,8 @@ def test_usage_version_and_unknown_verb(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "--data", "d"], "out"),
         (["generate", "none.safetensors", "--random", "1", "--out", "o"], "none.safetensors: no such snapshot"),
         (["generate", "default", "--out", "o"], "give one of --embeddings"),
-        (["generate", "default", "--random", "1", "--grid", "--num", "9999", "--out", "o"], "do not fit on one sheet"),
+        (["generate", "default", "--random", "1", "--out", "o", "--device", "tpu"], "--device tpu: not available"),
+        (["generate", "default", "--random", "1", "--grid", "--num", "9999", "--out", "o"], "do not fit in one grid"),
         (["evaluate", "default", "--data", "none"], "none: not a prepared data set"),
         (["prepare", "/nonexistent-folder", "--out", "o"], "/nonexistent-folder"),
         (["report", "nowhere"], "nowhere: no such run folder"),
@@ -70,7 +89,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert expected in refused(capsys, *arguments)
+    assert expected in error_of(capsys, *arguments)
 
 
 def test_config_file_over_preset_and_options_over_both(
@@ -89,7 +108,7 @@ def test_config_file_over_preset_and_options_over_both(
     assert config["generator"]["resolution"] == 32
     assert config["loss"]["mse_weight"] == 10
     settings.write_text("optim:\n  learning_rate: 1\n")
-    assert "learning_rate" in refused(capsys, *arguments, "--config", str(settings))
+    assert "learning_rate" in error_of(capsys, *arguments, "--config", str(settings))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,7 @@ def test_config_file_over_preset_and_options_over_both(
 )
 def test_bad_embeddings(array: np.ndarray, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "e.npy", array)
-    error = refused(
+    error = error_of(
         capsys, "generate", "default", "--embeddings", str(tmp_path / "e.npy"), "--out", str(tmp_path / "o")
     )
     assert expected in error.lower()
@@ -111,23 +130,23 @@ def test_bad_embeddings(array: np.ndarray, expected: str, tmp_path: Path, capsys
 
 
 def test_generate_from_the_embedded_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the embedded default: random people, and the way between two."""
+    """Random identities, and an interpolation between two of them."""
     assert main(["generate", "default", "--random", "3", "--num", "2", "--out", str(tmp_path / "o")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "o")
-    pictures = sorted((tmp_path / "o").glob("*.png"))
-    assert len(pictures) == 6
-    for path in pictures:
-        with Image.open(path) as picture:
-            assert picture.size == (128, 128)
-            assert np.asarray(picture).std() > 20
+    images = sorted((tmp_path / "o").glob("*.png"))
+    assert len(images) == 6
+    for path in images:
+        with Image.open(path) as image:
+            assert image.size == (128, 128)
+            assert np.asarray(image).std() > 20
     assert main(["generate", "default", "--between", "random:1", "random:2", "--out", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "between.gif").stat().st_size > 10_000
 
 
-def test_snapshot_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(default_snapshot().read_bytes()[:100_000])
-    assert "cut.safetensors: damaged" in refused(capsys, "generate", str(path), "--random", "1", "--out", "o")
+    assert "cut.safetensors: damaged" in error_of(capsys, "generate", str(path), "--random", "1", "--out", "o")
 
 
 def test_read_only_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,17 +157,17 @@ def test_read_only_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ).returncode:
         pytest.skip("mounting a read-only tmpfs needs root")
     try:
-        error = refused(capsys, "generate", "default", "--random", "1", "--out", str(mount / "o"))
+        error = error_of(capsys, "generate", "default", "--random", "1", "--out", str(mount / "o"))
         assert "Read-only file system" in error
         assert str(mount) in error
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_all_verbs_on_real_faces(
+def test_commands_on_real_faces(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """prepare -> train -> evaluate -> generate by the README's words, small."""
+    """prepare -> train -> evaluate -> generate as in the README, small."""
     monkeypatch.setenv("VULTUS_WEIGHTS", str(shared / "weights"))
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -161,8 +180,8 @@ def test_all_verbs_on_real_faces(
     evaluate = ["evaluate", "run", "default", "--data", "data", "--limit", "12", "--out", "evaluated", *device]
     assert main([*evaluate, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    found = {name: result["metrics"]["identity_facenet"]["value"] for name, result in results.items()}
-    assert found["default"] > found["run"]
+    identity = {name: result["metrics"]["identity_facenet"]["value"] for name, result in results.items()}
+    assert identity["default"] > identity["run"]
     assert main(evaluate) == 0
     assert capsys.readouterr().out.strip() == (tmp_path / "evaluated" / "table.md").read_text(encoding="utf-8").strip()
     assert (tmp_path / "evaluated" / "default-faces.jpg").is_file()
@@ -175,5 +194,5 @@ def test_all_verbs_on_real_faces(
     photo.write_bytes(first["bytes"])
     assert main(["generate", "default", "--photos", str(photo), "--align", "false", "--num", "4", "--grid",
                  "--out", "faces.png"]) == 0  # fmt: skip
-    with Image.open("faces.png") as picture:
-        assert picture.width >= 4 * 128
+    with Image.open("faces.png") as image:
+        assert image.width >= 4 * 128

@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it: no network, no FaceNet, the embedded snapshot."""
+"""The demo as a new user runs it, without network and FaceNet; and the files that the package contains."""
 
 import json
 import os
@@ -13,28 +13,32 @@ import torch
 from PIL import Image
 
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
-from vultus.sampling.population import sample_identities
+from vultus.sampling.latents import sample_identities
 
 
 def test_demo(tmp_path: Path) -> None:
     environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "12"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "8"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, stderr
     faces = tmp_path / "demo" / "faces.png"
-    assert str(faces) in done.stdout
-    with Image.open(faces) as picture:
-        assert picture.width > 800
-        assert np.asarray(picture).std() > 30
+    assert str(faces) in stdout
+    with Image.open(faces) as image:
+        assert image.width > 800
+        assert np.asarray(image).std() > 30
     lines = [json.loads(line) for line in (tmp_path / "demo" / "tiny-run" / "stats.jsonl").read_text().splitlines()]
     errors = [line["mse"] for line in lines if line.get("evaluator") == "unseen"]
     assert errors[-1] < 0.8 * errors[0]
     assert (tmp_path / "demo" / "training.png").is_file()
-    assert (tmp_path / "demo" / "curves.png").is_file() or "no plot" in done.stderr
+    assert (tmp_path / "demo" / "curves.png").is_file() or "no plot" in stderr
     assert not (tmp_path / "none").exists()
+    # In a log file, progress is a line every 10 seconds at most, not a bar.
+    assert "\r" not in stderr
+    assert len(stderr.splitlines()) < 40
 
 
-def test_embedded_default_is_small_honest_and_no_pickle() -> None:
+def test_embedded_snapshot_has_its_metadata_and_is_no_pickle() -> None:
     path = default_snapshot()
     assert path.stat().st_size <= 25_000_000
     assert path.suffix == ".safetensors"
@@ -46,15 +50,15 @@ def test_embedded_default_is_small_honest_and_no_pickle() -> None:
     assert metadata["metrics"]["context"]["n_images"] == 2527
 
 
-def test_gallery_is_drawn_from_the_embedded_distribution() -> None:
-    people = gallery()
-    drawn = sample_identities(load_snapshot(default_snapshot()).people, len(people), seed=7)
-    assert torch.allclose(people, drawn, atol=1e-6)
-    assert torch.allclose(people.norm(dim=1), torch.ones(len(people)), atol=1e-5)
+def test_gallery_is_sampled_from_the_embedded_population_prior() -> None:
+    embeddings = gallery()
+    samples = sample_identities(load_snapshot(default_snapshot()).population, len(embeddings), seed=7)
+    assert torch.allclose(embeddings, samples, atol=1e-6)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(embeddings)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["default", "gallery"])
-def test_assets_hold_tensors_only(name: str) -> None:
+def test_assets_contain_finite_tensors(name: str) -> None:
     tensors = safetensors.torch.load_file(default_snapshot().with_name(f"{name}.safetensors"))
     assert tensors
     assert all(torch.isfinite(value.float()).all() for value in tensors.values())

@@ -19,7 +19,7 @@ from vultus.images import align as faces
 from vultus.models.facenet import FaceNet
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
-from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_people
+from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_identities
 from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
 from vultus.sampling.latents import noise
 from vultus.sampling.population import fit_population
@@ -84,7 +84,7 @@ def test_generator_always_runs_on_the_same_number_of_faces(snapshot: Snapshot) -
 
 
 def test_files_name_their_seed(snapshot: Snapshot, tmp_path: Path) -> None:
-    generate(snapshot, random_people(snapshot, 1, seed=1), tmp_path / "out", seed=9)
+    generate(snapshot, random_identities(snapshot, 1, seed=1), tmp_path / "out", seed=9)
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)
         assert image.text["Software"] == "vultus"
@@ -93,8 +93,8 @@ def test_files_name_their_seed(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_random_identities_do_not_depend_on_their_number(snapshot: Snapshot, tmp_path: Path) -> None:
-    few = torch.cat([c for _, c in random_people(snapshot, 5, seed=2).chunks])
-    chunks = list(random_people(snapshot, 600, seed=2).chunks)
+    few = torch.cat([c for _, c in random_identities(snapshot, 5, seed=2).chunks])
+    chunks = list(random_identities(snapshot, 600, seed=2).chunks)
     many = torch.cat([c for _, c in chunks])
     assert len(chunks) > 1
     assert torch.equal(many[:5], few)
@@ -102,13 +102,13 @@ def test_random_identities_do_not_depend_on_their_number(snapshot: Snapshot, tmp
     assert torch.equal(one_embedding("random:3", snapshot, seed=2), few[3])
     snapshot.population.clear()
     with pytest.raises(UserError, match=r"snapshot\.safetensors: holds no population prior"):
-        random_people(snapshot, 1)
+        random_identities(snapshot, 1)
     with pytest.raises(UserError, match="at least 1"):
-        random_people(snapshot, 0)
+        random_identities(snapshot, 0)
 
 
 def test_many_faces_are_split_into_folders(snapshot: Snapshot, tmp_path: Path) -> None:
-    generate(snapshot, random_people(snapshot, 501), tmp_path, num=2)
+    generate(snapshot, random_identities(snapshot, 501), tmp_path, num=2)
     names = list(images(tmp_path))
     assert len(names) == 1002
     assert names[:2] == ["0000/000000_0.png", "0000/000000_1.png"]
@@ -116,20 +116,20 @@ def test_many_faces_are_split_into_folders(snapshot: Snapshot, tmp_path: Path) -
 
 
 def test_grid(snapshot: Snapshot, tmp_path: Path) -> None:
-    summary = generate(snapshot, random_people(snapshot, 3), tmp_path / "out", num=4, grid=True)
+    summary = generate(snapshot, random_identities(snapshot, 3), tmp_path / "out", num=4, grid=True)
     assert summary.out == tmp_path / "out" / "grid.png"
     with Image.open(summary.out) as sheet:
         assert sheet.size == (4 * 34 - 2, 3 * 34 - 2)  # a row for each embedding
         assert "AI-generated" in sheet.text["Comment"]
-        generate(snapshot, random_people(snapshot, 3), tmp_path / "single", num=4)
+        generate(snapshot, random_identities(snapshot, 3), tmp_path / "single", num=4)
         with Image.open(tmp_path / "single" / "000001_2.png") as face:
             assert np.array_equal(np.asarray(sheet)[34:66, 68:100], np.asarray(face))
-    square = generate(snapshot, random_people(snapshot, 7), tmp_path / "new" / "sheet.jpg", grid=True)
+    square = generate(snapshot, random_identities(snapshot, 7), tmp_path / "new" / "sheet.jpg", grid=True)
     with Image.open(square.out) as sheet:
         assert sheet.size == (3 * 34 - 2, 3 * 34 - 2)
         assert sheet.format == "JPEG"
     with pytest.raises(UserError, match=f"1026 faces do not fit in one grid of {MAX_GRID}"):
-        generate(snapshot, random_people(snapshot, 513), tmp_path / "large", num=2, grid=True)
+        generate(snapshot, random_identities(snapshot, 513), tmp_path / "large", num=2, grid=True)
     assert not (tmp_path / "large").exists()
 
 
@@ -137,13 +137,13 @@ def test_low_noise_strength_makes_faces_more_alike(snapshot: Snapshot, tmp_path:
     spread = {}
     for strength in (0.0, 0.5, 1.0):
         out = tmp_path / str(strength)
-        generate(snapshot, random_people(snapshot, 1), out, num=8, noise_strength=strength)
+        generate(snapshot, random_identities(snapshot, 1), out, num=8, noise_strength=strength)
         faces = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
         spread[strength] = faces.astype(float).std(0).mean()
     assert spread[0.0] == 0
     assert 0 < spread[0.5] < spread[1.0]
     with pytest.raises(UserError, match=r"--noise_strength -1: must be a number of 0 or more"):
-        generate(snapshot, random_people(snapshot, 1), tmp_path / "none", noise_strength=-1)
+        generate(snapshot, random_identities(snapshot, 1), tmp_path / "none", noise_strength=-1)
     with pytest.raises(UserError, match=r"--noise_strength nan"):
         interpolate(snapshot, unit(1)[0], unit(2)[1], tmp_path / "none", noise_strength=math.nan)
     assert not (tmp_path / "none").exists()
@@ -162,17 +162,17 @@ def test_bad_embeddings_are_reported_before_the_first_face(snapshot: Snapshot, t
 
 
 def test_output_paths_that_cannot_be_used(snapshot: Snapshot, tmp_path: Path) -> None:
-    people = random_people(snapshot, 1)
+    source = random_identities(snapshot, 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file stands where a folder is needed"):
-        generate(snapshot, people, tmp_path / "file")
+        generate(snapshot, source, tmp_path / "file")
     with pytest.raises(UserError, match=r"x\.png: a folder is needed"):
-        generate(snapshot, people, tmp_path / "x.png")
+        generate(snapshot, source, tmp_path / "x.png")
     with pytest.raises(UserError, match="at least 1"):
-        generate(snapshot, people, tmp_path / "out", num=0)
+        generate(snapshot, source, tmp_path / "out", num=0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "000000_0.png").write_text("old")
-    generate(snapshot, people, tmp_path / "out")
+    generate(snapshot, source, tmp_path / "out")
     assert list(tmp_path.joinpath("out").iterdir()) == [tmp_path / "out" / "000000_0.png"]
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)
@@ -216,8 +216,8 @@ def test_photos_and_embeddings_of_another_encoder(tmp_path: Path) -> None:
 def album(shared: Path, tmp_path: Path) -> Path:
     """A folder with two real photos, a damaged one and one without a face."""
     table = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet")
-    people = {row["celeb_id"]: row["image"]["bytes"] for row in table.to_pylist()}
-    one, two = (people[key] for key in sorted(people)[:2])
+    photos = {row["celeb_id"]: row["image"]["bytes"] for row in table.to_pylist()}
+    one, two = (photos[key] for key in sorted(photos)[:2])
     album = tmp_path / "album"
     (album / "Ann").mkdir(parents=True)
     (album / "Ann" / "1.webp").write_bytes(one)

@@ -40,7 +40,7 @@ from vultus.images.xmp import (
     xmp_packet,
 )
 from vultus.models.snapshot import default_snapshot, load_snapshot
-from vultus.sampling.conditioning import random_people
+from vultus.sampling.conditioning import random_identities
 from vultus.sampling.generate import generate, interpolate
 from vultus.sampling.latents import noise
 from vultus.training.sample_grid import SampleGrid
@@ -54,7 +54,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
     """Faces of the embedded snapshot without watermark."""
     out = tmp_path_factory.mktemp("faces")
     snapshot = load_snapshot(default_snapshot())
-    generate(snapshot, random_people(snapshot, 32, seed=5), out, seed=5, mark=False)
+    generate(snapshot, random_identities(snapshot, 32, seed=5), out, seed=5, mark=False)
     return [Image.open(path).convert("RGB") for path in sorted(out.glob("*.png"))]
 
 
@@ -147,13 +147,13 @@ def test_packets_of_other_programs_are_read() -> None:
 
 def test_every_writer_marks(tmp_path: Path) -> None:
     snapshot = load_snapshot(default_snapshot())
-    people = next(iter(random_people(snapshot, 2, seed=1).chunks))[1]
-    generate(snapshot, random_people(snapshot, 2, seed=1), tmp_path / "one", seed=4)
-    generate(snapshot, random_people(snapshot, 2, seed=1), tmp_path / "raw", seed=4, mark=False)
-    strip, animation = interpolate(snapshot, people[0], people[1], tmp_path / "way", steps=3, seed=4)
+    c = next(iter(random_identities(snapshot, 2, seed=1).chunks))[1]
+    generate(snapshot, random_identities(snapshot, 2, seed=1), tmp_path / "one", seed=4)
+    generate(snapshot, random_identities(snapshot, 2, seed=1), tmp_path / "raw", seed=4, mark=False)
+    strip, animation = interpolate(snapshot, c[0], c[1], tmp_path / "interpolation", steps=3, seed=4)
     sheets = [tmp_path / f"sheet.{suffix}" for suffix in ("png", "jpg", "webp")]
     for sheet in sheets:
-        generate(snapshot, random_people(snapshot, 2, seed=1), sheet, num=2, grid=True, seed=4)
+        generate(snapshot, random_identities(snapshot, 2, seed=1), sheet, num=2, grid=True, seed=4)
     for path in [*tmp_path.glob("one/*.png"), *tmp_path.glob("raw/*.png"), strip, *sheets]:
         with Image.open(path) as image:
             metadata = read_metadata(image)
@@ -171,9 +171,9 @@ def test_every_writer_marks(tmp_path: Path) -> None:
 def test_sheets_with_photos_are_composites(tmp_path: Path) -> None:
     """Sample grids of a training have no watermark."""
     snapshot = load_snapshot(default_snapshot())
-    people = next(iter(random_people(snapshot, 2, seed=1).chunks))[1]
+    c = next(iter(random_identities(snapshot, 2, seed=1).chunks))[1]
     photos, z = torch.full((2, 3, 128, 128), 99, dtype=torch.uint8), noise(1, 0, 2, snapshot.network.z_dim)
-    samples = SampleGrid(tmp_path, photos, people, z)
+    samples = SampleGrid(tmp_path, photos, c, z)
     sheet = samples.draw(snapshot.network, 700, "cpu", torch.float32)
     for path in (sheet, samples.strip(700)):
         with Image.open(path) as image:
@@ -386,7 +386,7 @@ def test_generate_signs_and_detect_reports(
     shown = capsys.readouterr().out
     assert "credentials: Valid, trainedAlgorithmicMedia, signed by test ec" in shown
     assert "nothing.png: no sign that it is synthetic" in shown
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("not an image")
     for file, message in {"text.png": "not a JPEG, PNG or WebP", "none.png": "No such file"}.items():
         assert cli.main(["detect", file]) == 2
         assert message in capsys.readouterr().err

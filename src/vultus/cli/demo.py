@@ -5,6 +5,7 @@ It needs no network, no data and no FaceNet.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -100,10 +101,11 @@ def write_generated_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos
     """A prepared data set of IDENTITIES random identities with `photos` faces each; one in 8 is in the test split."""
     from PIL import Image
 
+    from vultus._progress import progress
     from vultus.data.shards import PreparedFolder
     from vultus.images.io import to_pil
     from vultus.images.xmp import Origin, encode_marked, model_id
-    from vultus.sampling.generate import render
+    from vultus.sampling.generate import STEP, render
     from vultus.sampling.latents import noise, sample_identities
 
     prepared = PreparedFolder(make_folder(folder))
@@ -114,19 +116,21 @@ def write_generated_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos
     c = sample_identities(snapshot.population, IDENTITIES, seed=seed)
     origin = Origin(model_id(snapshot.path), seed)
     rows: list[dict[str, Any]] = []
-    for variant in range(photos):
-        z = noise(seed, 0, IDENTITIES, snapshot.network.z_dim, variant=variant)
-        for number, image in enumerate(render(snapshot.network, z, c)):
-            small = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            rows.append(
-                {
-                    "image": encode_marked(small, "JPEG", origin, watermark=False),
-                    "embedding": c[number].numpy(),
-                    "identity": f"made-{number:04d}",
-                    "key": f"made-{number:04d}-{variant}",
-                    "split": "test" if number % 8 == 0 else "train",
-                }
-            )
+    with progress(photos * IDENTITIES, title="generate a data set", unit="face") as bar:
+        for variant, start in itertools.product(range(photos), range(0, IDENTITIES, STEP)):
+            z = noise(seed, start, STEP, snapshot.network.z_dim, variant=variant)
+            for number, image in enumerate(render(snapshot.network, z, c[start : start + STEP]), start):
+                small = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+                rows.append(
+                    {
+                        "image": encode_marked(small, "JPEG", origin, watermark=False),
+                        "embedding": c[number].numpy(),
+                        "identity": f"made-{number:04d}",
+                        "key": f"made-{number:04d}-{variant}",
+                        "split": "test" if number % 8 == 0 else "train",
+                    }
+                )
+            bar.update(STEP)
     entry = prepared.write(0, rows, c.shape[1], [])
     head = {
         "schema": 1,

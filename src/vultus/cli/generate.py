@@ -45,7 +45,7 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
-    from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_people
+    from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_identities
     from vultus.sampling.generate import generate, interpolate
     from vultus.sampling.generator import load
 
@@ -70,7 +70,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     elif options.photos is not None:
         source = from_photos(options.photos, snapshot, **photo)
     else:
-        source = random_people(snapshot, options.random, seed=options.seed)
+        source = random_identities(snapshot, options.random, seed=options.seed)
     summary = generate(
         snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **common
     )

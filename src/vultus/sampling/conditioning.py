@@ -56,7 +56,7 @@ def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     return ConditionSource(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
 
 
-def random_people(snapshot: Snapshot, count: int, *, seed: int = 0, start: int = 0) -> ConditionSource:
+def random_identities(snapshot: Snapshot, count: int, *, seed: int = 0, start: int = 0) -> ConditionSource:
     """`count` random identities from number `start` on, drawn from the population prior of the snapshot.
 
     Raises UserError if `count` is below 1 or the snapshot has no population prior.

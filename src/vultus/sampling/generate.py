@@ -57,11 +57,14 @@ def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype
     """
     device, kind = next(generator.parameters()).device, dtype or torch.float32
     z, c = z.detach().cpu().float(), c.detach().cpu().float()
-    parts = [torch.zeros(0, 3, generator.resolution, generator.resolution, dtype=torch.uint8)]
+    if not len(z):
+        return torch.zeros(0, 3, generator.resolution, generator.resolution, dtype=torch.uint8)
+    parts = []
     with torch.inference_mode():
         for start in range(0, len(z), STEP):
             rows = [_padded(values[start : start + STEP]).to(device, kind) for values in (z, c)]
             parts.append(to_images(generator(*rows)).cpu()[: len(z) - start])
+    # This keeps the memory format of the generator's output, on which the last bits of the watermark depend.
     return torch.cat(parts)
 
 

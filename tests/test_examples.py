@@ -1,0 +1,87 @@
+"""The scripts in examples/ as their docstrings start them, small."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+import vultus
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script: str, *arguments: str, folder: Path, weights: Path | None = None) -> str:
+    """Standard output of an example that runs in `folder`."""
+    environment = os.environ | {"VULTUS_WEIGHTS": str(weights or ""), "VULTUS_CACHE": str(folder / "cache")}
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def album(shared: Path, folder: Path, identities: int) -> Path:
+    """Two real photos of each of so many identities, one sub-folder for each identity."""
+    table = pq.read_table(shared / "celeba" / "test-00000-of-00002.parquet")
+    photos: dict[int, list[bytes]] = {}
+    for row in table.to_pylist():
+        photos.setdefault(row["celeb_id"], []).append(row["image"]["bytes"])
+    several = [key for key in sorted(photos) if len(photos[key]) > 1]
+    for key in several[:identities]:
+        (folder / str(key)).mkdir(parents=True)
+        for number, data in enumerate(photos[key][:2]):
+            (folder / str(key) / f"{number}.webp").write_bytes(data)
+    return folder
+
+
+def test_scripts_are_short_and_use_the_public_api_only() -> None:
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert len(scripts) == 3
+    for script in scripts:
+        lines = script.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 40
+        assert not [line for line in lines if "vultus" in line and line.startswith(("from", "import vultus."))]
+
+
+def test_sample_identities(tmp_path: Path) -> None:
+    shown = run("sample_identities.py", "--count", "2", "--num", "3", "--out", "new/identities.png", folder=tmp_path)
+    assert shown.strip() == str(Path("new/identities.png"))
+    with Image.open(tmp_path / "new" / "identities.png") as image:
+        assert image.size == (3 * 130 - 2, 2 * 130 - 2)
+    assert vultus.detect(tmp_path / "new" / "identities.png")["synthetic"]
+
+
+def test_photo_to_face(shared: Path, tmp_path: Path) -> None:
+    photos = sorted(album(shared, tmp_path / "photos", 1).glob("*/*.webp"))
+    shown = run(
+        "photo_to_face.py",
+        *map(str, photos),
+        "--num",
+        "3",
+        "--out",
+        "faces",
+        folder=tmp_path,
+        weights=shared / "weights",
+    )
+    cosines = [float(text) for line in shown.splitlines()[:2] for text in line.rpartition("cosine ")[2].split(", ")]
+    assert len(cosines) == 6
+    assert min(cosines) > 0.3
+    assert len(list((tmp_path / "faces").glob("*.png"))) == 6
+
+
+def test_train_on_folder(shared: Path, tmp_path: Path) -> None:
+    album(shared, tmp_path / "photos", 24)
+    shown = run(
+        "train_on_folder.py", "photos", "--preset", "tiny", "--resolution", "32", "--images", "64", "--out", "mine",
+        folder=tmp_path, weights=shared / "weights",
+    )  # fmt: skip
+    assert "48 photos prepared" in shown
+    assert "identity_facenet" in shown
+    assert (tmp_path / "mine" / "run" / "snapshot.safetensors").is_file()
+    assert (tmp_path / "mine" / "evaluation" / "table.md").is_file()
+    with Image.open(tmp_path / "mine" / "faces.png") as image:
+        assert image.size == (4 * 34 - 2, 8 * 34 - 2)
