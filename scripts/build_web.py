@@ -40,10 +40,10 @@ def runtime() -> Path:
         if shutil.which("npm") is None:
             raise UserError(f"npm is needed to download {PACKAGE}; install Node.js, or put the package at {path}")
         with tempfile.TemporaryDirectory() as folder:
-            command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", folder, "--silent"]
+            command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", folder, "--loglevel=error"]
             process = subprocess.run(command, capture_output=True, text=True, check=False)
             if process.returncode:
-                reason = " ".join(process.stderr.split())[-200:]
+                reason = " ".join(process.stderr.split())[:200]
                 raise UserError(f"npm could not download {PACKAGE}@{VERSION} ({reason}); check the network")
             with atomic_path(path) as temporary:
                 shutil.copyfile(Path(folder) / path.name, temporary)

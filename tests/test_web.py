@@ -34,14 +34,21 @@ def script() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(script: dict[str, Any], models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runtime(script: dict[str, Any]) -> None:
+    """ONNX Runtime Web is in the cache, or npm can download it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("npm_config_fetch_retries", "0")  # without a network npm would try for minutes
+        try:
+            script["runtime"]()
+        except UserError as error:
+            if shutil.which("npm") is None or "could not download" in str(error):
+                pytest.skip(str(error))
+            raise
+
+
+@pytest.fixture(scope="module")
+def folder(script: dict[str, Any], runtime: None, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder built from a tiny model."""
-    try:
-        script["runtime"]()
-    except UserError as error:
-        if shutil.which("npm") is None or "could not download" in str(error):
-            pytest.skip(str(error))
-        raise
     out = tmp_path_factory.mktemp("web") / "page"
     script["build"](str(models["conditional-norm"][1]), out)
     return out
@@ -58,7 +65,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(runtime: None) -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("chromium is not installed")

@@ -52,7 +52,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError("--token: only printable ASCII characters without spaces can be sent in an HTTP header")
     # Two generator calls may run at the same time, each on half of the cores. With all cores for every matrix product
-    # the threads wait for each other, and for HTTP, watermarks and PNG: slower in total (docs/log.md).
+    # the threads wait for each other, and for HTTP, watermarks and PNG: slower in total (docs/log).
     # torch and numpy read the variable when they are imported, which must not have happened yet.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // 2)))
     try:
