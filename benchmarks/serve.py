@@ -57,7 +57,7 @@ def metrics(url: str) -> dict[str, float]:
 def write_embedding(snapshot: str, path: Path) -> None:
     code = (
         "import sys; from vultus.cli.common import open_snapshot;"
-        "from vultus.sampling.population import sample_identities;"
+        "from vultus.sampling.latents import sample_identities;"
         "c = sample_identities(open_snapshot(sys.argv[1], 'cpu').population, 1, seed=0).numpy();"
         "open(sys.argv[2], 'wb').write(c.astype('<f4').tobytes())"
     )

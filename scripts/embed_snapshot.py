@@ -16,7 +16,8 @@ import torch
 from vultus._files import atomic_path
 from vultus.data.dataset import PreparedDataset
 from vultus.models.snapshot import load_snapshot, save_snapshot
-from vultus.sampling.population import fit_population, sample_identities
+from vultus.sampling.latents import sample_identities
+from vultus.sampling.population import fit_population
 
 ASSETS = Path(__file__).parents[1] / "src" / "vultus" / "assets"
 GALLERY, SEED = 64, 7

@@ -23,7 +23,7 @@ from vultus.images.io import grid, to_x
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.facenet import load_facenet
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 
 FAR = 1e-3
 SHOWN = 8

@@ -31,9 +31,10 @@ from torch import Tensor
 
 from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
 from vultus.images.io import to_images
-from vultus.images.xmp import read_marks
+from vultus.images.xmp import read_metadata
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.population import fit_population, noise, sample_identities, slerp
+from vultus.sampling.latents import noise, sample_identities, slerp
+from vultus.sampling.population import fit_population
 from vultus.serving.app import create_app
 from vultus.serving.engine import Engine
 from vultus.serving.settings import ServerSettings
@@ -175,7 +176,7 @@ def test_images_are_marked_as_synthetic(client: TestClient, image_format: str) -
     assert response.headers["vultus-model"] == "0123456789abcdef"
     image = Image.open(io.BytesIO(response.content))
     assert image.format == image_format.upper()
-    marks = read_marks(image)
+    marks = read_metadata(image)
     assert (marks.synthetic, marks.model, marks.seed) == (True, "0123456789abcdef", 4)
     as_json = client.post("/v1/faces", json=body, headers={"Accept": "application/json"}).json()
     assert as_json["faces"][0]["image"].startswith(f"data:image/{image_format};base64,")

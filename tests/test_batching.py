@@ -15,7 +15,7 @@ from tiny_parts import DIM, TinyGenerator, Z
 from vultus.images.io import to_images
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 from vultus.serving.batching import Batcher
 from vultus.serving.limits import LoadLimiter, Overloaded
 

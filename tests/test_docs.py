@@ -334,7 +334,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     from vultus.images.io import encode_jpeg, to_pil
     from vultus.models.snapshot import default_snapshot, load_snapshot
     from vultus.sampling.generate import render
-    from vultus.sampling.population import noise, sample_identities
+    from vultus.sampling.latents import noise, sample_identities
 
     folder = tmp_path_factory.mktemp("docs")
     (folder / "cache").symlink_to(tmp_path_factory.mktemp("cache"))  # one for all copies: photos are measured once

@@ -19,10 +19,10 @@ from PIL import Image
 
 from served import WEIGHTS, ServerThread, needs_dlib, needs_facenet, serving_thread
 from vultus.images.io import decode_image, to_pil
-from vultus.images.xmp import model_id, read_marks
+from vultus.images.xmp import model_id, read_metadata
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise, sample_identities
+from vultus.sampling.latents import noise, sample_identities
 
 EMBEDDINGS = gallery().numpy()
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
@@ -201,7 +201,7 @@ def test_random_people(visit: Callable[..., Visit], served: ServerThread) -> Non
         lambda: user.page.get_by_role("link", name="Save synthetic face of random person 2").click()
     )
     assert re.fullmatch(r"vultus-random-\d+-2\.png", name)
-    marks = read_marks(Image.open(io.BytesIO(data)))
+    marks = read_metadata(Image.open(io.BytesIO(data)))
     assert (marks.synthetic, marks.model) == (True, model_id(default_snapshot()))
     # More faces of one of them: the same embedding.
     user.page.get_by_role("button", name="More faces of random person 2").click()
@@ -263,7 +263,7 @@ def test_blend(visit: Callable[..., Visit], served: ServerThread) -> None:
     assert user.page.inner_text("#way-value") == "25 %"
     name, data = user.saved(lambda: user.page.get_by_role("link", name="Save PNG").click())
     assert name == "vultus-blend-25.png"
-    assert read_marks(Image.open(io.BytesIO(data))).synthetic
+    assert read_metadata(Image.open(io.BytesIO(data))).synthetic
     before = user.page.get_attribute("#blend-second", "src")
     user.page.get_by_role("button", name="Random person as the first person").click()
     user.wait("([person, before]) => document.querySelector('#blend-first').src !== person", [before, before])

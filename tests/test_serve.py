@@ -25,10 +25,10 @@ from served import WEIGHTS, ServerProcess, needs_dlib, needs_facenet, serving_pr
 from vultus.cli import main as cli
 from vultus.evaluation.backbones.face_recognition import judge_available
 from vultus.images.watermark import mark_pixels
-from vultus.images.xmp import model_id, read_marks
+from vultus.images.xmp import model_id, read_metadata
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 
 EMBEDDINGS = gallery()
 pytestmark = pytest.mark.xdist_group("serve")
@@ -72,7 +72,7 @@ def test_faces_are_those_of_generate(client: httpx2.Client) -> None:
     image = pixels(response.content)
     assert image.shape == (128, 128, 3)
     assert int(np.abs(image.astype(int) - expected).max()) <= 2  # the watermark rounds again
-    marks = read_marks(Image.open(io.BytesIO(response.content)))
+    marks = read_metadata(Image.open(io.BytesIO(response.content)))
     assert (marks.synthetic, marks.model, marks.seed) == (True, model_id(default_snapshot()), 5)
 
 

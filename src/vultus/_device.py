@@ -19,6 +19,3 @@ def resolve_device(name: str = "auto") -> str:
         usable = ", ".join(kind for kind, present in available.items() if present)
         raise UserError(f"--device {name}: not available on this machine; use auto or one of: {usable}")
     return name
-
-
-device_named = resolve_device  # the former name

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vultus._device import resolve_device
 from vultus.errors import UserError
 
 if TYPE_CHECKING:
     from vultus.sampling.generator import Generator
-
-device_named = resolve_device  # the former name
 
 
 def open_snapshot(name: str, device: str) -> Generator:

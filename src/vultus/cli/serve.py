@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from vultus._device import resolve_device
 from vultus._files import processors
-from vultus.cli.common import device_named, open_snapshot
+from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 
 MISSING = "serving needs the extra `serve`: pip install 'vultus[serve]'"
@@ -71,7 +72,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         token=token,
     )
     with server.bind(options.host, options.port) as listener:  # before loading: a port in use is reported at once
-        device = device_named(options.device)
+        device = resolve_device(options.device)
         engine = open_engine(
             open_snapshot(options.snapshot, device),
             align=options.align,

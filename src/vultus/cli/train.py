@@ -57,9 +57,6 @@ def train_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-train_verb = train_command  # the former name
-
-
 def train_parser(start: TrainConfig, default_preset: str) -> ArgumentParser:
     """The parser for the settings of the method of `start`, whose values are the defaults."""
     parser = ArgumentParser(prog="vultus train", exit_on_error=False, description="Train a generator.")

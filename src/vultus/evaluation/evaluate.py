@@ -47,7 +47,7 @@ from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
 from vultus.models.facenet import FACENET_WEIGHTS, Encoder
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.latents import check_strength
+from vultus.sampling.latents import check_noise_strength
 
 MAX_OTHER = 512  # pairs of real photos from which the difference of two photos of one person is measured
 MAX_BEST = 128  # photos of the best-of metrics
@@ -241,7 +241,7 @@ def _check_arguments(settings: EvaluationSettings) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
-    check_strength(settings.noise_strength)
+    check_noise_strength(settings.noise_strength)
 
 
 @torch.inference_mode()

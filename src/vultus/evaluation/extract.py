@@ -31,7 +31,7 @@ from vultus.evaluation.backbones.lpips import Perceptual
 from vultus.evaluation.verification import person_rows
 from vultus.images.io import to_images, to_x
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 
 NOISE_PAIRS = "apart"  # the column of `noise_pairs`; its name in the cache
 

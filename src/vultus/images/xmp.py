@@ -31,8 +31,6 @@ from vultus._files import atomic_path, sha256_file
 from vultus.images.io import SUFFIXES, FileFormat
 from vultus.images.watermark import add_watermark
 
-Kind = FileFormat
-
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 SYNTHETIC = SOURCES + "trainedAlgorithmicMedia"
 COMPOSITE = SOURCES + "compositeSynthetic"  # several elements, at least one of them synthetic
@@ -233,6 +231,3 @@ def read_packet(packet: bytes) -> SyntheticMetadata:
         seed=int(seed) if seed.lstrip("-").isdecimal() and len(seed) < 30 else None,
         description=values.get(f"{{{DC}}}description"),
     )
-
-
-read_marks = read_metadata

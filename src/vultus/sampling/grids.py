@@ -103,5 +103,4 @@ def _lay_out(images: Tensor, labels: list[str]) -> Image.Image:
 
 
 # Names of before, for modules that still use them.
-PEOPLE, NOISES = OVERVIEW_IDENTITIES, OVERVIEW_NOISES - 1
-people_sheet, way_sheet = identity_sheet, interpolation_sheet
+identity_sheet, interpolation_sheet = identity_sheet, interpolation_sheet

@@ -55,9 +55,6 @@ def check_noise_strength(noise_strength: float) -> None:
         raise UserError(f"--noise_strength {noise_strength}: must be a number of 0 or more")
 
 
-check_strength = check_noise_strength
-
-
 def sample_identities(
     population: Mapping[str, Tensor | npt.ArrayLike], count: int, *, seed: int, start: int = 0
 ) -> Tensor:

@@ -13,9 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vultus.errors import UserError
-from vultus.sampling.latents import noise, sample_identities, slerp
-
-__all__ = ["fit_population", "noise", "sample_identities", "slerp"]
 
 _CHUNK = 8192  # rows that fit_population turns into float64 at a time
 _KEPT = 16384  # rows that the mixture is fitted to, at most

@@ -28,7 +28,7 @@ from vultus.images.xmp import Origin, encode_marked, model_id
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import EmbeddedPhoto, check_encoder, embed_photo
-from vultus.sampling.population import noise, sample_identities
+from vultus.sampling.latents import noise, sample_identities
 from vultus.serving.batching import BATCH_SIZES, Batcher
 
 IMAGE_FORMATS: dict[str, Literal["PNG", "WEBP", "JPEG"]] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}

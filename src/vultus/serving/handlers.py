@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vultus.sampling.conditioning import EmbeddedPhoto
-from vultus.sampling.population import slerp
+from vultus.sampling.latents import slerp
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
 from vultus.serving.errors import ApiError
 from vultus.serving.limits import BodyReader, LoadLimiter

@@ -21,7 +21,7 @@ from vultus.errors import UserError
 from vultus.images.io import grid, to_images, to_pil
 from vultus.images.xmp import Origin, save_marked
 from vultus.models.generators import GeneratorNetwork
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 from vultus.training.sample_files import GAP, LABELLED_SIDE, Samples, read_sample, sample_paths, write_samples
 
 ROWS = 12  # of the progress strip, with the row of photos; a long run shows a selection of its samples

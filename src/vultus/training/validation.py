@@ -12,7 +12,7 @@ from vultus.errors import UserError
 from vultus.images.io import to_x
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
-from vultus.sampling.population import noise
+from vultus.sampling.latents import noise
 
 NOISE_SEED = 2
 COLLAPSED = 0.9  # mean cosine between faces of different people, from which they count as one face; photos have 0.02
