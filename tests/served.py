@@ -80,7 +80,7 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
     thread.start()
     served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", stop)
     try:
-        wait_until_ready(served)
+        wait_until_ready(served.client)
         yield served
     finally:
         stop()
@@ -90,7 +90,10 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
 
 @contextlib.contextmanager
 def serving_process(folder: Path, *arguments: str, weights: str, **environment: str) -> Iterator[ServerProcess]:
-    """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder."""
+    """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder.
+
+    At the end it must stop with exit code 0 at SIGTERM.
+    """
     folder.mkdir()
     own_folders = {name: str(folder) for name in ("HOME", "TMPDIR", "VULTUS_CACHE", "XDG_CACHE_HOME")}
     no_network = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
@@ -107,20 +110,23 @@ def serving_process(folder: Path, *arguments: str, weights: str, **environment: 
     served = ServerProcess(process, process.stdout.readline().strip(), folder)
     try:
         assert served.url.startswith("http://127.0.0.1:"), served.stderr
-        wait_until_ready(served)
+        wait_until_ready(served.client)
         yield served
+        process.terminate()
+        assert process.wait(60) == 0, served.stderr
+        assert "Traceback" not in served.stderr
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
 
 
-def wait_until_ready(served: ServerThread | ServerProcess, seconds: float = 60) -> None:
+def wait_until_ready(connect: Callable[[], httpx2.Client], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    with served.client() as client:
+    with connect() as client:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx2.TransportError):
                 if client.get("/readyz").status_code == 200:
                     return
             time.sleep(0.02)
-    raise TimeoutError(f"{served.url} is not ready after {seconds} s")
+        raise TimeoutError(f"{client.base_url} is not ready after {seconds} s")

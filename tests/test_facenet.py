@@ -280,17 +280,20 @@ def verification(c: Tensor, people: Tensor) -> tuple[float, float, float]:
 
 
 def test_published_figures_on_real_faces(facenet: FaceNet, shared: Path) -> None:
-    """The figures on 200 photos: those of celeba/README.md as far as so few photos allow, and stable.
+    """The published figures, on 500 photos: the first 5 of the first 100 test identities that have 5 or more.
 
-    Published on 500 photos that are not named: 0.684, 0.043, 0.883 of the whole photo, 0.693, 0.017, 0.912 of its
-    central 80 %. Over random choices of 500 photos the latter have standard deviations of 0.015, 0.002 and 0.028.
+    Published are 0.684, 0.043, 0.883 of the whole photo and 0.693, 0.017, 0.912 of its central 80 %, on 500 photos that
+    are not named. Over random choices of 500 photos the latter have standard deviations of 0.015, 0.002 and 0.028
+    (means 0.693, 0.022, 0.880). So the means must agree to 0.01, the accept rate to 1.5 standard deviations, and the
+    smaller crop must be better.
     """
-    photos, people = celeba(shared, people=50, photos=4)
+    photos, people = celeba(shared, people=100, photos=5)
     whole = verification(embed(facenet, crops(photos)), people)
     central = verification(embed(facenet, crops(photos, facenet.crop)), people)
-    assert whole == pytest.approx((0.681, 0.048, 0.790), abs=0.01)  # of this choice of photos
-    assert central == pytest.approx((0.700, 0.035, 0.843), abs=0.01)
-    assert (whole[0], central[0]) == pytest.approx((0.684, 0.693), abs=0.015)  # published
+    assert whole[:2] == pytest.approx((0.684, 0.043), abs=0.01)
+    assert central[:2] == pytest.approx((0.693, 0.017), abs=0.01)
+    assert whole[2] == pytest.approx(0.883, abs=0.042)
+    assert central[2] == pytest.approx(0.912, abs=0.01)  # reached by this choice
     assert central[1] < whole[1]
     assert central[2] > whole[2] + 0.02
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,19 @@ import torch
 from PIL import Image
 
 from conftest import SHARED
-from served import WEIGHTS, ServerProcess, needs_dlib, needs_facenet, serving_process
+from served import WEIGHTS, ServerProcess, needs_dlib, needs_facenet, serving_process, wait_until_ready
 from vultus.cli import main as cli
 from vultus.evaluation.backbones.face_recognition import judge_available
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import model_id, read_metadata
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
+<<<<<<< HEAD
 from vultus.sampling.latents import noise
+=======
+from vultus.sampling.population import noise
+from vultus.serving.server import bind
+>>>>>>> h6
 
 EMBEDDINGS = gallery()
 pytestmark = pytest.mark.xdist_group("serve")
@@ -38,14 +45,6 @@ pytestmark = pytest.mark.xdist_group("serve")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """With FaceNet and dlib, if they are available."""
     with serving_process(tmp_path_factory.mktemp("serve") / "full", weights=WEIGHTS) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Without FaceNet, with a token, and with a short queue."""
-    folder = tmp_path_factory.mktemp("serve") / "bare"
-    with serving_process(folder, "--queue", "20", weights="", VULTUS_TOKEN="abc") as served:
         yield served
 
 
@@ -158,19 +157,6 @@ def test_no_face(client: httpx2.Client) -> None:
     assert (response.status_code, response.json()["detail"]) == (422, "the photo: no face found")
 
 
-def test_without_facenet(bare: ServerProcess) -> None:
-    with bare.client(headers={"Authorization": "Bearer abc"}) as client:
-        response = client.post("/v1/faces", **upload(Image.new("RGB", (500, 300))))
-        assert response.status_code == 503
-        assert "VULTUS_WEIGHTS" in response.json()["detail"]
-        assert client.get("/v1/model").json()["photos"]["missing"] == response.json()["detail"]
-        assert client.get("/v1/random?num=2&seed=1").status_code == 200
-    assert response.json()["detail"] in bare.stderr
-    with bare.client() as client:
-        assert client.get("/v1/random").status_code == 401
-        assert client.get("/readyz").status_code == 200
-
-
 # --- load and misbehaving clients -------------------------------------------------------------------------------------
 
 
@@ -203,27 +189,6 @@ def test_200_clients_at_once(served: ServerProcess) -> None:
             line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#")
         )
     assert float(metrics["vultus_call_faces_sum"]) / float(metrics["vultus_call_faces_count"]) > 3
-
-
-def test_overload(bare: ServerProcess) -> None:
-    body = {"embeddings": EMBEDDINGS[:1].tolist(), "num": 8}
-    statuses: list[tuple[int, str]] = []
-
-    def send() -> None:
-        with bare.client(headers={"Authorization": "Bearer abc"}) as client:
-            response = client.post("/v1/faces", json=body)
-            statuses.append((response.status_code, response.headers.get("retry-after", "")))
-
-    threads = [threading.Thread(target=send) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {status for status, _ in statuses} == {200, 429}
-    assert (200, "") in statuses
-    retry_after = [int(after) for status, after in statuses if status == 429]
-    assert retry_after
-    assert min(retry_after) >= 1
 
 
 def test_50_megabytes(served: ServerProcess) -> None:
@@ -288,25 +253,59 @@ def test_nothing_is_stored_or_logged(served: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_after_requests_in_progress(number: int, served: ServerProcess, bare: ServerProcess) -> None:
-    ending = served if number == signal.SIGTERM else bare
-    body = {"embeddings": EMBEDDINGS[:1].tolist(), "num": 20}
-    responses: list[httpx2.Response] = []
+def test_signal_stops_after_requests_in_progress(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command in this process, without FaceNet and with a token; its clients are in other threads."""
+    environment = {"VULTUS_TOKEN": "abc", "VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    running = threading.Event()
+    running.set()
 
-    def send() -> None:
-        with ending.client(headers={"Authorization": "Bearer abc"}) as client:
-            responses.append(client.post("/v1/faces", json=body))
+    def connect(**options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, **options)
 
-    sending = threading.Thread(target=send)
-    sending.start()
-    with ending.client(headers={"Authorization": "Bearer abc"}) as client:
-        while "vultus_waiting_faces 0.0" in client.get("/metrics").text and sending.is_alive():
-            pass
-    ending.process.send_signal(number)
-    sending.join(30)
-    assert responses[0].status_code == 200
-    assert len(responses[0].json()["faces"]) == 20
-    assert ending.process.wait(30) == 0
-    assert "Traceback" not in ending.stderr
-    with pytest.raises(httpx2.ConnectError), ending.client() as client:
+    def generate() -> httpx2.Response:
+        with connect(headers={"Authorization": "Bearer abc"}) as client:
+            return client.post("/v1/faces", json={"embeddings": EMBEDDINGS[:1].tolist(), "num": 20})
+
+    def visit() -> tuple[httpx2.Response, ...]:
+        try:
+            wait_until_ready(connect)
+            with connect() as client:
+                without_token = client.get("/v1/random")
+            with connect(headers={"Authorization": "Bearer abc"}) as client, ThreadPoolExecutor(1) as pool:
+                photo = client.post("/v1/faces", **upload(Image.new("RGB", (500, 300))))
+                model = client.get("/v1/model")
+                in_progress = pool.submit(generate)
+                while "vultus_waiting_faces 0.0" in client.get("/metrics").text and not in_progress.done():
+                    pass
+                os.kill(os.getpid(), number)
+                running.clear()
+                return without_token, photo, model, in_progress.result()
+        finally:
+            if running.is_set():  # the server still waits for the signal
+                os.kill(os.getpid(), number)
+
+    with ThreadPoolExecutor(1) as pool:
+        visitor = pool.submit(visit)
+        try:
+            assert cli.main(["serve", "--port", str(port), "--queue", "20"]) == 0
+        finally:
+            running.clear()
+        without_token, photo, model, in_progress = visitor.result()
+    assert in_progress.status_code == 200
+    assert len(in_progress.json()["faces"]) == 20
+    with pytest.raises(httpx2.ConnectError), connect() as client:
         client.get("/healthz")
+    assert without_token.status_code == 401
+    assert photo.status_code == 503
+    assert "VULTUS_WEIGHTS" in photo.json()["detail"]
+    assert model.json()["photos"]["missing"] == photo.json()["detail"]
+    assert model.json()["limits"]["queue"] == 20
+    output = capsys.readouterr()
+    assert output.out == f"http://127.0.0.1:{port}\n"
+    assert f"note: {photo.json()['detail']}\n" in output.err
