@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tiny_parts import DIM, SIDE, TinyGenerator
-from vultus.errors import UserError, told
+from vultus.errors import UserError
 from vultus.images.io import from_pil
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import ConditionSource
@@ -76,11 +76,3 @@ def test_interpolation_as_the_command_writes_it(snapshot: Snapshot, c: torch.Ten
     assert not np.array_equal(cell(sheet, 0, 0), cell(sheet, 1, 0))
     with pytest.raises(UserError, match="two embeddings"):
         interpolation_sheet(snapshot, c[:1])
-
-
-def test_told_prints_one_line_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with told():
-        raise UserError("data/none: not a prepared data set")
-    assert capsys.readouterr().out == "left out: data/none: not a prepared data set\n"
-    with pytest.raises(ValueError, match="a bug"), told():
-        raise ValueError("a bug")

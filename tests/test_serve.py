@@ -30,12 +30,8 @@ from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import model_id, read_metadata
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
-<<<<<<< HEAD
 from vultus.sampling.latents import noise
-=======
-from vultus.sampling.population import noise
 from vultus.serving.server import bind
->>>>>>> h6
 
 EMBEDDINGS = gallery()
 pytestmark = pytest.mark.xdist_group("serve")

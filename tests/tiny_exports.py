@@ -22,8 +22,10 @@ TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_
 
 
 def write_snapshot(path: Path, kind: str) -> Path:
-    """A generator whose weights and statistics all differ from their initial values, and which amplifies rounding errors
-    little: its export has to agree with PyTorch on any machine."""
+    """A generator whose weights and statistics all differ from their initial values.
+
+    It amplifies rounding errors little, so that its export agrees with PyTorch on any machine.
+    """
     c_dim = KINDS[kind]
     config = {"kind": kind, "resolution": 32, "z_dim": 20, "c_dim": c_dim, "base_width": 8, "max_width": 16}
     config["projection"] = 32
