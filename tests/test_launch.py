@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from test_train import assert_same, losses, state
+from test_train import assert_same, losses, state, without_facenet
 from vultus._files import read_json, write_json
 from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
@@ -34,11 +34,8 @@ OPTIONS = ["--generator.base_width", "8", "--generator.max_width", "16", "--disc
 
 
 @pytest.fixture(autouse=True)
-def _no_facenet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VULTUS_WEIGHTS", "")
-    monkeypatch.setenv("VULTUS_CACHE", "/nonexistent")
-    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no download
+def _without_facenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_facenet(monkeypatch)
 
 
 def test_the_function_and_the_command_are_the_same_run(

@@ -16,6 +16,7 @@ import torch
 from vultus.cli.main import main
 from vultus.config import LoaderConfig, OptimConfig, TrainConfig, to_dict
 from vultus.errors import UserError
+from vultus.models import facenet as facenet_module
 from vultus.models.facenet import FaceNet
 from vultus.models.snapshot import load_snapshot
 from vultus.presets import get_preset
@@ -90,13 +91,18 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
             *settings, *more]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _no_facenet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands find no FaceNet and download none; processes that they start inherit this."""
+def without_facenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands, in this process or another, find no FaceNet and download none."""
+    facenet_module._load_network.cache_clear()
     monkeypatch.setenv("VULTUS_WEIGHTS", "")
     monkeypatch.setenv("VULTUS_CACHE", "/nonexistent")
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture(autouse=True)
+def _without_facenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_facenet(monkeypatch)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:

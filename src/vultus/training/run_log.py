@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vultus._files import read_json
+from vultus._files import read_json, write_text
 from vultus._progress import message
 from vultus.errors import UserError
 from vultus.training.trackers import NEEDS
@@ -60,7 +60,7 @@ def cut_stats(path: Path, cur_nimg: int) -> None:
     """Remove the lines after `cur_nimg` images: steps that are repeated must not be logged twice."""
     if path.is_file():
         lines = read_stats(path, cur_nimg)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class RunLog:
