@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 from vultus._files import write_json
-from vultus.cli.common import open_facenet, open_snapshot
+from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 from vultus.evaluation.compare import compare
+from vultus.models.facenet import load_facenet
 
 ARMS: dict[str, tuple[str, ...]] = {
     "whole recipe": (),
@@ -84,7 +85,7 @@ def main() -> None:
     _, results = compare(
         {run.name: open_snapshot(str(run), "cpu") for _, _, run in runs},
         options.data,
-        encoder=open_facenet("cpu", needed=True),
+        encoder=load_facenet(device="cpu"),
         limit=options.limit,
         device="cpu",
     )

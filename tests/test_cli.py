@@ -77,7 +77,7 @@ def test_the_program_returns_the_exit_code() -> None:
         (["report", "nowhere"], "nowhere: no such run folder"),
         (["report", "."], ".: not a run folder (no config.json); give the --out of vultus train"),
         (["report", "a", "b"], "a report of several runs needs --out FOLDER"),
-        (["report", "a", "--public"], "--public goes with --wandb"),
+        (["report", "a", "--public"], "--public needs --wandb"),
         (["demo", "--secondss", "1"], "--secondss"),
     ],
 )

@@ -112,12 +112,12 @@ def test_model_folder_by_class() -> None:
 def test_run_folder(name: str) -> None:
     run = read_run(GOLDEN / name)
     assert (run.cur_nimg, run.resolution) == (8, 32)
-    assert run.config["method"] == name.removeprefix("run-")
+    assert run.config["method"] == {"run-gan": "gan", "run-coded": "cvae-gan"}[name]  # coded: the former name
     assert run.config["preset"] == RUNS[name]
     assert run.data["counts"]["images"] == 14
     assert [line["cur_nimg"] for line in run.steps] == [2, 4, 6, 8]
     assert len(run.series("G_total")) == 4
-    assert [nimg for nimg, _ in run.sheets] == [0, 8]
+    assert [each.cur_nimg for each in run.samples] == [0, 8]
     assert run.sessions[0]["cur_nimg"] == 8
     assert run.trackers["tensorboard"]["sent"]["train"] == 8
     assert run.snapshot["cur_nimg"] == 8
@@ -146,7 +146,7 @@ def test_training_resumes(
     assert difference < 0.05 * (after - before).abs().max()  # 0 on the machine that wrote the file
     run = read_run(out)
     assert (run.cur_nimg, len(run.sessions)) == (16, 2)
-    assert [nimg for nimg, _ in run.sheets][-1] == 16
+    assert run.samples[-1].cur_nimg == 16
 
 
 def test_evaluation() -> None:

@@ -173,7 +173,8 @@ def test_browser_agrees_with_python(page: Any, model: OnnxModel) -> None:
         "([c, z]) => import('./app.js').then(app => app.generate(c, z)).then(image => [...image.data])",
         [c.tolist(), z.tolist()],
     )
-    expected = ((model.network(z[None], c[None])[0] + 1) * 127.5).round().clip(0, 255).transpose(1, 2, 0)
+    x = model.network(z[None], c[None])[0]
+    expected = ((x + 1) * 127.5).round().clip(0, 255).permute(1, 2, 0).numpy()
     assert np.abs(np.array(generated).reshape(32, 32, 4)[..., :3] - expected).max() <= 1
     # Other random numbers of the same distribution: compare means and variances of 300 people.
     samples = page.evaluate(
@@ -186,10 +187,11 @@ def test_browser_agrees_with_python(page: Any, model: OnnxModel) -> None:
             return { c, z, arc: [0, 0.25, 1].map(t => [...slerp(c[0], c[1], t)]) };
         }"""
     )
-    python, browser = sample_identities(model.population, 300, seed=1), np.array(samples["c"])
+    python, browser = sample_identities(model.population, 300, seed=1).numpy(), np.array(samples["c"])
     assert np.linalg.norm(browser, axis=1) == pytest.approx(np.ones(300))
     assert browser.mean(0) @ browser.mean(0) == pytest.approx(python.mean(0) @ python.mean(0), abs=0.02)
-    axes = model.population["factor"][:, :8] / np.linalg.norm(model.population["factor"][:, :8], axis=0)
+    factor = model.population["factor"].numpy()[:, :8]
+    axes = factor / np.linalg.norm(factor, axis=0)
     assert (browser @ axes).std(0) == pytest.approx((python @ axes).std(0), rel=0.25)
     z = np.array(samples["z"])
     assert z.mean() == pytest.approx(0, abs=0.05)
