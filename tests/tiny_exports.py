@@ -24,8 +24,8 @@ TINY = {"id": TinyEncoder.id, "dim": DIM, "weights_sha256": TinyEncoder.weights_
 def write_snapshot(path: Path, kind: str) -> Path:
     """A generator whose weights and statistics all differ from their initial values.
 
-    Residual blocks add up: with smaller changes and larger variances they amplify rounding errors little, and the export
-    agrees with PyTorch on any machine.
+    Residual blocks add up: smaller changes and larger variances keep rounding errors small, so that the export agrees
+    with PyTorch on any machine.
     """
     c_dim = KINDS[kind]
     config = {"kind": kind, "resolution": 32, "z_dim": 20, "c_dim": c_dim, "base_width": 8, "max_width": 16}
