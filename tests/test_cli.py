@@ -164,6 +164,7 @@ def test_read_only_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         subprocess.run(["umount", str(mount)], check=True)
 
 
+@pytest.mark.slow
 def test_commands_on_real_faces(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

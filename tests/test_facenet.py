@@ -279,6 +279,7 @@ def verification(c: Tensor, people: Tensor) -> tuple[float, float, float]:
     return cosines[same].mean().item(), others.mean().item(), accepted.item()
 
 
+@pytest.mark.slow
 def test_published_figures_on_real_faces(facenet: FaceNet, shared: Path) -> None:
     """The published figures, on 500 photos: the first 5 of the first 100 test identities that have 5 or more.
 

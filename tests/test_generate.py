@@ -252,6 +252,7 @@ def test_photos(
         generate(snapshot, from_photos([album / "grey.png"], snapshot, encoder=facenet), tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
     """3,500 long embeddings are 38 MB more than 1,200, their images 28 MB; the process may use 20 MB more."""
     path = write_snapshot(tmp_path / "snapshot.safetensors", resolution=64, c_dim=4096)

@@ -118,6 +118,7 @@ def grid(rows: int, columns: int, resolution: int) -> tuple[int, int]:
     return columns * (resolution + 2) - 2, rows * (resolution + 2) - 2
 
 
+@pytest.mark.slow
 def test_inference_with_nothing_but_the_package(execute: Execute) -> None:
     ran = execute("inference", PEOPLE=2, NOISES=3)
     assert [image.size for image in ran.images] == [
@@ -152,6 +153,7 @@ def test_results_on_a_tiny_run(execute: Execute, tiny_data: Path, tiny_run: Path
     assert "facenet" in ran.left_out[0].lower() or "vggface2" in ran.left_out[0]
 
 
+@pytest.mark.slow
 def test_inference_on_real_faces(execute: Execute, real_faces: Path, shared: Path, tmp_path: Path) -> None:
     photo = photo_file(real_faces, tmp_path / "photo.png")
     variables = {"DATA": real_faces, "PHOTO": photo, "BETWEEN": f"{photo} random:1", "PEOPLE": 2, "NOISES": 2}
@@ -170,6 +172,7 @@ def test_inference_on_real_faces(execute: Execute, real_faces: Path, shared: Pat
     assert min(cosines) > 0.2  # of two people 0.0
 
 
+@pytest.mark.slow
 def test_results_on_real_faces(execute: Execute, real_faces: Path, shared: Path, tmp_path: Path) -> None:
     variables = {"DATA": real_faces, "LIMIT": 4, "NOISES": 1, "OUT": tmp_path / "out"}
     ran = execute("results", weights=shared / "weights", **variables)

@@ -478,6 +478,7 @@ def uninterrupted(source: Path, out: Path) -> dict[str, bytes]:
     return content(out)
 
 
+@pytest.mark.slow
 def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path) -> None:
     (photos / "person 03" / "text.jpg").write_text("not an image")
     out = tmp_path / "out"

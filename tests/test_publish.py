@@ -366,6 +366,7 @@ print(load_snapshot(sys.argv[1]).metadata["preset"])
 """
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     with serve_models() as (address, hub):
         lines = run_script(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))
@@ -398,6 +399,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
     folder = str(publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "folder"))
     with serve_models() as (address, hub):

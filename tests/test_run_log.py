@@ -300,6 +300,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
             *settings, *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kill_9_resumes_the_same_runs(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     """Killed 20 images or more after a checkpoint: no step twice, none backwards, the same ids."""
     data, out = tiny_dataset(), tmp_path / "run"

@@ -113,6 +113,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_resumes(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     data = tiny_dataset()
     assert main(command(data, tmp_path / "whole", "--images", "120")[3:]) == 0

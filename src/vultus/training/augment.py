@@ -21,7 +21,8 @@ def augment(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:
 
     A shift is of whole pixels, up to an eighth of the side in each direction; the square has half of the side and may
     cross the border. Pixels without a source, and those cut out, are 0, the middle grey. DiffAugment changes colours
-    too; this does not, because generated images then get harsh colours, most of all early in a run (docs/log/2026-11.md).
+    too; this does not, because generated images then get harsh colours, most of all early in a run
+    (docs/log/2026-11.md).
     `rng` is on x's device; the same state gives the same changes.
     """
     batch, _, height, width = x.shape
