@@ -1,1 +1,5 @@
-"""From photos to a prepared data set (sources, prepare, shards), and from a prepared data set to batches (dataset)."""
+"""Photos to a prepared data set, and a prepared data set to batches.
+
+A new source of photos belongs into `sources`. A prepared data set stores images beside their embeddings; embedding a
+single photo for generation is in `sampling/conditioning`.
+"""

@@ -1,4 +1,5 @@
-"""Evaluation of snapshots: metrics, bootstrap intervals, tables, plots.
+"""Measurement of snapshots on a prepared data set: metrics, verification, bootstrap intervals, tables and plots.
 
-The networks that it needs are in `backbones`, the names of the metrics in `registry`. Reports are in `reporting`.
+A new metric is a function in `metrics`, a row in `scores` and an entry in `registry`. Networks that only evaluation
+needs are in `backbones`. Reports that combine a training with its evaluation are in `reporting`.
 """

@@ -1,4 +1,5 @@
-"""Images: decoding, cropping, face alignment, and the marks of generated images (metadata, watermark, C2PA).
+"""Image files and pixels: decoding and cropping, face alignment, the metadata, watermark and signature that mark
+generated images, and their detection.
 
-No networks and no data sets; only `io` imports torch, where a function takes or returns tensors.
+New image formats and new kinds of marks belong here. No network, no data set; only `align` needs dlib.
 """

@@ -1,1 +1,3 @@
-"""Pre-trained networks of evaluation, a file for each. No loss contains them."""
+"""Pre-trained networks that only evaluation needs, a file each: face recognition (judges), features for distances of
+distributions, perceptual distances. No loss contains them; `loading` says which are available.
+"""
