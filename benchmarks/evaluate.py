@@ -39,7 +39,7 @@ def child(options: argparse.Namespace) -> None:
     from vultus.evaluation.evaluate import EvaluationSettings, evaluate
     from vultus.evaluation.extract import GeneratedFaces, extract, vectors
     from vultus.models.facenet import load_facenet
-    from vultus.models.snapshot import default_snapshot, load_snapshot
+    from vultus.models.snapshot import load_snapshot
 
     peak = 0.0
 
@@ -49,7 +49,7 @@ def child(options: argparse.Namespace) -> None:
             peak = max(peak, private_mib())
             time.sleep(0.05)
 
-    snapshot = load_snapshot(default_snapshot() if options.snapshot == "default" else options.snapshot)
+    snapshot = load_snapshot(options.snapshot)
     test, train = PreparedDataset(options.data, "test"), PreparedDataset(options.data, "train")
     backbones = load_backbones(load_facenet())
     threading.Thread(target=watch, daemon=True).start()

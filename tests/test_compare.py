@@ -184,7 +184,7 @@ def test_two_networks_of_one_name_are_refused() -> None:
     ("arguments", "words"),
     [
         ({"split": "all"}, "--split all: must be one of test, train, both"),
-        ({"device": "abacus"}, "--device abacus: not on this machine; there are .*cpu"),
+        ({"device": "abacus"}, "--device abacus: not available on this machine; use auto or one of: .*cpu"),
         ({"data": "nowhere"}, "nowhere: not a prepared data set"),
         ({"snapshots": []}, "no snapshot to evaluate"),
         ({"snapshots": "nowhere.safetensors"}, "nowhere.safetensors: no such snapshot"),

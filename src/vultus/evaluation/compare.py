@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vultus._device import resolve_device
 from vultus._files import make_folder
 from vultus._progress import message
 from vultus.data.dataset import PreparedDataset
@@ -18,7 +19,8 @@ from vultus.evaluation.backbones.loading import Backbones, load_backbones
 from vultus.evaluation.evaluate import EvaluationSettings, check_match, evaluate, gap
 from vultus.evaluation.tables import Results, format_gap, format_table
 from vultus.models.facenet import Encoder, load_facenet
-from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
+from vultus.models.snapshot import Snapshot
+from vultus.sampling.generator import load
 
 Split = Literal["test", "train", "both"]
 Source = str | Path | Snapshot  # "default", a file, a folder, hf://user/name, or a snapshot that is loaded already
@@ -63,7 +65,7 @@ def evaluate_snapshots(
     """
     if split not in get_args(Split):
         raise UserError(f"--split {split}: must be one of {', '.join(get_args(Split))}")
-    device = _device(device)
+    device = resolve_device(device)
     PreparedDataset(data, None)  # a wrong folder is reported before FaceNet is downloaded
     sources = _named(snapshots)
     opened = {name: _open(source, device) for name, source in sources.items()}
@@ -175,15 +177,4 @@ def _open(source: Source, device: str) -> Snapshot:
     if isinstance(source, Snapshot):
         source.network.to(device)
         return source
-    return load_snapshot(default_snapshot() if str(source) == "default" else source, device)
-
-
-def _device(name: str) -> str:
-    """Resolve "auto": cuda, then mps, then cpu. Raises UserError for a device that this machine does not have."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(kind for kind, there in present.items() if there)
-    if not present.get(name.split(":")[0], False):
-        kinds = ", ".join(kind for kind, there in present.items() if there)
-        raise UserError(f"--device {name}: not on this machine; there are {kinds}")
-    return name
+    return load(source, device=device)

@@ -14,7 +14,7 @@ from vultus._device import resolve_device
 from vultus.errors import UserError
 from vultus.models.hub import fetch
 from vultus.models.onnx_runtime import is_onnx
-from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot
+from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.conditioning import check_population
 from vultus.sampling.embedding_files import normalise_rows
 from vultus.sampling.generate import render
@@ -122,4 +122,4 @@ def load(name: str | Path = "default", *, device: str = "auto") -> Generator:
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: an exported model runs on the CPU; use auto or cpu")
         device = "cpu"
-    return Generator._of(load_snapshot(default_snapshot() if name == "default" else name, resolve_device(device)))
+    return Generator._of(load_snapshot(name, resolve_device(device)))
