@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from vultus._device import resolve_device
 from vultus._files import folder_lock, make_folder, processors, read_json
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, progress
@@ -89,8 +90,8 @@ class Options:
 
 
 def prepare(
-    source: str,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     resolution: int = 128,
     split: str | None = None,
@@ -99,7 +100,7 @@ def prepare(
     licence: str | None = None,
     limit: int | None = None,
     batch: int = 32,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "auto",
     encoder: CropEncoder | None = None,
     shard_items: int = SHARD_ITEMS,
@@ -116,7 +117,7 @@ def prepare(
         licence: of the photos; free text for the manifest.
         limit: read at most this many photos; if the source has splits, `test_fraction` of them from its test split.
         batch: photos per batch of the encoder.
-        device: of the encoder.
+        device: of the encoder: auto (cuda, else mps, else cpu), or its name.
         dtype: of the encoder: "float32", "bfloat16", or "auto" for the faster one.
         encoder: another encoder than FaceNet, on `device`; it keeps its dtype.
         shard_items: items of the source per shard.
@@ -126,6 +127,7 @@ def prepare(
     Raises UserError for an invalid option or source, a locked folder, or one that was begun with other options, and
     OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
+    source, device = str(source), resolve_device(device) if device == "auto" else device
     options = Options(
         source, resolution, split, test_fraction, align, licence, limit, batch, device, dtype, shard_items
     )
