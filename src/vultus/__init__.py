@@ -1,10 +1,11 @@
 """vultus: faces from face embeddings, with a conditional GAN trained from scratch.
 
->>> import vultus
->>> generator = vultus.load("default")
->>> c = generator.sample_identities(4, seed=0)  # or vultus.embed(["me.jpg"])
->>> faces = generator.sample(c, num=8, seed=0)  # uint8 [4, 8, 3, 128, 128]
->>> vultus.save_images(faces, "faces/", generator=generator, seed=0)
+Examples:
+    >>> import vultus
+    >>> generator = vultus.load("default")
+    >>> c = generator.sample_identities(4, seed=0)  # or vultus.embed(["me.jpg"])
+    >>> faces = generator.sample(c, num=8, seed=0)  # uint8 [4, 8, 3, 128, 128]
+    >>> vultus.save_images(faces, "faces/", generator=generator, seed=0)
 
 The names of this module are imported when they are first used, so `import vultus` is fast and loads no torch.
 """

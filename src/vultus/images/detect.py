@@ -28,7 +28,8 @@ def examine(path: str | Path) -> dict[str, Any]:
 
     Raises UserError if the file cannot be read or is no such image.
 
-    >>> vultus.detect("faces/000000_0.png")["synthetic"]
+    Examples:
+        >>> vultus.detect("faces/000000_0.png")["synthetic"]
     True
     """
     try:

@@ -138,8 +138,9 @@ def embed(
     Raises UserError that names the file if a photo does not exist, is damaged, or shows no face; and if the FaceNet
     weights are neither on this machine nor can be downloaded.
 
-    >>> c = vultus.embed(["me.jpg", "you.jpg"])
-    >>> float(c[0] @ c[1])  # cosine: 0.7 on average for two photos of one identity, 0.0 for two identities
+    Examples:
+        >>> c = vultus.embed(["me.jpg", "you.jpg"])
+        >>> float(c[0] @ c[1])  # cosine: 0.7 on average for two photos of one identity, 0.0 for two identities
     """
     if isinstance(photos, Tensor):
         if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != 3:

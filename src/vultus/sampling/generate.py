@@ -169,9 +169,10 @@ def save_images(
     Returns the paths of the files. Existing files of the same names are replaced, each atomically. Raises UserError for
     images of another dtype or shape, and for more than 1,024 faces in one grid.
 
-    >>> generator = vultus.load()
-    >>> faces = generator.sample(generator.sample_identities(4), num=2, seed=7)
-    >>> vultus.save_images(faces, "faces/", generator=generator, seed=7)
+    Examples:
+        >>> generator = vultus.load()
+        >>> faces = generator.sample(generator.sample_identities(4), num=2, seed=7)
+        >>> vultus.save_images(faces, "faces/", generator=generator, seed=7)
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__

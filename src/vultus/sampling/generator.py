@@ -30,9 +30,10 @@ class Generator(Snapshot):
         metadata: generator (its config), encoder, crop, data, metrics, cur_nimg, preset, licence.
         path: the file that it was loaded from.
 
-    >>> generator = vultus.load("default")
-    >>> c = generator.sample_identities(4, seed=0)  # or vultus.embed(["me.jpg"])
-    >>> faces = generator.sample(c, num=8, seed=0)  # uint8 [4, 8, 3, 128, 128]
+    Examples:
+        >>> generator = vultus.load("default")
+        >>> c = generator.sample_identities(4, seed=0)  # or vultus.embed(["me.jpg"])
+        >>> faces = generator.sample(c, num=8, seed=0)  # uint8 [4, 8, 3, 128, 128]
     """
 
     @property
