@@ -30,7 +30,7 @@ def examine(path: str | Path) -> dict[str, Any]:
 
     Examples:
         >>> vultus.detect("faces/000000_0.png")["synthetic"]
-    True
+        True
     """
     try:
         data = Path(path).read_bytes()
