@@ -19,7 +19,7 @@ from vultus.sampling.latents import sample_identities
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "8"]
+    command = [sys.executable, "-m", "vultus", "demo", "--out", str(tmp_path / "demo"), "--seconds", "5"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     stdout, stderr = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0, stderr

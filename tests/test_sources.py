@@ -247,7 +247,7 @@ def test_parquet_damaged_in_the_middle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broke off at row \d+ of train .* run the same command again") as caught:
         taken.extend(open_source(str(file)).parts[0].items(None))
     assert "\n" not in str(caught.value)
-    # pyarrow reads ahead in threads, so the error may come before the rows of the first group: not one is lost silently.
+    # pyarrow reads ahead in threads, so the error may come before the first rows; none is lost without notice.
     assert f"broke off at row {len(taken)} of train" in str(caught.value)
     assert [item.key for item in taken] == [item.key for item in whole[: len(taken)]]
     assert len(taken) <= 20
