@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vultus._files import processors
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,6 +36,11 @@ for name in [name for name in os.environ if name.startswith("VULTUS_")]:
 
 FACENET = (SHARED / "weights").is_dir()
 NO_SHARED = f"{SHARED} with celeba/ (photos) and weights/ (FaceNet) is not here"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than there are cores: many tests wait for processes that they started, or for a browser."""
+    return processors() + 1
 
 
 # --- markers ----------------------------------------------------------------------------------------------------------
