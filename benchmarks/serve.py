@@ -26,8 +26,8 @@ from vultus._files import processors
 
 GENERATOR_ALONE = """
 import sys, time, torch
-from vultus.cli.common import open_snapshot
-generator = open_snapshot(sys.argv[1], "cpu").network
+from vultus.sampling.generator import load
+generator = load(sys.argv[1], device="cpu").network
 z, c = torch.randn(16, generator.z_dim), torch.nn.functional.normalize(torch.randn(16, generator.c_dim))
 with torch.inference_mode():
     generator(z, c)
@@ -56,9 +56,9 @@ def metrics(url: str) -> dict[str, float]:
 
 def write_embedding(snapshot: str, path: Path) -> None:
     code = (
-        "import sys; from vultus.cli.common import open_snapshot;"
+        "import sys; from vultus.sampling.generator import load;"
         "from vultus.sampling.latents import sample_identities;"
-        "c = sample_identities(open_snapshot(sys.argv[1], 'cpu').population, 1, seed=0).numpy();"
+        "c = sample_identities(load(sys.argv[1], device='cpu').population, 1, seed=0).numpy();"
         "open(sys.argv[2], 'wb').write(c.astype('<f4').tobytes())"
     )
     subprocess.run([sys.executable, "-c", code, snapshot, str(path)], check=True)

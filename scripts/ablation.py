@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 from vultus._files import write_json
-from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 from vultus.evaluation.compare import compare
 from vultus.models.facenet import load_facenet
+from vultus.sampling.generator import load
 
 ARMS: dict[str, tuple[str, ...]] = {
     "whole recipe": (),
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"{arm}, seed {seed}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "vultus", *command], check=True)
     _, results = compare(
-        {run.name: open_snapshot(str(run), "cpu") for _, _, run in runs},
+        {run.name: load(str(run), device="cpu") for _, _, run in runs},
         options.data,
         encoder=load_facenet(device="cpu"),
         limit=options.limit,

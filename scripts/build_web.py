@@ -20,11 +20,11 @@ from pathlib import Path
 
 from vultus._download import cache_folder
 from vultus._files import atomic_path, make_folder, write_json
-from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 from vultus.export.onnx_export import export_onnx
 from vultus.images.xmp import Origin, xmp_packet
 from vultus.models.onnx_runtime import is_onnx, open_onnx
+from vultus.sampling.generator import load
 
 PAGE = Path(__file__).parent / "web"
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -62,7 +62,7 @@ def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, 
         open_onnx(snapshot)
         shutil.copyfile(snapshot, model)
     else:
-        export_onnx(open_snapshot(snapshot, "cpu"), model, precision=precision)
+        export_onnx(load(snapshot, device="cpu"), model, precision=precision)
     exported = open_onnx(model)
     if not exported.population:
         raise UserError(f"{snapshot}: has no population prior, which the page needs to sample random people")

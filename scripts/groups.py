@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vultus.cli.common import open_snapshot
 from vultus.data.dataset import PreparedDataset
 from vultus.evaluation.backbones.face_recognition import load_judge
 from vultus.evaluation.verification import pair_scores, row_scores, threshold_at_far
@@ -23,6 +22,7 @@ from vultus.images.io import grid, to_x
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.facenet import load_facenet
 from vultus.sampling.generate import render
+from vultus.sampling.generator import load
 from vultus.sampling.latents import noise
 
 FAR = 1e-3
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     groups = json.loads(options.groups.read_text(encoding="utf-8"))
-    snapshot = open_snapshot(options.snapshot, "cpu")
+    snapshot = load(options.snapshot, device="cpu")
     generator = snapshot.network
     dataset = PreparedDataset(options.data, "test")
     judge, facenet = load_judge("dlib"), load_facenet()

@@ -12,7 +12,7 @@ import pytest
 
 from vultus import _files as files
 from vultus._files import atomic_path, file_stem, folder_lock, is_locked, make_folder, read_json, write_json
-from vultus.errors import UserError, in_one_line, report_user_error
+from vultus.errors import UserError, in_one_line
 
 SRC = Path(files.__file__).resolve().parents[1]
 
@@ -127,14 +127,6 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
 def test_names_of_files() -> None:
     assert file_stem("runs/mine (test)") == "runs-mine--test"
     assert file_stem("../..") == "snapshot"
-
-
-def test_user_errors_are_printed_and_others_raised(capsys: pytest.CaptureFixture[str]) -> None:
-    with report_user_error():
-        raise UserError("a.jpg: no face found")
-    assert capsys.readouterr().out == "skipped: a.jpg: no face found\n"
-    with pytest.raises(ValueError, match="a bug"), report_user_error():
-        raise ValueError("a bug")
 
 
 def test_errors_in_one_line() -> None:

@@ -1,8 +1,5 @@
 """Exceptions that the command line turns into an exit code and an error message of one line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class UserError(Exception):
     """An error that the user can fix. The message is one line: what is wrong, with the file or key, and the remedy.
@@ -17,15 +14,6 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.signal = number
-
-
-@contextmanager
-def report_user_error() -> Iterator[None]:
-    """Print a UserError of the block as one line and continue after the block, so that a notebook runs to its end."""
-    try:
-        yield
-    except UserError as error:
-        print(f"skipped: {error}")
 
 
 def in_one_line(error: Exception) -> str:

@@ -11,7 +11,6 @@ from jsonargparse import ArgumentParser
 
 from vultus._device import resolve_device
 from vultus._files import processors
-from vultus.cli.common import open_snapshot
 from vultus.errors import UserError
 
 MISSING = "serving needs the extra `serve`: pip install 'vultus[serve]'"
@@ -61,6 +60,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         from vultus.serving.settings import ServerSettings
     except ImportError as error:
         raise UserError(f"{MISSING} ({error.name} is not installed)") from None
+    from vultus.sampling.generator import load
     from vultus.serving.engine import open_engine
 
     settings = ServerSettings(
@@ -74,7 +74,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     with server.bind(options.host, options.port) as listener:  # before loading: a port in use is reported at once
         device = resolve_device(options.device)
         engine = open_engine(
-            open_snapshot(options.snapshot, device),
+            load(options.snapshot, device=device),
             align=options.align,
             device=device,
             name=options.snapshot if options.snapshot.startswith("hf://") else None,

@@ -100,7 +100,3 @@ def overview_sheet(snapshot: Snapshot, embeddings: Tensor, *, seed: int) -> Imag
 def _lay_out(images: Tensor, labels: list[str]) -> Image.Image:
     """Rows of images [rows, columns, 3, R, R], with labels over the columns if the images are wide enough."""
     return grid(images.flatten(0, 1), images.shape[1], labels=labels if images.shape[-1] >= LABEL_WIDTH else [])
-
-
-# Names of before, for modules that still use them.
-identity_sheet, interpolation_sheet = identity_sheet, interpolation_sheet
