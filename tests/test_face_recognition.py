@@ -20,9 +20,7 @@ from PIL import Image
 
 from vultus._files import sha256_file
 from vultus.errors import UserError
-from vultus.evaluation.backbones import dlib as dlib_resnet
 from vultus.evaluation.backbones import face_recognition as judges
-from vultus.evaluation.backbones.dlib import Block, DlibResNet, read_weights
 from vultus.evaluation.backbones.face_recognition import (
     TEMPLATE,
     DlibJudge,
@@ -33,6 +31,8 @@ from vultus.evaluation.backbones.face_recognition import (
 )
 from vultus.images import align as faces
 from vultus.images.io import centre_crop, decode_image, from_pil, to_images, to_x
+from vultus.models import dlib_resnet
+from vultus.models.dlib_resnet import Block, DlibResNet, read_weights
 
 needs_dlib = pytest.mark.skipif(not judges.judge_available(), reason="dlib and its models are not installed")
 

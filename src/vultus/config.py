@@ -98,6 +98,10 @@ class LossConfig:
         """Whether FaceNet is part of the training."""
         return bool(self.identity_weight or self.identity_start)
 
+    def second_encoder_name(self) -> str:
+        """The second face encoder that is part of the training, or `none`."""
+        return "none"
+
 
 @dataclass(frozen=True)
 class GANLossConfig(LossConfig):
@@ -124,6 +128,11 @@ class CVAEGANLossConfig(LossConfig):
         feature_weight: weight of the feature discriminator, which sees FaceNet's features only.
         feature_match: weight of its conditional logits, of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
+        second_encoder: a face encoder besides FaceNet whose identity loss is computed on images of sampled noise:
+            `mobilefacenet`, or `dlib` (which then judges nothing). Its target is halfway between the source photo and
+            the mean of the person's other training photos.
+        second_weight: weight of that loss.
+        second_fraction: part of the batch that it is computed on.
         augment: probability that an image is shifted before the discriminator sees it, and that a square is cut out.
         augment_until: share of the run's budget after which images are no longer augmented. Augmentation keeps the
             discriminator from memorising its photos, and costs realism at the end.
@@ -137,12 +146,19 @@ class CVAEGANLossConfig(LossConfig):
     feature_weight: float = 0.0
     feature_match: float = 0.0
     feature_fraction: float = 0.5
+    second_encoder: Literal["none", "mobilefacenet", "dlib"] = "none"
+    second_weight: float = 0.0
+    second_fraction: float = 0.25
     augment: float = 0.0
     augment_until: float = 1.0
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
         return super().needs_encoder() or bool(self.perceptual_weight or self.feature_weight or self.feature_match)
+
+    def second_encoder_name(self) -> str:
+        """The second face encoder that is part of the training, or `none`."""
+        return self.second_encoder if self.second_weight else "none"
 
 
 @dataclass(frozen=True)
@@ -256,7 +272,15 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"method cvae-gan takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
-    for name in ("identity_fraction", "coded_fraction", "mismatch", "feature_fraction", "augment", "augment_until"):
+    for name in (
+        "identity_fraction",
+        "coded_fraction",
+        "mismatch",
+        "feature_fraction",
+        "second_fraction",
+        "augment",
+        "augment_until",
+    ):
         if not 0 <= getattr(loss, name, 0) <= 1:
             raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
     if loss.identity_sizes < 1:

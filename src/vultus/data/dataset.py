@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import io
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +25,16 @@ from vultus.images.io import from_pil
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a prepared data set: images uint8 [B, 3, R, R], unit-norm embeddings c float32 [B, dim], identities."""
+    """Rows of a prepared data set: images uint8 [B, 3, R, R], unit-norm embeddings c float32 [B, dim], identities.
+
+    `second` [B, dim2]: targets of a second encoder, where batches() got them.
+    """
 
     images: Tensor
     c: Tensor
     identities: list[str]
     keys: list[str]
+    second: Tensor | None = None
 
 
 class PreparedDataset:
@@ -104,6 +109,10 @@ class PreparedDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def rows_sha256(self) -> str:
+        """Identifies the rows of this split among those of the data set."""
+        return hashlib.sha256(self._rows.tobytes()).hexdigest()
+
     @functools.cached_property
     def identities(self) -> list[str]:
         """The identity of each row."""
@@ -165,16 +174,28 @@ class Order:
 
 
 def batches(
-    dataset: PreparedDataset, *, batch: int, cur_nimg: int, seed: int, pin: bool = False
+    dataset: PreparedDataset,
+    *,
+    batch: int,
+    cur_nimg: int,
+    seed: int,
+    pin: bool = False,
+    second: Tensor | None = None,
 ) -> Generator[tuple[int, Batch], None, None]:
     """Yield (images seen before the batch, batch) without end, from `cur_nimg` on. Run it in a thread with Prefetch.
+
+    `second` [N, dim2] are targets of a second encoder, a row for each row of the data set.
 
     `pin` puts the tensors into page-locked memory, from which they are copied to a GPU asynchronously.
     """
     order = Order(len(dataset), seed)
     while True:
-        item = dataset.batch(order(cur_nimg, batch))
+        rows = order(cur_nimg, batch)
+        item = dataset.batch(rows)
+        if second is not None:
+            item = replace(item, second=second[torch.from_numpy(rows)])
         if pin:
-            item = Batch(item.images.pin_memory(), item.c.pin_memory(), item.identities, item.keys)
+            pinned = None if item.second is None else item.second.pin_memory()
+            item = replace(item, images=item.images.pin_memory(), c=item.c.pin_memory(), second=pinned)
         yield cur_nimg, item
         cur_nimg += batch

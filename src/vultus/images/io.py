@@ -128,6 +128,22 @@ def crop_x(x: torch.Tensor, size: int, fraction: float = 1.0) -> torch.Tensor:
     return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
+def box_x(
+    x: torch.Tensor, box: tuple[float, float, float], jitter: tuple[float, float, float], size: int
+) -> torch.Tensor:
+    """A square of images [N, 3, S, S] -> float32 [N, 3, size, size]; bilinear, differentiable.
+
+    `box` is left, top and side as parts of the image, `jitter` is added to it. Both are rounded to whole pixels.
+    """
+    import torch.nn.functional as F
+
+    whole = x.shape[-1]
+    left, top, side = (round((value + change) * whole) for value, change in zip(box, jitter, strict=True))
+    left, top = max(left, 0), max(top, 0)
+    x = x[..., top : top + side, left : left + side].float()
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
 def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
     """PIL RGB images of one size -> uint8 [N, 3, H, W]."""
     import torch

@@ -297,10 +297,11 @@ class FaceFeatures(nn.Module):
         return F.normalize(b.last_bn(h))
 
 
-def load_facenet_state(path: Path) -> dict[str, Tensor]:
+def load_encoder_state(path: Path, name: str) -> dict[str, Tensor]:
     """State dict, float32, of a safetensors file or an official `.pt` (read with weights_only).
 
-    The entries `logits.*`, a classifier, are left out. Raises UserError that names the file if it cannot be read.
+    Entries `logits.*`, a classifier, are left out. Raises UserError that names the file if it cannot be read as the
+    weights of `name`.
     """
     try:
         if path.suffix == ".safetensors":
@@ -308,7 +309,7 @@ def load_facenet_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as FaceNet weights ({type(error).__name__}); fetch it again") from None
+        raise UserError(f"{path}: cannot be read as {name} weights ({type(error).__name__}); fetch it again") from None
     return {
         key: value.float() if value.is_floating_point() else value
         for key, value in state.items()
@@ -321,7 +322,7 @@ def _load_network() -> tuple[InceptionResnetV1, str]:
     path, weights = find_weights(*FACENET_WEIGHTS)
     network = InceptionResnetV1()
     try:
-        network.load_state_dict(load_facenet_state(path), strict=True)
+        network.load_state_dict(load_encoder_state(path, "FaceNet"), strict=True)
     except RuntimeError as error:
         raise UserError(f"{path}: not the keys of InceptionResnetV1 ({str(error).splitlines()[0]})") from None
     return network.eval(), weights.sha256

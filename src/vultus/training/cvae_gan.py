@@ -32,6 +32,7 @@ from vultus.training import losses
 from vultus.training.augment import augment
 from vultus.training.step import Method, Step, Term, step_generator
 
+SECOND_JITTER = 0.016  # of the place and side of the second encoder's crop, in images: 2 pixels of 128
 Features = tuple[Tensor, Tensor]  # shallow [N, 192, s, s] and deep [N, 256, t, t], at unit size
 
 
@@ -183,6 +184,8 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             yield "G_mse", losses.mse_weight(loss, step.cur_nimg), error
         if step.features is not None:
             yield from self._face_terms(step, step.features)
+        if loss.second_weight and self.second is not None and step.second is not None:
+            yield "G_second", loss.second_weight, self._second_loss(step, step.second)
 
     def _face_terms(self, step: CVAEGANStep, features: Features) -> Iterator[Term]:
         """Perceptual distance and identity loss, of FaceNet's features."""
@@ -198,6 +201,22 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             chosen = prior_first(count, step.coded)[: max(1, round(len(step.c) * loss.identity_fraction))]
             embedding = self.face.rest(features[1][chosen] / self.F.scale[1].to(features[1].dtype))
             yield "G_identity", weight, losses.identity(embedding, step.c[chosen])
+
+    def _second_loss(self, step: CVAEGANStep, target: Tensor) -> Tensor:
+        """The identity loss of the second encoder, on images of sampled noise, in a crop that varies from step to step.
+
+        An image whose latents come from the posterior encoder has the pose of its photo; the target, half of which is
+        the mean of other photos, would work against it.
+        """
+        assert self.second is not None
+        count = max(1, round(len(step.x) * self.config.loss.second_fraction))
+        chosen = prior_first(len(step.x), step.coded)[:count]
+        draw = step_generator(self.config.seed + 4, step.cur_nimg)  # on the host: these decide shapes, not values
+        jitter = (2 * torch.rand(3, generator=draw) - 1).tolist()
+        x = step.x[chosen]
+        x = x.flip(3) if bool(torch.rand((), generator=draw) < 0.5) else x
+        left, top, side = (SECOND_JITTER * value for value in jitter)
+        return losses.identity(self.second.embed(x, (left, top, side)), target[chosen])
 
 
 def prior_first(count: int, coded: Tensor) -> Tensor:

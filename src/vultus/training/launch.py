@@ -15,6 +15,7 @@ from vultus.config import TrainConfig, check_config, merged, read_run_config, tr
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.second_encoder import load_second_encoder
 from vultus.presets import fitted, get_preset
 from vultus.training.run_log import check_trackers
 from vultus.training.trainer import Budget
@@ -116,6 +117,7 @@ def run(
     check_trackers(track)
     device = resolve_device(device)
     encoder = _facenet(device, needed=config.loss.needs_encoder())
+    second = load_second_encoder(config.loss.second_encoder_name(), device=device)
     validation = unseen_validation(dataset, encoder) if encoder is not None else None
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
     return run_training(
@@ -125,6 +127,7 @@ def run(
         budget=budget,
         device=device,
         encoder=encoder if config.loss.needs_encoder() else None,
+        second=second,
         evaluators=[("unseen", validation, config.sample_every_nimg)] if validation is not None else [],
         track=track,
         project=project,

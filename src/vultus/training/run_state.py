@@ -15,11 +15,13 @@ from vultus.config import TrainConfig, differences, read_run_config, to_dict, tr
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
+from vultus.models.second_encoder import SecondEncoder
 from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
 from vultus.training.checkpoint import load_checkpoint, save_checkpoint
 from vultus.training.methods import METHODS
 from vultus.training.run_log import cut_stats
+from vultus.training.second_targets import second_targets
 from vultus.training.statistics import StatisticsWindow
 
 SNAPSHOT = "snapshot.safetensors"
@@ -39,19 +41,27 @@ class RunState:
         out: the run folder; this process holds its lock.
         device: cuda, mps or cpu.
         encoder: FaceNet, needed where config.loss.needs_encoder().
+        second: a second face encoder, needed where config has a loss for one.
 
     Raises UserError if settings, data and folder do not fit together.
     """
 
     def __init__(
-        self, config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, encoder: Encoder | None
+        self,
+        config: TrainConfig,
+        dataset: PreparedDataset,
+        out: Path,
+        device: str,
+        encoder: Encoder | None,
+        second: SecondEncoder | None = None,
     ) -> None:
         _check_data(config, dataset)
         self.dataset, self.out, self.device = dataset, out, device
         self.record = _settle(config, dataset, out, device)
         self.config = train_config(self.record["config"], str(out / "config.json"))
         method = METHODS[self.config.method]
-        self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder)
+        self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
+        self.second = None if second is None else second_targets(dataset, second)
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
         starts = range(0, len(dataset), CHUNK)

@@ -20,6 +20,7 @@ from vultus.config import TrainConfig
 from vultus.images.io import to_x
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
+from vultus.models.second_encoder import SecondEncoder
 
 Term = tuple[str, float, Tensor]  # name in the statistics, weight, scalar loss
 
@@ -34,6 +35,7 @@ class Step:
         c: their embeddings [B, c_dim].
         z: the latents [B, z_dim] that x was generated from.
         x: generated images [B, 3, R, R], with gradient.
+        second: targets [B, dim2] of a second encoder; None without one.
         log: named scalars for the statistics, besides the loss terms.
     """
 
@@ -42,6 +44,7 @@ class Step:
     c: Tensor
     z: Tensor
     x: Tensor
+    second: Tensor | None = None
     log: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -60,6 +63,7 @@ class Method(ABC, Generic[C, S]):
         device: where to compute.
         dtype: what the networks compute in; parameters and losses are float32.
         encoder: frozen FaceNet, needed only where config.loss.needs_encoder().
+        second: a second frozen face encoder, for methods that have a loss for one.
         memory_format: of weights and images; channels_last is the faster one on a CPU.
     """
 
@@ -75,6 +79,7 @@ class Method(ABC, Generic[C, S]):
         device: torch.device | str,
         dtype: torch.dtype,
         encoder: Encoder | None,
+        second: SecondEncoder | None = None,
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         if config.loss.needs_encoder() and encoder is None:
@@ -83,6 +88,7 @@ class Method(ABC, Generic[C, S]):
         self.device = torch.device(device)
         self.dtype = dtype
         self.encoder = encoder
+        self.second = second
         self.memory_format = memory_format
         self.budget_used = 0.0
         with torch.random.fork_rng(devices=[]):
@@ -116,13 +122,15 @@ class Method(ABC, Generic[C, S]):
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def step(self, images: Tensor, c: Tensor, cur_nimg: int) -> dict[str, Tensor]:
+    def step(self, images: Tensor, c: Tensor, cur_nimg: int, second: Tensor | None = None) -> dict[str, Tensor]:
         """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R] with embeddings c [B, 512].
 
-        `cur_nimg` is the number of images seen before this batch. The images are generated once for both updates.
+        `cur_nimg` is the number of images seen before this batch; `second` [B, dim2] are targets of
+        the second encoder. The images are generated once for both updates.
         Returns named losses and the norms of the gradients as scalars on the device; no value is read back to the host.
         """
         step = self._generate(*self._begin(images, c, cur_nimg), cur_nimg)
+        step.second = None if second is None else second.to(self.device, non_blocking=True)
         self._update_discriminators(step)
         discriminators = [self.networks()[name] for name in self.DISCRIMINATOR_SIDE]
         for network in discriminators:

@@ -32,6 +32,7 @@ from vultus.data.dataset import PreparedDataset, batches
 from vultus.errors import Stopped
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
+from vultus.models.second_encoder import SecondEncoder
 from vultus.training.environment import Session, peak_memory
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import SNAPSHOT, RunState
@@ -66,6 +67,7 @@ def train(
     budget: Budget | None = None,
     device: str = "cpu",
     encoder: Encoder | None = None,
+    second: SecondEncoder | None = None,
     evaluators: Sequence[Evaluator] = (),
     track: Sequence[str] = (),
     project: str = "vultus",
@@ -78,6 +80,7 @@ def train(
         budget: default is config.epochs passes over the data.
         device: cuda, mps or cpu.
         encoder: FaceNet, needed where config.loss.needs_encoder().
+        second: a second face encoder, needed where config has a loss for one.
         evaluators: (name, function of the averaged generator that returns named metrics, every_nimg).
         track: trackers to report to besides stats.jsonl: tensorboard, wandb, trackio.
         project: the trackers' project; the run is named as the folder `out`.
@@ -91,7 +94,7 @@ def train(
     with folder_lock(out, "train"):
         opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
         photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
-        run = RunState(config, photos, out, device, encoder)
+        run = RunState(config, photos, out, device, encoder, second)
         budget = budget or Budget(total_nimg=round(config.epochs * len(photos)))
         if budget.used(run.cur_nimg, run.seconds) >= 1:
             message(f"{out}: the budget is used up ({run.cur_nimg} images); nothing to do")
@@ -107,7 +110,9 @@ def _loop(run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track:
     start = time.monotonic() - earlier
     samples = SampleGrid.of_dataset(run.dataset, run.out / "samples", config.generator.z_dim)
     session = _session(run, track)
-    source = batches(run.dataset, batch=batch, cur_nimg=run.cur_nimg, seed=config.seed, pin=device == "cuda")
+    source = batches(
+        run.dataset, batch=batch, cur_nimg=run.cur_nimg, seed=config.seed, pin=device == "cuda", second=run.second
+    )
     with (
         collect_signals() as received,
         Prefetch(source, PREFETCHED) as prefetched,
@@ -120,7 +125,7 @@ def _loop(run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track:
         window = StatisticsWindow(run.cur_nimg)
         for nimg, item in window.waiting(prefetched):
             run.model.budget_used = budget.used(run.cur_nimg, run.seconds)
-            losses = run.model.step(item.images, item.c, nimg)
+            losses = run.model.step(item.images, item.c, nimg, item.second)
             run.cur_nimg = nimg + batch
             run.seconds = time.monotonic() - start
             window.add(nimg, item.keys, losses)

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from vultus._files import sha256_file
 from vultus.errors import UserError, in_one_line
-from vultus.evaluation.backbones.dlib import read_weights
 from vultus.images.align import FIVE_POINTS, model_path
 from vultus.images.io import to_images
+from vultus.models.dlib_resnet import read_weights
 from vultus.models.onnx_runtime import open_session
 
 ENCODER = "dlib_face_recognition_resnet_model_v1.dat"
