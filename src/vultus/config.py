@@ -34,6 +34,8 @@ class GeneratorConfig:
         max_width: upper limit of the channels of a stage.
         projection: width to which embedding and noise are projected first; 0 uses them without a projection (`dcgan`
             only).
+        fine_width: channels of a stage at the full resolution (`conditional-norm` only); 0 computes at half the
+            resolution and shuffles the last features to pixels.
     """
 
     kind: Literal["dcgan", "conditional-norm"] = "dcgan"
@@ -43,6 +45,7 @@ class GeneratorConfig:
     base_width: int = 32
     max_width: int = 512
     projection: int = 0
+    fine_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class DiscriminatorConfig:
     Attributes:
         kind: `dcgan`, or `projection` (a projection discriminator that also has logits for patches), which method
             `cvae-gan` needs.
+        fine_width: channels of a stage at the full resolution (`projection` only); 0 shuffles the pixels to half of it.
     """
 
     kind: Literal["dcgan", "projection"] = "dcgan"
@@ -61,6 +65,7 @@ class DiscriminatorConfig:
     base_width: int = 32
     max_width: int = 512
     projection: int = 128
+    fine_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,9 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"method cvae-gan takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
+    for part, kind in ((config.generator, "conditional-norm"), (config.discriminator, "projection")):
+        if part.fine_width and part.kind != kind:
+            raise UserError(f"fine_width is {part.fine_width}; kind {part.kind} has no stage at the full resolution")
     for name in (
         "identity_fraction",
         "coded_fraction",

@@ -27,8 +27,12 @@ class DCGANDiscriminator(nn.Module):
     reconstruction became worse during training.
     """
 
-    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
+    def __init__(
+        self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int, fine_width: int = 0
+    ) -> None:
         super().__init__()
+        if fine_width:
+            raise ValueError("a dcgan discriminator has no fine_width")
         sides = stage_sides(resolution, resolution // 2)
         channels = [3, *widths(sides, base_width, max_width)[::-1]]
         self.scale = math.sqrt(c_dim)
@@ -54,17 +58,20 @@ class DCGANDiscriminator(nn.Module):
 class ProjectionDiscriminator(nn.Module):
     """Pixel unshuffle to R/2 x R/2 x 12, then strided convolutions with spectral normalization to 4x4. The logit is an
     unconditional term plus the inner product of features and projected embedding (Miyato & Koyama 2018,
-    arXiv:1802.05637).
+    arXiv:1802.05637). With `fine_width`, a convolution at R x R and a strided one replace the pixel unshuffle.
 
     `read` runs the convolutions once for several outputs; `match` computes the conditional term from its features.
     """
 
-    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
+    def __init__(
+        self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int, fine_width: int = 0
+    ) -> None:
         super().__init__()
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)[::-1]
         self.scale = math.sqrt(c_dim)
-        self.stem = Conv2d(12, channels[0], 3, padding=1)
+        self.fine = Conv2d(3, fine_width, 3, padding=1) if fine_width else None
+        self.stem = GainConv2d(fine_width, channels[0], 4, 2, 1) if fine_width else GainConv2d(12, channels[0], 3, 1, 1)
         self.stages = nn.ModuleList(
             GainConv2d(cin, cout, 4, 2, 1) for cin, cout in zip(channels[:-1], channels[1:], strict=True)
         )
@@ -73,14 +80,19 @@ class ProjectionDiscriminator(nn.Module):
         self.from_c = Linear(c_dim, projection)
         self.head = Linear(projection, 1)
         self.apply(init_he)
-        for layer in (self.stem, *self.stages, self.patch, self.features, self.from_c, self.head):
+        fine = () if self.fine is None else (self.fine,)
+        for layer in (*fine, self.stem, *self.stages, self.patch, self.features, self.from_c, self.head):
             spectral_norm(layer)
         self.gain = nn.Parameter(torch.ones(3))  # of the three logits, which spectral normalization bounds
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x -> unconditional logits [N], features [N, projection], logits of 8x8 patches [N, 8, 8]."""
-        h = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-        h = F.leaky_relu(self.stem(h), SLOPE, inplace=True)
+        if self.fine is None:
+            h = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        else:
+            h = F.leaky_relu(self.fine(x.contiguous(memory_format=torch.channels_last)), SLOPE, inplace=True)
+            h = self.stem(h, math.sqrt(2))
+        h = F.leaky_relu(h, SLOPE, inplace=True)
         for stage in self.stages:
             # A leaky ReLU about halves the variance, and spectral normalization keeps the weights from growing. The
             # gain of sqrt(2) compensates; it is applied to the weight, which is smaller than the features.

@@ -81,9 +81,19 @@ class DCGANGenerator(GeneratorNetwork):
     """Transposed convolutions from 4x4 to R x R with batch-norm and ReLU, then tanh."""
 
     def __init__(
-        self, *, resolution: int, z_dim: int, c_dim: int, base_width: int, max_width: int, projection: int
+        self,
+        *,
+        resolution: int,
+        z_dim: int,
+        c_dim: int,
+        base_width: int,
+        max_width: int,
+        projection: int,
+        fine_width: int = 0,
     ) -> None:
         super().__init__(resolution, z_dim, c_dim)
+        if fine_width:
+            raise ValueError("a dcgan generator has no fine_width")
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)
         self.condition = Condition(z_dim, c_dim, projection)
@@ -143,15 +153,39 @@ class ConditionalNormBlock(nn.Module):
         return x + self.conv2(F.leaky_relu(self.norm2(h, w), SLOPE, inplace=True))
 
 
+class FineStage(nn.Module):
+    """The stage at the full resolution: a residual convolution and one to RGB, [N, width, R, R] -> [N, 3, R, R]."""
+
+    def __init__(self, width: int, w_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ConditionalNorm(width, w_dim), ConditionalNorm(width, w_dim)
+        self.conv = Conv2d(width, width, 3, padding=1)
+        self.to_rgb = Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Features x and condition w [N, w_dim] -> the image before tanh."""
+        x = x + self.conv(F.leaky_relu(self.norm1(x, w), SLOPE, inplace=True))
+        return self.to_rgb(F.leaky_relu(self.norm2(x, w), SLOPE, inplace=True))
+
+
 class ConditionalNormGenerator(GeneratorNetwork):
     """Residual blocks with conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels and a pixel
-    shuffle to R x R. `projection` is the width of w; the noise gets half as many features as the embedding.
+    shuffle to R x R. `projection` is the width of w; the noise gets half as many features as the embedding. With
+    `fine_width` the shuffle gives that many channels, and one more residual convolution runs at R x R.
 
     Blocks of 64x64 and larger have one convolution: a second one would cost as much as all smaller blocks together.
     """
 
     def __init__(
-        self, *, resolution: int, z_dim: int, c_dim: int, base_width: int, max_width: int, projection: int
+        self,
+        *,
+        resolution: int,
+        z_dim: int,
+        c_dim: int,
+        base_width: int,
+        max_width: int,
+        projection: int,
+        fine_width: int = 0,
     ) -> None:
         super().__init__(resolution, z_dim, c_dim)
         if projection < 2:
@@ -168,13 +202,17 @@ class ConditionalNormGenerator(GeneratorNetwork):
             for side, cin, cout in zip(sides, [channels[0], *channels[:-1]], channels, strict=True)
         )
         self.norm = ConditionalNorm(channels[-1], projection)
-        self.to_rgb = Conv2d(channels[-1], 12, 3, padding=1)
+        self.to_rgb = Conv2d(channels[-1], 4 * (fine_width or 3), 3, padding=1)
+        self.fine = FineStage(fine_width, projection) if fine_width else None
         self.apply(init_he)
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, ConditionalNorm):
                     module.affine.weight.mul_(0.3)
-            self.to_rgb.weight.copy_(0.3 * self.to_rgb.weight[::4].repeat_interleave(4, 0))
+            gain = 0.3 if self.fine is None else 1.0
+            if self.fine is not None:
+                self.fine.to_rgb.weight.mul_(0.3)
+            self.to_rgb.weight.copy_(gain * self.to_rgb.weight[::4].repeat_interleave(4, 0))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         s = F.leaky_relu(torch.cat([self.from_z(z), self.from_c(c.to(z.dtype) * self.scale)], 1), SLOPE)
@@ -183,7 +221,10 @@ class ConditionalNormGenerator(GeneratorNetwork):
         for block in self.blocks:
             h = block(h, w)
         h = self.to_rgb(F.leaky_relu(self.norm(h, w), SLOPE, inplace=True))
-        return torch.tanh(F.pixel_shuffle(h, 2).float())
+        h = F.pixel_shuffle(h, 2)
+        if self.fine is not None:
+            h = self.fine(h.contiguous(memory_format=torch.channels_last), w)
+        return torch.tanh(h.float())
 
 
 def _modulated(h: Tensor, parameters: Tensor) -> Tensor:
