@@ -374,7 +374,7 @@ def test_onnx_files_that_are_no_judges(write: Callable[..., Path], options: dict
 
 @needs_dlib
 def test_files_that_are_not_onnx(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent.onnx: no such file; a judge is `dlib` or an encoder FILE.onnx"):
+    with pytest.raises(UserError, match=r"absent.onnx: no such file; a judge is dlib, mobilefacenet, FILE.onnx"):
         load_judge(str(tmp_path / "absent.onnx:raw"))
     path = tmp_path / "text.onnx"
     path.write_text("not a model")

@@ -19,7 +19,7 @@ from vultus._download import WeightFile, find_weights
 from vultus.errors import UserError
 from vultus.images.io import centre_crop, decode_image, from_pil, to_x
 from vultus.models import facenet as encoders
-from vultus.models.facenet import FaceNet, load_facenet, load_facenet_state
+from vultus.models.facenet import FaceNet, load_encoder_state, load_facenet
 
 OFFICIAL = "20180402-114759-vggface2.pt"
 
@@ -132,7 +132,7 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / OFFICIAL
     torch.save({"conv2d_1a.conv.weight": Payload(trace)}, path)
     with pytest.raises(UserError, match=f"{path}: cannot be read as FaceNet weights"):
-        load_facenet_state(path)
+        load_encoder_state(path, "FaceNet")
     assert not trace.exists()
     torch.load(path, weights_only=False)  # the payload works where pickles are allowed
     assert trace.exists()
@@ -143,7 +143,7 @@ def test_a_file_without_weights_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"not weights at all" * 50)
     with pytest.raises(UserError, match=f"{path}: cannot be read as FaceNet weights"):
-        load_facenet_state(path)
+        load_encoder_state(path, "FaceNet")
 
 
 CONTENT = b"weights" * 5000

@@ -26,7 +26,11 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--limit", type=int | None, help="use this many photos, evenly spread over the split")
     parser.add_argument(
-        "--judge", type=str, nargs="+", default=["dlib"], help="dlib, and face encoders as FILE.onnx[:raw]"
+        "--judge",
+        type=str,
+        nargs="+",
+        default=["dlib"],
+        help="dlib, mobilefacenet, face encoders as FILE.onnx[:raw]",
     )
     parser.add_argument("--fetch", action="store_true", help="download the weights of FID and LPIPS (340 MB)")
     parser.add_argument("--out", type=str | None, help="folder for the table, plots and grids of faces")

@@ -50,6 +50,10 @@ class DlibEncoder(nn.Module):
         self.weights_sha256 = weights_sha256
         super().train(False)
 
+    def train(self, mode: bool = True) -> DlibEncoder:
+        """Does nothing: a frozen encoder has no training mode."""
+        return self
+
     def embed(self, x: Tensor, jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Tensor:
         """See SecondEncoder."""
         x = box_x(x, self.box, jitter, self.size) * 127.5 + 127.5

@@ -30,6 +30,7 @@ from vultus.errors import UserError, in_one_line
 from vultus.images.align import FIVE_POINTS, model_path
 from vultus.images.io import to_images
 from vultus.models.dlib_resnet import read_weights
+from vultus.models.mobilefacenet import load_mobilefacenet
 from vultus.models.onnx_runtime import open_session
 
 ENCODER = "dlib_face_recognition_resnet_model_v1.dat"
@@ -150,6 +151,31 @@ class DlibJudge:
         return _dlib().get_face_chip(frame, _landmarks(frame, FIVE_POINTS), 150, 0.25)
 
 
+# --- MobileFaceNet ----------------------------------------------------------------------------------------------------
+
+
+class MobileFaceNetJudge:
+    """MobileFaceNet (models/mobilefacenet.py) in its crop at a fixed place: no landmarks are needed.
+
+    Raises UserError if the weights are neither in the weights folder nor in the cache and cannot be downloaded.
+    """
+
+    id = "mobilefacenet-fixed112"
+    short = "mobilefacenet"
+    dtype = torch.float32
+    similarity: Literal["cosine", "euclidean"] = "cosine"
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = load_mobilefacenet(device=device)
+        self.dim, self.weights_sha256 = self.network.dim, self.network.weights_sha256
+
+    @torch.inference_mode()
+    def embed(self, x: Tensor) -> Tensor:
+        """Images x [N, 3, S, S] in [-1, 1] -> float32 [N, 128], unit norm."""
+        return torch.cat([self.network.embed(part.to(self.device)) for part in x.split(STEP)])
+
+
 # --- encoders in ONNX files -------------------------------------------------------------------------------------------
 
 # Eyes, tip of the nose and corners of the mouth (left ones first, as the viewer sees them) in a crop of 112x112 pixels:
@@ -199,7 +225,7 @@ class OnnxJudge:
     def __init__(self, path: str | Path, *, raw: bool = False, device: torch.device | str = "cpu") -> None:
         self.path, self.raw, self.device = Path(path), raw, torch.device(device)
         if not self.path.is_file():
-            raise UserError(f"{self.path}: no such file; a judge is `dlib` or an encoder FILE.onnx (or FILE.onnx:raw)")
+            raise UserError(f"{self.path}: no such file; a judge is dlib, mobilefacenet, FILE.onnx or FILE.onnx:raw")
         _predictor(POINTS_68)
         self._session = open_session(
             self.path,
@@ -276,10 +302,12 @@ def _five_of_68(frame: Pixels) -> Points:
 
 
 def load_judge(spec: str = "dlib", *, device: torch.device | str = "cpu") -> Judge:
-    """The judge that `spec` names: `dlib`, or an ONNX file as FILE.onnx or FILE.onnx:raw (see OnnxJudge).
+    """The judge that `spec` names: `dlib`, `mobilefacenet`, or an ONNX file as FILE.onnx or FILE.onnx:raw.
 
     Raises UserError that says what is missing and how to install it, or what is wrong with the file.
     """
     if spec == "dlib":
         return DlibJudge(device=device)
+    if spec == "mobilefacenet":
+        return MobileFaceNetJudge(device=device)
     return OnnxJudge(spec.removesuffix(":raw"), raw=spec.endswith(":raw"), device=device)
