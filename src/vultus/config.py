@@ -34,6 +34,8 @@ class GeneratorConfig:
         max_width: upper limit of the channels of a stage.
         projection: width to which embedding and noise are projected first; 0 uses them without a projection (`dcgan`
             only).
+        noise_maps: so many maps of 8x8 are part of the noise (`conditional-norm` only), 64 numbers of z_dim each; they
+            vary parts of the image, the rest of the noise varies all of it.
         fine_width: channels of a stage at the full resolution (`conditional-norm` only); 0 computes at half the
             resolution and shuffles the last features to pixels.
     """
@@ -45,6 +47,7 @@ class GeneratorConfig:
     base_width: int = 32
     max_width: int = 512
     projection: int = 0
+    noise_maps: int = 0
     fine_width: int = 0
 
 
@@ -126,7 +129,9 @@ class CVAEGANLossConfig(LossConfig):
     Attributes:
         coded_fraction: part of the batch whose latents come from the posterior encoder, and which is compared with the
             source photo.
+        coded_size: side at which the posterior encoder reads the photo, 32 or 64.
         kl_weight: weight of the KL divergence between the posterior and the normal prior, in nats.
+        kl_free: nats of each latent that cost nothing ("free bits", Kingma et al. 2016, arXiv:1606.04934).
         perceptual_weight: weight of the distance between FaceNet's features of such an image and of its source photo.
         mismatch: share of the discriminator's fake loss that goes to photos with another person's embedding.
         patch_weight: weight of the patch logits, in the losses of both networks.
@@ -144,7 +149,9 @@ class CVAEGANLossConfig(LossConfig):
     """
 
     coded_fraction: float = 0.0
+    coded_size: int = 32
     kl_weight: float = 0.0
+    kl_free: float = 0.0
     perceptual_weight: float = 0.0
     mismatch: float = 0.0
     patch_weight: float = 0.0
@@ -277,6 +284,14 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"method cvae-gan takes discriminator.kind projection, not {config.discriminator.kind}")
     if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
         raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
+    if config.generator.noise_maps:
+        if config.generator.kind != "conditional-norm":
+            raise UserError(f"generator.noise_maps: kind {config.generator.kind} has none")
+        if config.generator.z_dim <= 64 * config.generator.noise_maps:
+            raise UserError(
+                f"generator.z_dim is {config.generator.z_dim}; generator.noise_maps {config.generator.noise_maps} needs "
+                f"{64 * config.generator.noise_maps + 1} or more"
+            )
     for part, kind in ((config.generator, "conditional-norm"), (config.discriminator, "projection")):
         if part.fine_width and part.kind != kind:
             raise UserError(f"fine_width is {part.fine_width}; kind {part.kind} has no stage at the full resolution")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vultus.models.generators import MAP_SIDE
 from vultus.models.layers import SLOPE, Conv2d, Linear, init_he
 
-PHOTO_SIDE = 32  # the latents shall encode pose, light and background, not the details of the face
 MATCH_SIDE = 3  # side to which deep features are pooled before they are compared with an embedding
 LOG_VARIANCE = (-8.0, 2.0)  # range; keeps exp() bounded early in training
 
@@ -22,26 +22,42 @@ LOG_VARIANCE = (-8.0, 2.0)  # range; keeps exp() bounded early in training
 class PosteriorEncoder(nn.Module):
     """Posterior q(z | x) of the latents of a photo: x [N, 3, R, R] -> mean and log variance, each [N, z_dim] float32.
 
-    It encodes what the embedding does not contain: pose, light, background. The photo is read at 32x32. The encoder of
-    a variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114) combined with a GAN (Bao et al. 2017,
-    arXiv:1703.10155; Zhu et al. 2017, arXiv:1711.11586).
+    It encodes what the embedding does not contain: pose, light, hair, background. The encoder of a variational
+    autoencoder (Kingma & Welling 2014, arXiv:1312.6114) combined with a GAN (Bao et al. 2017, arXiv:1703.10155; Zhu et
+    al. 2017, arXiv:1711.11586).
+
+    Args:
+        z_dim: length of the noise.
+        size: side to which the photo is reduced first, a power of two from 32: a small one keeps the details of the
+            face out of the latents.
+        maps: maps of 8x8 that are the last part of the noise, each place computed from its surroundings.
+        width: channels of the first convolution.
     """
 
-    def __init__(self, z_dim: int, width: int = 32) -> None:
+    def __init__(self, z_dim: int, size: int = 32, maps: int = 0, width: int = 32) -> None:
         super().__init__()
+        self.size, self.maps = size, maps
+        channels = [3, *(min(width << number, 4 * width) for number in range((size // 4).bit_length() - 1))]
         self.convolutions = nn.ModuleList(
-            Conv2d(cin, cout, 4, 2, 1) for cin, cout in ((3, width), (width, 2 * width), (2 * width, 4 * width))
+            Conv2d(cin, cout, 4, 2, 1) for cin, cout in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.head = Linear(4 * width * 16, 2 * z_dim)
+        self.head = Linear(channels[-1] * 16, 2 * (z_dim - maps * MAP_SIDE**2))
+        self.map_head = Conv2d(channels[-2], 2 * maps, 1) if maps else None
         self.apply(init_he)
         with torch.no_grad():
             self.head.weight.mul_(0.3)  # the posterior starts close to the prior
+            if self.map_head is not None:
+                self.map_head.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.adaptive_avg_pool2d(x, PHOTO_SIDE)
+        """Photos x -> mean and log variance."""
+        h, parts = F.adaptive_avg_pool2d(x, self.size), []
         for convolution in self.convolutions:
             h = F.leaky_relu(convolution(h), SLOPE)
-        mean, log_variance = self.head(h.flatten(1).float()).chunk(2, 1)
+            if self.map_head is not None and h.shape[-1] == MAP_SIDE:
+                parts = [part.flatten(1).float() for part in self.map_head(h).chunk(2, 1)]
+        both = list(self.head(h.flatten(1).float()).chunk(2, 1))
+        mean, log_variance = (torch.cat(part, 1) for part in zip(both, parts, strict=True)) if parts else both
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
 

@@ -74,6 +74,9 @@ class GeneratorNetwork(nn.Module, HubMixin):
         return build_generator(**settings)
 
 
+MAP_SIDE = 8  # of the maps that are part of the noise
+
+
 # --- DCGAN (Radford et al. 2016), conditional ------------------------------------------------------------------------
 
 
@@ -89,11 +92,12 @@ class DCGANGenerator(GeneratorNetwork):
         base_width: int,
         max_width: int,
         projection: int,
+        noise_maps: int = 0,
         fine_width: int = 0,
     ) -> None:
         super().__init__(resolution, z_dim, c_dim)
-        if fine_width:
-            raise ValueError("a dcgan generator has no fine_width")
+        if fine_width or noise_maps:
+            raise ValueError("a dcgan generator has neither fine_width nor noise_maps")
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)
         self.condition = Condition(z_dim, c_dim, projection)
@@ -171,7 +175,8 @@ class FineStage(nn.Module):
 class ConditionalNormGenerator(GeneratorNetwork):
     """Residual blocks with conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels and a pixel
     shuffle to R x R. `projection` is the width of w; the noise gets half as many features as the embedding. With
-    `fine_width` the shuffle gives that many channels, and one more residual convolution runs at R x R.
+    `fine_width` the shuffle gives that many channels, and one more residual convolution runs at R x R. The last
+    64 * `noise_maps` numbers of the noise are maps of 8x8, which are added to the features of that size.
 
     Blocks of 64x64 and larger have one convolution: a second one would cost as much as all smaller blocks together.
     """
@@ -185,6 +190,7 @@ class ConditionalNormGenerator(GeneratorNetwork):
         base_width: int,
         max_width: int,
         projection: int,
+        noise_maps: int = 0,
         fine_width: int = 0,
     ) -> None:
         super().__init__(resolution, z_dim, c_dim)
@@ -193,7 +199,10 @@ class ConditionalNormGenerator(GeneratorNetwork):
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)
         self.scale = math.sqrt(c_dim)
-        self.from_z, self.from_c = Linear(z_dim, projection // 2), Linear(c_dim, projection)
+        self.maps = noise_maps
+        self.from_z = Linear(z_dim - noise_maps * MAP_SIDE**2, projection // 2)
+        self.from_c = Linear(c_dim, projection)
+        self.from_maps = Conv2d(noise_maps, channels[sides.index(MAP_SIDE)], 1, bias=False) if noise_maps else None
         joined = projection + projection // 2
         self.mapping = Linear(joined, projection)
         self.stem = Linear(joined, channels[0] * 16)
@@ -215,11 +224,14 @@ class ConditionalNormGenerator(GeneratorNetwork):
             self.to_rgb.weight.copy_(gain * self.to_rgb.weight[::4].repeat_interleave(4, 0))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        z, maps = z.split([z.shape[1] - self.maps * MAP_SIDE**2, self.maps * MAP_SIDE**2], 1)
         s = F.leaky_relu(torch.cat([self.from_z(z), self.from_c(c.to(z.dtype) * self.scale)], 1), SLOPE)
         w = F.leaky_relu(self.mapping(s), SLOPE)
         h = self.stem(s).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h, w)
+            if self.from_maps is not None and h.shape[-1] == MAP_SIDE:
+                h = h + self.from_maps(maps.unflatten(1, (self.maps, MAP_SIDE, MAP_SIDE)))
         h = self.to_rgb(F.leaky_relu(self.norm(h, w), SLOPE, inplace=True))
         h = F.pixel_shuffle(h, 2)
         if self.fine is not None:

@@ -62,7 +62,7 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
 
     def _build(self) -> None:
         self.G = build_generator(**to_dict(self.config.generator))
-        self.E = PosteriorEncoder(self.G.z_dim)
+        self.E = PosteriorEncoder(self.G.z_dim, self.config.loss.coded_size, self.config.generator.noise_maps)
         D = build_discriminator(**to_dict(self.config.discriminator))
         if not isinstance(D, ProjectionDiscriminator):
             raise ValueError("method cvae-gan needs a discriminator of kind projection")
@@ -166,7 +166,7 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
     def _generator_terms(self, step: CVAEGANStep) -> Iterator[Term]:
         loss, c, coded = self.config.loss, step.c, step.coded
         if step.posterior is not None:
-            yield "G_kl", loss.kl_weight, losses.kl_normal(*step.posterior)
+            yield "G_kl", loss.kl_weight, losses.kl_normal(*step.posterior, loss.kl_free)
         if loss.adversarial_weight:
             logits, features, patches = self.D.read(self._augmented(step.x, step.cur_nimg, 1).to(self.dtype))
             yield "G_adversarial", loss.adversarial_weight, losses.hinge_generator(logits + self.D.match(features, c))

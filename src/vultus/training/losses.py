@@ -71,9 +71,14 @@ def feature_distance(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a - b).abs().float().mean() for a, b in zip(fake, real, strict=True)]).sum()
 
 
-def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) in nats, of [N, z_dim]: summed over z_dim, mean over the batch."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+def kl_normal(mean: Tensor, log_variance: Tensor, free: float = 0.0) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats, of [N, z_dim]: summed over z_dim, mean over the batch.
+
+    The first `free` nats of each latent, in the mean over the batch, have no gradient (Kingma et al. 2016,
+    arXiv:1606.04934, equation 15).
+    """
+    nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return nats.mean(0).clamp(min=free).sum() if free else nats.sum(1).mean()
 
 
 def identity(embedding: Tensor, target: Tensor) -> Tensor:
