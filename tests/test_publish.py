@@ -89,7 +89,7 @@ def test_mixin_round_trip_keeps_class_weights_population_and_licence(tmp_path: P
     snapshot = load_snapshot(write_run(tmp_path / "run", kind))
     snapshot.network.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert {key: value for key, value in config.items() if key != "vultus"} == snapshot.metadata["generator"]
+    assert {key: value for key, value in config.items() if key != "vultus"} == snapshot.network.settings()
     files = {path.name for path in (tmp_path / "saved").iterdir()}
     assert {"config.json", "model.safetensors", "people.safetensors"} <= files <= set(FILES)
     for read in (GeneratorNetwork.from_pretrained(tmp_path / "saved"), cls.from_pretrained(str(tmp_path / "saved"))):

@@ -228,7 +228,7 @@ def test_run_folder(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     assert len(measured) == 3
     metadata = load_snapshot(path).metadata
     assert metadata["encoder"]["id"] == "tiny-test"
-    assert metadata["generator"] == to_dict(TINY)["generator"]
+    assert to_dict(TINY)["generator"] == {"noise_maps": 0, "fine_width": 0} | metadata["generator"]
     lines = losses(out)
     assert [line["cur_nimg"] for line in lines if line.get("evaluator") == "probe"] == [0, 8, 16]
     assert all({"D_adversarial", "G_adversarial", "G_mse"} <= line.keys() for line in lines if "evaluator" not in line)

@@ -289,8 +289,8 @@ def check_config(config: TrainConfig) -> None:
             raise UserError(f"generator.noise_maps: kind {config.generator.kind} has none")
         if config.generator.z_dim <= 64 * config.generator.noise_maps:
             raise UserError(
-                f"generator.z_dim is {config.generator.z_dim}; generator.noise_maps {config.generator.noise_maps} needs "
-                f"{64 * config.generator.noise_maps + 1} or more"
+                f"generator.z_dim is {config.generator.z_dim}; with generator.noise_maps "
+                f"{config.generator.noise_maps} it must be more than {64 * config.generator.noise_maps}"
             )
     for part, kind in ((config.generator, "conditional-norm"), (config.discriminator, "projection")):
         if part.fine_width and part.kind != kind:

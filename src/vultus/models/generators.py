@@ -66,7 +66,8 @@ class GeneratorNetwork(nn.Module, HubMixin):
         """The fields of GeneratorConfig that this network was built with."""
         kind = next(kind for kind, known in GENERATORS.items() if type(self) is known)
         assert isinstance(self._hub_mixin_config, dict)  # the arguments of the constructor, stored by ModelHubMixin
-        return {"kind": kind} | self._hub_mixin_config
+        later = {name for name in ADDED if not self._hub_mixin_config.get(name)}
+        return {"kind": kind} | {name: value for name, value in self._hub_mixin_config.items() if name not in later}
 
     @classmethod
     def build(cls, **settings: Any) -> Any:
@@ -74,6 +75,7 @@ class GeneratorNetwork(nn.Module, HubMixin):
         return build_generator(**settings)
 
 
+ADDED = ("noise_maps", "fine_width")  # written only where they are used, so that earlier versions read the rest
 MAP_SIDE = 8  # of the maps that are part of the noise
 
 

@@ -118,7 +118,7 @@ class RunState:
         save_checkpoint(self.out, state, self.cur_nimg, self.config.keep)
         manifest = self.dataset.manifest
         metadata = {
-            "generator": to_dict(self.config.generator),
+            "generator": self.model.G_ema.settings(),
             "preset": self.config.preset,
             "cur_nimg": self.cur_nimg,
             "hours": round(self.seconds / 3600, 3),
