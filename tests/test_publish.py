@@ -40,10 +40,11 @@ FILES = ["LICENSE.md", "README.md", "config.json", "model.safetensors", "people.
 def write_run(folder: Path, kind: str = "dcgan", licence: str | None = CELEBA, images: int = 14_035) -> Path:
     """A run folder with the snapshot of a small generator."""
     torch.manual_seed(0)
-    settings = to_dict(GeneratorConfig(kind=kind, resolution=32, base_width=8, max_width=16, projection=32))
+    config = GeneratorConfig(kind=kind, resolution=32, base_width=8, max_width=16, projection=32)
+    generator = build_generator(**to_dict(config))
     c = F.normalize(torch.randn(40, 512))
     metadata = {
-        "generator": settings,
+        "generator": generator.settings(),
         "preset": "tiny",
         "cur_nimg": 800,
         "hours": 0.01,
@@ -53,7 +54,6 @@ def write_run(folder: Path, kind: str = "dcgan", licence: str | None = CELEBA, i
         "licence": licence,
     }
     folder.mkdir()
-    generator = build_generator(**settings)
     save_snapshot(folder / "snapshot.safetensors", network=generator, population=fit_population(c), metadata=metadata)
     return folder
 
