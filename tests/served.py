@@ -15,14 +15,12 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from conftest import SHARED
 from vultus.images import align
 from vultus.models.snapshot import default_snapshot, load_snapshot
-from vultus.serving.app import create_app
 from vultus.serving.engine import open_engine
-from vultus.serving.server import bind
+from vultus.serving.server import Server, bind
 from vultus.serving.settings import ServerSettings
 
 FACENET = (SHARED / "weights").is_dir()
@@ -70,7 +68,7 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
         patch.setenv("VULTUS_CACHE", os.devnull)
         engine = open_engine(load_snapshot(default_snapshot()))
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, ServerSettings(**settings)), log_level="warning"))
+    server = Server(engine, ServerSettings(**settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
 
     def stop() -> None:

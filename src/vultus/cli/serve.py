@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -14,6 +15,9 @@ from vultus._files import processors
 from vultus.errors import UserError
 
 MISSING = "serving needs the extra `serve`: pip install 'vultus[serve]'"
+
+LIMITS = ("faces", "queue", "megabytes", "megapixels", "seconds")
+CONNECTION_LIMITS = ("connections", "client-connections", "header-seconds", "idle-seconds")
 
 
 def serve_command(arguments: Sequence[str]) -> int:
@@ -32,7 +36,24 @@ def serve_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--megabytes", type=float, default=16.0, help="maximal size of a photo's file")
     parser.add_argument("--megapixels", type=float, default=50.0, help="maximal number of pixels of a photo")
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="time limit for receiving a request, and for answering it"
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="time limit for receiving a body, for answering it, and for reading each 64 KiB of the answer",
+    )
+    parser.add_argument(
+        "--connections",
+        type=int | None,
+        help="maximal number of open connections; default: 1000, if the system allows",
+    )
+    parser.add_argument(
+        "--client-connections", type=int | None, help="the same of one client address; default: half of --connections"
+    )
+    parser.add_argument(
+        "--header-seconds", type=float, default=10.0, help="time limit for receiving the header of a request"
+    )
+    parser.add_argument(
+        "--idle-seconds", type=float, default=5.0, help="time after which a connection without a request is closed"
     )
     parser.add_argument(
         "--align", type=bool | None, help="detect and align the face in photos; default: if the extra is installed"
@@ -43,9 +64,10 @@ def serve_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for measurements")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
-    for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
-        if not options[name] > 0:
-            raise UserError(f"--{name} {options[name]}: must be more than 0")
+    for name in (*LIMITS, *CONNECTION_LIMITS):
+        value = options[name.replace("-", "_")]
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} {value}: must be {'a finite number' if value > 0 else 'more than 0'}")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port {options.port}: ports are 1 to 65535, or 0 for a free one")
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
@@ -57,6 +79,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // 2)))
     try:
         from vultus.serving import server
+        from vultus.serving.connections import connection_limits
         from vultus.serving.settings import ServerSettings
     except ImportError as error:
         raise UserError(f"{MISSING} ({error.name} is not installed)") from None
@@ -69,6 +92,13 @@ def serve_command(arguments: Sequence[str]) -> int:
         max_body_bytes=int(options.megabytes * 1e6),
         max_megapixels=options.megapixels,
         timeout=options.seconds,
+        connections=connection_limits(
+            options.connections,
+            options.client_connections,
+            header=options.header_seconds,
+            idle=options.idle_seconds,
+            transfer=options.seconds,
+        ),
         token=token,
     )
     with server.bind(options.host, options.port) as listener:  # before loading: a port in use is reported at once
