@@ -87,17 +87,20 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
 
 
 @contextlib.contextmanager
-def serving_process(folder: Path, *arguments: str, weights: str, **environment: str) -> Iterator[ServerProcess]:
+def serving_process(
+    folder: Path, *arguments: str, weights: str, max_files: int | None = None, **environment: str
+) -> Iterator[ServerProcess]:
     """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder.
 
-    At the end it must stop with exit code 0 at SIGTERM.
+    `max_files` is its limit of open files, soft and hard. At the end it must stop with exit code 0 at SIGTERM.
     """
     folder.mkdir()
     own_folders = {name: str(folder) for name in ("HOME", "TMPDIR", "VULTUS_CACHE", "XDG_CACHE_HOME")}
     no_network = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
+    limited = [] if max_files is None else ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh"]
     with open(folder.with_suffix(".err"), "w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
+            [*limited, sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -1,6 +1,7 @@
 """Around every route: authentication, metrics for Prometheus, and security headers."""
 
 import hmac
+import re
 import time
 from typing import Annotated, Any
 
@@ -104,6 +105,19 @@ class MetricsMiddleware:
             method = scope["method"] if scope["method"] in METHODS else OTHER
             self.metrics.requests.labels(route, method, status).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+
+
+class TargetMiddleware:
+    """ASGI middleware for requests whose target is a whole URL, which HTTP/1.1 requires servers to accept."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http" and (target := re.match(r"https?://[^/]*(?=/|$)", scope["path"], re.IGNORECASE)):
+            scope = {**scope, "path": scope["path"][target.end() :] or "/"}
+        await self.app(scope, receive, send)
 
 
 class HeadersMiddleware:

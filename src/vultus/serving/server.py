@@ -71,13 +71,14 @@ class Server(uvicorn.Server):
 def serve(engine: Engine, settings: ServerSettings, listener: socket.socket) -> None:
     """Print the URL and serve until SIGTERM or SIGINT; then finish the requests in progress and close the engine.
 
-    Runs in the main thread. A second SIGINT stops at once.
+    Runs in the main thread. A second SIGINT stops at once. Raises UserError if the generator's output is not finite.
     """
     address = listener.getsockname()
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    server = Server(engine, settings)
-    print(f"http://{host}:{address[1]}", flush=True)
     try:
+        engine.check()
+        server = Server(engine, settings)
+        print(f"http://{host}:{address[1]}", flush=True)
         _run(server, listener)
     finally:
         engine.close()

@@ -1,0 +1,431 @@
+"""`vultus serve` against clients that send nothing, too slowly or too much, or do not read, and wrong requests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from served import WEIGHTS, ServerProcess, ServerThread, needs_facenet, serving_process, serving_thread
+from vultus.cli import main as cli
+from vultus.errors import UserError
+from vultus.serving.connections import ConnectionLimits, client_key, connection_limits
+
+pytestmark = pytest.mark.xdist_group("connections")
+
+MAX_FILES = 1024
+Served = ServerProcess | ServerThread
+EMBEDDING = np.random.default_rng(0).normal(size=512)
+JSON, PNG, NPY, BINARY = "application/json", "image/png", "application/x-npy", "application/octet-stream"
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """With the default limits, in a process that may open 1024 files."""
+    folder = tmp_path_factory.mktemp("connections") / "default"
+    with serving_process(folder, "--device", "cpu", weights="", max_files=MAX_FILES) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """With short time limits, and for few connections."""
+    limits = ["--seconds", "1.5", "--header-seconds", "0.4", "--idle-seconds", "0.3", "--connections", "30"]
+    with serving_process(tmp_path_factory.mktemp("connections") / "hasty", *limits, weights=WEIGHTS) as served:
+        yield served
+
+
+def connect(
+    served: ServerProcess | ServerThread, data: bytes = b"", receive_buffer: int | None = None
+) -> socket.socket:
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    connection.sendall(data)
+    return connection
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(1 << 16):
+            received += data
+    return received
+
+
+def read_health(connection: socket.socket) -> None:
+    received = b""
+    while not received.endswith(b'{"status":"ok"}'):
+        received += connection.recv(1)
+
+
+def request(method: str, path: str, body: bytes | dict | list = b"", kind: str = "", **headers: str) -> bytes:
+    """A request after whose response the connection is closed."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = {"Host": "x", "Connection": "close", "Content-Length": str(len(data)), "Content-Type": kind} | headers
+    head = "\r\n".join([f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in lines.items() if value)])
+    return f"{head}\r\n\r\n".encode("latin1") + data
+
+
+def open_files(served: ServerProcess) -> int:
+    return len(os.listdir(f"/proc/{served.process.pid}/fd"))
+
+
+def wait_for_open_files(served: ServerProcess, at_most: int, seconds: float = 3.0) -> None:
+    deadline = time.monotonic() + seconds
+    while open_files(served) > at_most:
+        assert time.monotonic() < deadline, f"{open_files(served)} open files, expected {at_most}"
+        time.sleep(0.02)
+
+
+def seconds_of(served: ServerProcess, path: str) -> float:
+    started = time.perf_counter()
+    with served.client() as client:
+        assert client.get(path).status_code == 200
+    return time.perf_counter() - started
+
+
+# --- more connections than descriptors --------------------------------------------------------------------------------
+
+
+HALF_OPEN = {
+    "nothing": (1100, b""),
+    "half a header": (3000, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "),
+    "no body": (1100, request("POST", "/v1/faces", b"", PNG, **{"Content-Length": "9"})),
+}
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process may open 3,200 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 3200:
+        pytest.skip(f"this process may open {hard} files only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3200), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files of a process in /proc")
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize(("count", "sent"), HALF_OPEN.values(), ids=HALF_OPEN)
+def test_half_open_connections(default: ServerProcess, count: int, sent: bytes) -> None:
+    """A client gets its answers while they are held; then as many files are open as before."""
+    wait_for_open_files(default, 20, seconds=8)
+    before = open_files(default)
+    with contextlib.ExitStack() as held:
+        for _ in range(count):
+            # The server may have closed it already.
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                held.enter_context(connect(default, sent))
+        assert open_files(default) < MAX_FILES
+        times = [seconds_of(default, f"/v1/random?seed={seed}") for seed in range(8)]
+        assert max(times) < 3, times
+    wait_for_open_files(default, before)
+    assert "more than 3" in default.stderr
+    assert "(--client-connections)" in default.stderr
+    assert len(default.stderr.splitlines()) < 12, "one line in ten seconds"
+    assert "Traceback" not in default.stderr
+
+
+def test_oldest_connection_gives_way(hasty: ServerProcess) -> None:
+    """The limit of one client is half of 30: the 16th takes the place of the first, which is told why."""
+    with contextlib.ExitStack() as held:
+        first, *others = (held.enter_context(connect(hasty, b"GET /heal")) for _ in range(15))
+        assert seconds_of(hasty, "/healthz") < 3
+        head, _, body = read_to_end(first).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"Retry-After: 1" in head
+        assert json.loads(body) == {"detail": "more than 15 connections of one client (--client-connections)"}
+        others[-1].sendall(b"thz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 200 OK" in read_to_end(others[-1])
+
+
+def test_refused_while_all_are_in_work() -> None:
+    with serving_thread(weights="", connections=ConnectionLimits(2, 1)) as served:
+        generate = request("POST", "/v1/faces?num=64", EMBEDDING.astype("<f4").tobytes(), BINARY)
+        with connect(served, generate) as first:
+            time.sleep(0.1)  # until the server has read it
+            with connect(served, request("GET", "/healthz")) as second:
+                answer = read_to_end(second)
+            assert answer.startswith(b"HTTP/1.1 503 "), answer[:99]
+            assert b"Retry-After: 1" in answer
+            assert b"more than 1 connections of one client (--client-connections)" in answer
+            assert b" 200 OK" in read_to_end(first)
+
+
+def test_limits_follow_the_limit_of_open_files(capsys: pytest.CaptureFixture[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    times = {"header": 1.0, "idle": 1.0, "transfer": 1.0}
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 600), hard))
+        assert connection_limits(None, None, **times).total > 50
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 600 or hard <= 600, "raised to the hard limit"
+        with pytest.raises(UserError, match="--connections 100000000: this process can hold at most"):
+            connection_limits(10**8, None, **times)
+        assert connection_limits(9, None, **times) == ConnectionLimits(9, 4, 1.0, 1.0, 1.0)
+        assert connection_limits(9, 50, **times).per_client == 9
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for option in ("--connections", "--client-connections", "--header-seconds", "--idle-seconds"):
+        assert cli.main(["serve", option, "0"]) == 2
+        assert f"{option} 0" in capsys.readouterr().err
+
+
+def test_one_client() -> None:
+    assert client_key(("10.0.0.1", 99)) == "10.0.0.1" == client_key(("::ffff:10.0.0.1", 1, 0, 0))
+    assert client_key(("2001:db8::1", 1, 0, 0)) == client_key(("2001:db8::ffff:2", 1, 0, 0))
+    assert client_key(("fe80::1%eth0", 1, 0, 2)) != client_key(("2001:db8::1", 1, 0, 0))
+
+
+# --- time limits ------------------------------------------------------------------------------------------------------
+
+
+def drip(connection: socket.socket, data: bytes, seconds: float) -> None:
+    """Send a byte every 20 ms until the server closes the connection, or for some seconds."""
+    deadline, rest = time.monotonic() + seconds, iter(data * 1000)
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() < deadline:
+            connection.sendall(bytes([next(rest)]))
+            time.sleep(0.02)
+
+
+def test_slow_header(hasty: ServerProcess) -> None:
+    for begun in (b"", request("GET", "/healthz", Connection="keep-alive")):  # the first request and a later one
+        with connect(hasty, begun) as connection:
+            if begun:
+                read_health(connection)
+            started = time.monotonic()
+            drip(connection, b"GET /healthz HTTP/1.1\r\nX-Slow: ", 0.7)
+            answer = read_to_end(connection)
+            assert time.monotonic() - started < 2
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert json.loads(body) == {"detail": "the header of the request did not arrive within 0.4 s"}
+    assert "(--header-seconds)" in hasty.stderr
+
+
+def test_slow_body(hasty: ServerProcess) -> None:
+    with connect(hasty, request("POST", "/v1/faces", b"", JSON, **{"Content-Length": "9999"})) as connection:
+        drip(connection, b"1", 1.6)
+        answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not arrive within 1.5 s" in answer
+
+
+def test_body_that_nobody_waits_for(hasty: ServerProcess) -> None:
+    """The response is sent at once, and the rest of the request is not waited for longer than the limit."""
+    with connect(hasty, request("GET", "/healthz", Connection="", **{"Content-Length": "9999"})) as connection:
+        read_health(connection)
+        started = time.monotonic()
+        drip(connection, b"1", 3.5)
+        assert 1.4 < time.monotonic() - started < 3.4
+        assert read_to_end(connection) == b""
+
+
+@pytest.mark.parametrize("begun", [b"", request("GET", "/healthz", Connection="")], ids=["unused", "used"])
+def test_idle_connection(hasty: ServerProcess, begun: bytes) -> None:
+    with connect(hasty, begun) as connection:
+        started = time.monotonic()
+        assert read_to_end(connection).count(b"HTTP/1.1 ") == bool(begun)
+        assert 0.25 < time.monotonic() - started < 1.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files of a process in /proc")
+def test_client_that_does_not_read(hasty: ServerProcess) -> None:
+    wait_for_open_files(hasty, 20)
+    before = open_files(hasty)
+    # Six times 1.4 MB: more than the buffers of the system hold.
+    file = "/static-offline-docs/swagger-ui-bundle.js"
+    requests = request("GET", file, Connection="keep-alive") * 5 + request("GET", file)
+    with connect(hasty, requests, receive_buffer=4096):
+        deadline = time.monotonic() + 20
+        while "the response was not read within 1.5 s (--seconds)" not in hasty.stderr:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        wait_for_open_files(hasty, before)
+    with connect(hasty, requests) as reader:
+        assert len(read_to_end(reader)) > 6_000_000, "who reads gets all"
+
+
+def test_pipelined_requests(hasty: ServerProcess) -> None:
+    many = request("GET", "/healthz", Connection="keep-alive") * 300
+    with connect(hasty, many + request("GET", "/v1/random?num=0")) as connection:
+        answer = read_to_end(connection)
+    assert answer.count(b"HTTP/1.1 200 OK") == 300
+    assert answer.endswith(b'{"detail":"num: Input should be greater than or equal to 1"}')
+
+
+# --- requests that are wrong ------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(size: tuple[int, int], *chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def image(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header.encode() + bytes(99)
+
+
+def of_faces(body: bytes | dict | list, kind: str = JSON, **headers: str) -> bytes:
+    return request("POST", "/v1/faces", body, kind, **headers)
+
+
+def with_values(**values: object) -> bytes:
+    return of_faces({"embeddings": [EMBEDDING.tolist()], **values})
+
+
+def of_lines(*lines: str, body: str = "") -> bytes:
+    return ("\r\n".join([*lines, "", ""]) + body).encode("latin1")
+
+
+POST = ("POST /v1/faces HTTP/1.1", "Host: x", "Connection: close", f"Content-Type: {JSON}")
+PIXELS = chunk(b"IDAT", zlib.compress(bytes(10_000_000), 1))
+NUMBERS = "[[1e999" + ",1" * 511 + "]]"
+HOSTILE = {
+    "JSON string": (of_faces(b'"x"'), 422),
+    "JSON null": (of_faces(b"null"), 422),
+    "JSON list": (of_faces([]), 422),
+    "JSON of other types": (of_faces({"embeddings": {"a": 1}}), 422),
+    "number as string": (with_values(num="2"), 422),
+    "embedding of booleans": (of_faces({"embeddings": [[True] * 512]}), 422),
+    "embedding of NaN": (of_faces({"embeddings": [[float("nan")] * 512]}), 422),
+    "embedding of infinity": (of_faces({"embeddings": [[float("-inf")] * 512]}), 422),
+    "embedding of 1e999": (of_faces(f'{{"embeddings": {NUMBERS}}}'.encode()), 422),
+    "embedding of 5000 digits": (of_faces(b'{"embeddings": [[' + b"9" * 5000 + b"]]}"), 400),
+    "seed -1": (request("GET", "/v1/random?seed=-1"), 422),
+    "seed 2^53": (request("GET", f"/v1/random?seed={2**53}"), 422),
+    "seed 2^64": (with_values(seed=2**64), 422),
+    "seed of 5000 digits": (request("GET", "/v1/random?seed=" + "9" * 5000), 422),
+    "seed 1e300": (with_values(seed=1e300), 422),
+    "seed NaN": (with_values(seed=float("nan")), 422),
+    "noise_strength 1e30": (request("GET", "/v1/random?noise_strength=1e30"), 422),
+    "noise_strength 1e30, JSON": (with_values(noise_strength=1e30), 422),
+    "noise_strength NaN": (with_values(noise_strength=float("nan")), 422),
+    "noise_strength -1": (request("GET", "/v1/random?noise_strength=-1"), 422),
+    "num 0": (request("GET", "/v1/random?num=0"), 422),
+    "num 1e9": (with_values(num=10**9), 422),
+    "unknown parameter": (request("GET", "/v1/random?nun=1"), 422),
+    "5000 parameters": (request("GET", "/v1/random?" + "&".join(f"a{n}=1" for n in range(5000))), 422),
+    "unknown format": (request("GET", "/v1/random?format=gif"), 422),
+    "steps 1e9": (request("POST", "/v1/between", {"a": [1] * 512, "b": [1] * 512, "steps": 10**9}, JSON), 422),
+    "deep JSON": (of_faces(b"[" * 100_000), 400),
+    "deep JSON in a field": (of_faces(b'{"embeddings":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), 400),
+    "JSON not in UTF-8": (of_faces(b'{"\xff": 1}'), 400),
+    "half of JSON": (of_faces(b'{"embeddings": [[1'), 400),
+    "gzip": (of_faces(zlib.compress(b"{}"), **{"Content-Encoding": "gzip"}), 400),
+    "no type": (of_faces({}, ""), 415),
+    "odd type": (of_faces({}, "\xe9" * 5000), 415),
+    "multipart": (of_faces(b"--x\r\nContent-Disposition: form-data", "multipart/form-data"), 415),
+    "form": (of_faces(b"a=1", "application/x-www-form-urlencoded"), 415),
+    **{f"type {kind}": (of_faces(b"xx", f"image/{kind}"), 415) for kind in ("gif", "tiff", "avif", "svg+xml")},
+    ".npy of objects": (of_faces(npy("{'descr': '|O', 'fortran_order': False, 'shape': (512,)}"), NPY), 400),
+    ".npy of a huge shape": (of_faces(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1<<60,)}"), NPY), 400),
+    ".npy with a deep header": (of_faces(npy("(" * 9000), NPY), 400),
+    ".npy of wide numbers": (of_faces(npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}"), NPY), 400),
+    "binary NaN": (of_faces(np.full(512, np.nan, "<f4").tobytes(), BINARY), 422),
+    "binary of 511 numbers": (of_faces(bytes(511 * 4), BINARY), 422),
+    "path traversal": (request("GET", "/../../etc/passwd"), 404),
+    "path traversal, escaped": (request("GET", "/static-offline-docs/%2e%2e%2f%2e%2e%2fetc/passwd"), 404),
+    "path with NUL": (request("GET", "/static-offline-docs/a%00b"), 404),
+    "path of bad escapes": (request("GET", "/%zz%ff%"), 404),
+    "path of 60,000 characters": (request("GET", "/" + "a" * 60_000), 404),
+    **{f"method {name}": (request(name, "/v1/faces"), 405) for name in ("PUT", "DELETE", "OPTIONS", "TRACE", "FOO")},
+    "CONNECT": (request("CONNECT", "other:443"), 404),
+    "URL as target": (request("GET", "http://other/v1/random?num=0"), 422),
+    "FTP URL as target": (request("GET", "ftp://other/healthz"), 404),
+    "HTTP/0.9": (b"GET /healthz\r\n\r\n", 400),
+    "no host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (of_lines("GET /healthz HTTP/1.1", "Host: a", "Host: b"), 400),
+    "TLS": (b"\x16\x03\x01\x02\0" + bytes(99), 400),
+    "NUL in a header": (of_lines("GET / HTTP/1.1", "Host: x", "A: \0"), 400),
+    "header of 5 MB": (request("GET", "/healthz", A="a" * 5_000_000), 431),
+    "20,000 headers": (of_lines("GET / HTTP/1.1", "Host: x", *(f"A{n}: 1" for n in range(20_000))), 431),
+    "two lengths": (of_lines(*POST, "Content-Length: 2", "Content-Length: 3", body="{}a"), 400),
+    "negative length": (of_lines(*POST, "Content-Length: -1"), 400),
+    "huge length": (of_lines(*POST, f"Content-Length: {'9' * 19}", body="{}"), 413),
+    "length of 5000 digits": (of_lines(*POST, f"Content-Length: {'9' * 5000}", body="{}"), 400),
+    "length too short": (of_lines(*POST, "Content-Length: 1", body="{}"), 400),
+    "length too long": (of_lines(*POST, "Content-Length: 99", body="{}"), 408),
+    "chunk of another length": (of_lines(*POST, "Transfer-Encoding: chunked", "", "5", "{}", "0"), 400),
+    "chunk of no length": (of_lines(*POST, "Transfer-Encoding: chunked", body="zz\r\n{}\r\n0\r\n\r\n"), 400),
+    "chunk of a huge length": (of_lines(*POST, "Transfer-Encoding: chunked", body="ffffffffffff\r\n{}"), 408),
+    "unknown encoding": (of_lines(*POST, "Transfer-Encoding: gzip", body="xx"), 400),
+}
+PHOTOS = {
+    "no bytes": (b"", 422),
+    "noise": (bytes(range(256)) * 20, 422),
+    "half of a PNG": (image("PNG")[:90], 422),
+    "half of a JPEG": (image("JPEG")[:500], 422),
+    "GIF": (image("GIF"), 422),
+    "TIFF": (image("TIFF"), 422),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422),
+    "3,600 megapixels": (png((60_000, 60_000), PIXELS), 413),
+    "text of 100 MB": (png((64, 64), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000), 1)), PIXELS), 422),
+    "1 pixel": (png((1, 1), PIXELS), 422),
+}
+
+
+def check_answer(answer: bytes, status: int) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()), answer[:300]
+    detail = json.loads(body[: int(head.lower().partition(b"content-length: ")[2].split()[0])])["detail"]
+    assert detail
+    assert "\n" not in detail
+    assert len(detail) < 300, "what was sent is not repeated"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_wrong_request(hasty: ServerProcess, name: str) -> None:
+    """The status, and one line of JSON; the server goes on."""
+    data, status = HOSTILE[name]
+    with connect(hasty) as connection:
+        with contextlib.suppress(ConnectionError):  # the server may answer and close before all is sent
+            connection.sendall(data)
+        answer = read_to_end(connection)
+    check_answer(answer, status)
+    assert "Traceback" not in hasty.stderr
+    assert "Warning" not in hasty.stderr
+
+
+@needs_facenet
+@pytest.mark.parametrize("name", PHOTOS)
+def test_wrong_photo(hasty: ServerProcess, name: str) -> None:
+    data, status = PHOTOS[name]
+    with connect(hasty, of_faces(data, PNG)) as connection:
+        check_answer(read_to_end(connection), status)
+
+
+@pytest.mark.parametrize("name", ["GET", "HEAD"])
+@pytest.mark.parametrize("target", ["/healthz", "http://other/healthz", "/", "HTTP://other"])
+def test_unusual_but_valid_request(hasty: ServerProcess, name: str, target: str) -> None:
+    with connect(hasty, request(name, target)) as connection:
+        head, _, body = read_to_end(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert bool(body) == (name == "GET")
