@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
+from vultus.serving.batching import NotFinite
 from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, Api
@@ -38,7 +39,8 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
             try:
                 await asyncio.to_thread(engine.warm_up)
             except Exception as error:
-                failure.append(f"the generator failed ({type(error).__name__}); see the log of the server")
+                known = isinstance(error, NotFinite)
+                failure.append(str(error) if known else f"the warm-up failed ({type(error).__name__}); see the log")
                 logging.getLogger(__name__).exception("warm-up failed; the server is not ready")
             else:
                 ready.set()
