@@ -19,7 +19,7 @@ import pytest
 from conftest import SHARED
 from vultus.images import align
 from vultus.models.snapshot import default_snapshot, load_snapshot
-from vultus.serving.engine import open_engine
+from vultus.serving.engine import Engine, open_engine
 from vultus.serving.server import Server, bind
 from vultus.serving.settings import ServerSettings
 
@@ -31,9 +31,10 @@ needs_dlib = pytest.mark.skipif(not align.available(), reason="the extra `align`
 
 @dataclass
 class ServerThread:
-    """A server in a thread: its address, and how to stop it."""
+    """A server in a thread: its address, its engine, and how to stop it."""
 
     url: str
+    engine: Engine = field(repr=False)
     stop: Callable[[], None] = field(repr=False)
 
     def client(self, **options: Any) -> httpx2.Client:
@@ -76,7 +77,7 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
         thread.join()
 
     thread.start()
-    served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", stop)
+    served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, stop)
     try:
         wait_until_ready(served.client)
         yield served

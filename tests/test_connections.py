@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from served import WEIGHTS, ServerProcess, ServerThread, needs_facenet, serving_process, serving_thread
@@ -86,7 +88,7 @@ def open_files(served: ServerProcess) -> int:
     return len(os.listdir(f"/proc/{served.process.pid}/fd"))
 
 
-def wait_for_open_files(served: ServerProcess, at_most: int, seconds: float = 3.0) -> None:
+def wait_for_open_files(served: ServerProcess, at_most: int, seconds: float = 8.0) -> None:
     deadline = time.monotonic() + seconds
     while open_files(served) > at_most:
         assert time.monotonic() < deadline, f"{open_files(served)} open files, expected {at_most}"
@@ -126,7 +128,7 @@ def many_files() -> Iterator[None]:
 @pytest.mark.parametrize(("count", "sent"), HALF_OPEN.values(), ids=HALF_OPEN)
 def test_half_open_connections(default: ServerProcess, count: int, sent: bytes) -> None:
     """A client gets its answers while they are held; then as many files are open as before."""
-    wait_for_open_files(default, 20, seconds=8)
+    wait_for_open_files(default, 20)
     before = open_files(default)
     with contextlib.ExitStack() as held:
         for _ in range(count):
@@ -135,7 +137,7 @@ def test_half_open_connections(default: ServerProcess, count: int, sent: bytes) 
                 held.enter_context(connect(default, sent))
         assert open_files(default) < MAX_FILES
         times = [seconds_of(default, f"/v1/random?seed={seed}") for seed in range(8)]
-        assert max(times) < 3, times
+        assert max(times) < 5, times
     wait_for_open_files(default, before)
     assert "more than 3" in default.stderr
     assert "(--client-connections)" in default.stderr
@@ -158,14 +160,22 @@ def test_oldest_connection_gives_way(hasty: ServerProcess) -> None:
 
 def test_refused_while_all_are_in_work() -> None:
     with serving_thread(weights="", connections=ConnectionLimits(2, 1)) as served:
-        generate = request("POST", "/v1/faces?num=64", EMBEDDING.astype("<f4").tobytes(), BINARY)
-        with connect(served, generate) as first:
-            time.sleep(0.1)  # until the server has read it
+        working, finish = threading.Event(), threading.Event()
+
+        def wait(images: torch.Tensor) -> torch.Tensor:
+            working.set()
+            assert finish.wait(20)
+            return images
+
+        served.engine.batcher.postprocess = wait
+        with connect(served, request("GET", "/v1/random")) as first:
+            assert working.wait(20)
             with connect(served, request("GET", "/healthz")) as second:
                 answer = read_to_end(second)
             assert answer.startswith(b"HTTP/1.1 503 "), answer[:99]
             assert b"Retry-After: 1" in answer
             assert b"more than 1 connections of one client (--client-connections)" in answer
+            finish.set()
             assert b" 200 OK" in read_to_end(first)
 
 
@@ -213,7 +223,7 @@ def test_slow_header(hasty: ServerProcess) -> None:
             started = time.monotonic()
             drip(connection, b"GET /healthz HTTP/1.1\r\nX-Slow: ", 0.7)
             answer = read_to_end(connection)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 4
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert json.loads(body) == {"detail": "the header of the request did not arrive within 0.4 s"}
@@ -243,7 +253,7 @@ def test_idle_connection(hasty: ServerProcess, begun: bytes) -> None:
     with connect(hasty, begun) as connection:
         started = time.monotonic()
         assert read_to_end(connection).count(b"HTTP/1.1 ") == bool(begun)
-        assert 0.25 < time.monotonic() - started < 1.5
+        assert 0.25 < time.monotonic() - started < 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files of a process in /proc")
