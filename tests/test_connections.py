@@ -386,6 +386,10 @@ HOSTILE = {
     "chunk of another length": (of_lines(*POST, "Transfer-Encoding: chunked", "", "5", "{}", "0"), 400),
     "chunk of no length": (of_lines(*POST, "Transfer-Encoding: chunked", body="zz\r\n{}\r\n0\r\n\r\n"), 400),
     "chunk of a huge length": (of_lines(*POST, "Transfer-Encoding: chunked", body="ffffffffffff\r\n{}"), 408),
+    "a length and chunks": (
+        of_lines(*POST, "Content-Length: 2", "Transfer-Encoding: chunked", "", "2", "{}", "0"),
+        400,
+    ),
     "unknown encoding": (of_lines(*POST, "Transfer-Encoding: gzip", body="xx"), 400),
 }
 PHOTOS = {

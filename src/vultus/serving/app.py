@@ -22,7 +22,7 @@ from vultus.serving.batching import NotFinite
 from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, Api
-from vultus.serving.middleware import HeadersMiddleware, MetricsMiddleware, ServerMetrics, TargetMiddleware, bearer
+from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.schemas import Embedding, Faces, Model, request_models
 from vultus.serving.settings import ServerSettings
 
@@ -62,7 +62,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     metrics = ServerMetrics(api.limiter)
     engine.batcher.observe = metrics.observe_call
     app.add_middleware(HeadersMiddleware)
-    app.add_middleware(TargetMiddleware)
+    app.add_middleware(MessageMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     add_error_handlers(app)
 
