@@ -182,7 +182,7 @@ class Connections:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is None:
             limits = self.limits
-            interval = min(0.5, min(limits.header, limits.idle, limits.transfer) / 4)
+            interval = max(0.05, min(2.0, limits.header, limits.idle, limits.transfer) / 4)
             self._timer = loop.call_later(interval, self._check, loop)
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
