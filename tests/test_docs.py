@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import pytest
 
 from conftest import FACENET, NO_SHARED, SHARED
 from vultus.cli import main as cli
+from vultus.cli.options import ArgumentParser
 
 pytestmark = pytest.mark.docs
 
@@ -421,13 +421,13 @@ def test_options_are_understood(command: Command, tmp_path: Path, monkeypatch: p
     """As they stand on the page, also of commands that are not run."""
     monkeypatch.chdir(tmp_path)
     Path("settings.yaml").write_text(settings())
-    real = jsonargparse.ArgumentParser.parse_args
+    real = ArgumentParser.parse_args
 
     def parse(parser: Any, arguments: Any) -> None:
         real(parser, arguments)
         raise Parsed
 
-    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
     if {"--help", "--version"} & set(command.words):
         assert exit_code(lambda: cli.main(command.words[1:])) == 0
     else:

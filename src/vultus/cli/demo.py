@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
 from vultus._files import atomic_path, folder_lock, make_folder
+from vultus._ranges import Seconds, Seed, checks_arguments
+from vultus.cli.options import ArgumentParser
 
 if TYPE_CHECKING:
     from vultus.models.snapshot import Snapshot
@@ -28,14 +28,15 @@ def demo_command(arguments: Sequence[str]) -> int:
         prog="vultus demo", exit_on_error=False, description="Generate faces and train a small network."
     )
     parser.add_argument("--out", type=str, default="vultus-demo", help="folder to write")
-    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the training")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random identities")
+    parser.add_argument("--seconds", type=Seconds, default=60.0, help="duration of the training")
+    parser.add_argument("--seed", type=Seed, default=0, help="of noise and random identities")
     options = parser.parse_args(list(arguments))
     demo(options.out, seconds=options.seconds, seed=options.seed)
     return 0
 
 
-def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]:
+@checks_arguments
+def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Path]:
     """Write faces.png, then train a small network for `seconds` on faces that the embedded snapshot generates.
 
     Returns the images written: faces.png (rows of faces of a few random identities, and an interpolation), training.png
