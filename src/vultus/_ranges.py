@@ -64,7 +64,7 @@ def _short(number: float) -> str:
 
 MAX_SEED = 2**64 - 1  # the noise has a key of 64 bits
 Seed = Annotated[int, Range(0, MAX_SEED)]
-Count = Annotated[int, Range(1, 1_000_000)]  # faces, photos, images of a batch
+Count = Annotated[int, Range(1, 1e9)]  # faces, photos, images of a batch
 Images = Annotated[int, Range(1, 1e12)]  # images seen by a training, and intervals of them
 ImagesOrNone = Annotated[int, Range(0, 1e12)]  # the same where 0 switches something off
 Limit = Annotated[int, Range(2, 1e12)]  # photos of an evaluation, which compares people
@@ -78,6 +78,7 @@ Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 Weight = Annotated[float, Range(0, 1e6)]
 SIDES = Range(32, 1024, power_of_two=True)
+CropSide = Annotated[int, Range(16, 1024)]  # of the photos in a prepared data set
 Side = Annotated[int, SIDES]  # of the images of the networks, in pixels
 
 
@@ -105,28 +106,29 @@ def allowed(hint: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
 
 
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` if it is of the type `hint` and in its range (a whole number is also a float).
-
-    Raises UserError "<name> must be ..., not ..." for any other value.
-    """
+def is_allowed(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint` and in its range. A whole number is also a float; True is no number."""
     kind, numbers, optional = parts(hint)
-    if value is None and optional:
-        return value
+    if value is None:
+        return optional
     if get_origin(kind) is Literal:
-        right = isinstance(value, str) and value in get_args(kind)
-    elif kind in (int, float):
+        return isinstance(value, str) and value in get_args(kind)
+    if kind in (int, float):
         right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        right = right and math.isfinite(value) if numbers is None else right and value in numbers
-    else:
-        right = isinstance(value, kind)
-    if not right:
+        return right and (math.isfinite(value) if numbers is None else value in numbers)
+    return isinstance(value, kind)
+
+
+def checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` if it is allowed. Raises UserError "<name> must be ..., not ..." if not."""
+    if not is_allowed(value, hint):
         raise refusal(value, hint, name)
-    return kind(value) if kind in (int, float) else value  # of numpy's numbers, and whole numbers as float
+    kind = parts(hint)[0]
+    return kind(value) if kind in (int, float) and value is not None else value  # of numpy's and whole numbers
 
 
 def from_text(text: str, hint: Any, name: str) -> Any:
-    """The value that `text` stands for, as an option of a command has it, checked. Raises UserError as checked()."""
+    """The value that `text` stands for, as an option of a command has it. Raises UserError as checked()."""
     kind, _, optional = parts(hint)
     if optional and text == "null":
         return None
@@ -134,7 +136,9 @@ def from_text(text: str, hint: Any, name: str) -> Any:
         value = WORDS[text.lower()] if kind is bool else kind(text) if kind in (int, float) else text
     except (ValueError, KeyError):
         raise refusal(text, hint, name) from None
-    return checked(value, hint, name)
+    if not is_allowed(value, hint):
+        raise refusal(text, hint, name)
+    return value
 
 
 def refusal(value: Any, hint: Any, name: str) -> UserError:

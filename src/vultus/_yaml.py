@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from vultus._files import read_text
+from vultus._files import read_bytes
 from vultus.errors import UserError, in_one_line
 
 MAX_BYTES = 1 << 18
@@ -29,7 +29,13 @@ _Loader.add_implicit_resolver(
 
 def read_yaml(path: str | Path) -> Any:
     """The value in a YAML file, None for an empty one. Raises UserError as parse_yaml(), and if it cannot be read."""
-    return parse_yaml(read_text(path, limit=MAX_BYTES), str(path))
+    try:
+        text = read_bytes(path, limit=MAX_BYTES).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: not a text file in UTF-8; settings are YAML, as `vultus train --print_config` prints"
+        ) from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:

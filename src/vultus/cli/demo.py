@@ -68,9 +68,10 @@ def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Pa
         assert validation is not None  # the data set has a test split
         start = time.monotonic()
         print(f"training a small network on {IDENTITIES} generated identities for {seconds:g} s", file=sys.stderr)
-        budget = Budget(hours=_hours_so_far(run) + seconds / 3600)
+        before = _hours_so_far(run)
+        budget = Budget(hours=(before or 0.0) + seconds / 3600)
         evaluators = [("unseen", validation, config.sample_every_nimg)]
-        train(config, data=data, out=run, budget=budget, evaluators=evaluators)
+        train(config, data=data, out=run, budget=budget, evaluators=evaluators, fresh=before is None)
         images.append(out / "training.png")
         samples = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
         larger = samples.resize((samples.width * 3, samples.height * 3), Image.Resampling.NEAREST)
@@ -89,13 +90,13 @@ def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Pa
     return images
 
 
-def _hours_so_far(run: Path) -> float:
-    """Hours of training by earlier demos in the same folder, so that every demo trains for its full time."""
-    from vultus.models.snapshot import load_snapshot
+def _hours_so_far(run: Path) -> float | None:
+    """Hours of training by earlier demos in the same folder, so that every demo trains for its full time; None if there
+    is no checkpoint from which that training could go on."""
+    from vultus.training.checkpoint import load_checkpoint
 
-    if not (run / "snapshot.safetensors").is_file():
-        return 0.0
-    return float(load_snapshot(run).metadata["hours"])
+    checkpoint = load_checkpoint(run)
+    return None if checkpoint is None else float(checkpoint[0]["seconds"]) / 3600
 
 
 def write_generated_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:

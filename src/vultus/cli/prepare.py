@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from vultus._ranges import Images, Range, ShareBelowOne
+from vultus._ranges import CropSide, Images, ShareBelowOne
 from vultus.cli.options import ArgumentParser
 
 
@@ -17,7 +17,10 @@ def prepare_command(arguments: Sequence[str]) -> int:
     parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
     parser.add_argument("--out", type=str, required=True, help="folder to write; an interrupted run is resumed")
     parser.add_argument(
-        "--resolution", type=Annotated[int, Range(16, 1024)], default=128, help="side of the stored crops in pixels"
+        "--resolution",
+        type=CropSide,
+        default=128,
+        help="side of the stored crops in pixels; `train` needs 32, 64, 128, 256, 512 or 1024",
     )
     parser.add_argument("--split", type=str | None, help="read only this split of the source")
     parser.add_argument(

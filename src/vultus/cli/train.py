@@ -181,7 +181,7 @@ class _Section(argparse.Action):
 def _entries(values: Any, source: str, prefix: str = "") -> Given:
     """The settings in a value that was read from YAML, nested or with dotted keys, checked."""
     if not isinstance(values, Mapping):
-        found = "nothing" if values is None else type(values).__name__
+        found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), "a number")
         raise UserError(f"{source}settings as `key: value` are needed, but there is {found}")
     types = _all_settings() | {key: hint for key, (hint, _) in OPTIONS.items()}
     given: Given = []

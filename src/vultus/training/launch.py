@@ -140,12 +140,12 @@ def run(
     What can be refused is refused before anything is loaded or written. `dry_run` ends there, and prints the plan.
     """
     out = Path(out)
-    check_config(config)
     check_trackers(track)
     device = resolve_device(device)
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
     photos = dataset.with_split("train", max_images=config.loader.max_images, seed=config.seed)
     check_data(config, photos)
+    check_config(config)
     check_place(out)
     begun = None if fresh else check_folder(out, config, photos)
     if dry_run:

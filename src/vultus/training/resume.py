@@ -111,19 +111,17 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
     Raises UserError if the run there is another one, or if a part is missing without which it cannot be continued.
     """
     path, snapshot = out / "config.json", out / SNAPSHOT
-    fresh = "--fresh moves that run aside and starts over, or choose another --out"
+    aside = "move that run aside with --fresh, or choose another --out"
     checkpoints = sorted(out.glob(PATTERN))
     if not checkpoints and snapshot.exists():
-        raise UserError(f"{snapshot}: a snapshot is here, but no checkpoint from which its run could go on; {fresh}")
+        raise UserError(f"{snapshot}: a snapshot is here, but no checkpoint from which its run could go on; {aside}")
     if not path.is_file():
         parts = [*checkpoints, *(file for file in (out / "stats.jsonl", out / "run.json") if file.exists())]
         if parts:
-            raise UserError(f"{path} is missing beside {parts[0].name}; restore it; or {fresh}")
+            raise UserError(f"{path} is missing beside {parts[0].name}; restore it, {aside}")
         return None
     if not checkpoints and (nimg := _saved(out)):
-        raise UserError(
-            f"{out}: the checkpoint of {nimg} images that was saved here is missing; restore it; or {fresh}"
-        )
+        raise UserError(f"{out}: the checkpoint of {nimg} images that was saved here is missing; restore it, {aside}")
     record = read_run_config(path)
     before = to_dict(train_config(record["config"], str(path)))  # with the defaults of settings added since
     now = to_dict(config)
@@ -131,9 +129,9 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
     if changed:
         shown = [f"{key} was {_at(before, key)}, now {_at(now, key)}" for key in changed[:SHOWN]]
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-        raise UserError(f"{out} was begun with other settings ({'; '.join(shown + more)}); use those, or {fresh}")
+        raise UserError(f"{out} was begun with other settings ({'; '.join(shown + more)}); use those, {aside}")
     if record["data"].get("content_sha256") != dataset.manifest["content_sha256"]:
-        raise UserError(f"{out} was begun on other data than {dataset.folder}; {fresh}")
+        raise UserError(f"{out} was begun on other data than {dataset.folder}; {aside}")
     return Begun(before, record["data"])
 
 
