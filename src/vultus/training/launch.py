@@ -21,7 +21,7 @@ from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, fastest_dtyp
 from vultus.models.generators import GeneratorNetwork
 from vultus.presets import fitted, get_preset
 from vultus.training.checkpoint import load_checkpoint
-from vultus.training.resume import SNAPSHOT, check_data, check_folder, check_place, check_side
+from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
 from vultus.training.trainer import Budget, default_budget
 from vultus.training.trainer import train as run_training
@@ -174,12 +174,11 @@ def run(
 
 def _action(out: Path, budget: Budget, *, fresh: bool) -> str:
     """What a training in the run folder `out` would do."""
-    checkpoint = load_checkpoint(out)
+    old = aside(out) if fresh else None
+    checkpoint = None if fresh else load_checkpoint(out)
     if checkpoint is None:
-        return "start at image 0"
+        return (f"move the run that is there into {old}, then " if old else "") + "start at image 0"
     state, path = checkpoint
-    if fresh:
-        return f"move the run of {state['cur_nimg']} images aside, then start at image 0"
     if budget.used(state["cur_nimg"], state["seconds"]) >= 1:
         return f"do nothing: the budget is used up ({state['cur_nimg']} images)"
     return f"resume at image {state['cur_nimg']}, from {path.name}"

@@ -111,17 +111,17 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
     Raises UserError if the run there is another one, or if a part is missing without which it cannot be continued.
     """
     path, snapshot = out / "config.json", out / SNAPSHOT
-    aside = "move that run aside with --fresh, or choose another --out"
+    remedy = "move that run aside with --fresh, or choose another --out"
     checkpoints = sorted(out.glob(PATTERN))
     if not checkpoints and snapshot.exists():
-        raise UserError(f"{snapshot}: a snapshot is here, but no checkpoint from which its run could go on; {aside}")
+        raise UserError(f"{snapshot}: a snapshot is here, but no checkpoint from which its run could go on; {remedy}")
     if not path.is_file():
         parts = [*checkpoints, *(file for file in (out / "stats.jsonl", out / "run.json") if file.exists())]
         if parts:
-            raise UserError(f"{path} is missing beside {parts[0].name}; restore it, {aside}")
+            raise UserError(f"{path} is missing beside {parts[0].name}; restore it, {remedy}")
         return None
     if not checkpoints and (nimg := _saved(out)):
-        raise UserError(f"{out}: the checkpoint of {nimg} images that was saved here is missing; restore it, {aside}")
+        raise UserError(f"{out}: the checkpoint of {nimg} images that was saved here is missing; restore it, {remedy}")
     record = read_run_config(path)
     before = to_dict(train_config(record["config"], str(path)))  # with the defaults of settings added since
     now = to_dict(config)
@@ -129,9 +129,9 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
     if changed:
         shown = [f"{key} was {_at(before, key)}, now {_at(now, key)}" for key in changed[:SHOWN]]
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-        raise UserError(f"{out} was begun with other settings ({'; '.join(shown + more)}); use those, {aside}")
+        raise UserError(f"{out} was begun with other settings ({'; '.join(shown + more)}); use those, {remedy}")
     if record["data"].get("content_sha256") != dataset.manifest["content_sha256"]:
-        raise UserError(f"{out} was begun on other data than {dataset.folder}; {aside}")
+        raise UserError(f"{out} was begun on other data than {dataset.folder}; {remedy}")
     return Begun(before, record["data"])
 
 
@@ -151,19 +151,25 @@ def _at(values: dict[str, Any], key: str) -> Any:
     return values
 
 
-def move_aside(out: Path) -> Path | None:
-    """Move the files of the run in `out` into a new sub-folder `old-N`, which is returned; None if there are none.
-
-    The sub-folder is on the same disk, so that nothing is copied; each file is moved by one rename.
-    """
+def aside(out: Path) -> Path | None:
+    """The sub-folder `old-N` that move_aside() would make; None if `out` holds no run."""
     if not any(next(out.glob(pattern), None) for pattern in (PATTERN, SNAPSHOT, "config.json", "stats.jsonl")):
         return None
-    files = [path for pattern in OF_A_RUN for path in sorted(out.glob(pattern))]
     number = 1
     while (out / f"old-{number}").exists():
         number += 1
-    folder = out / f"old-{number}"
-    folder.mkdir()
-    for path in files:
-        path.rename(folder / path.name)
+    return out / f"old-{number}"
+
+
+def move_aside(out: Path) -> Path | None:
+    """Move the files of the run in `out` into a new sub-folder, which is returned; None if there is no run.
+
+    The sub-folder is on the same disk, so that nothing is copied; each file is moved by one rename.
+    """
+    folder = aside(out)
+    if folder is not None:
+        files = [path for pattern in OF_A_RUN for path in sorted(out.glob(pattern))]
+        folder.mkdir()
+        for path in files:
+            path.rename(folder / path.name)
     return folder
