@@ -59,7 +59,7 @@ class Range:
 
 
 def _short(number: float) -> str:
-    return f"{number:.0e}".replace("e+", "e") if number >= 1e9 else f"{number:.0f}"
+    return f"{number:.0e}".replace("e+0", "e").replace("e+", "e") if number >= 1e9 else f"{number:.0f}"
 
 
 MAX_SEED = 2**64 - 1  # the noise has a key of 64 bits
@@ -76,7 +76,7 @@ Seconds = Annotated[float, Range(0, 1e6, above=True)]
 Epochs = Annotated[float, Range(0, 1e6, above=True)]
 Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
-Weight = Annotated[float, Range(0, 1e6)]
+Weight = Annotated[float, Range(0, 1e9)]
 SIDES = Range(32, 1024, power_of_two=True)
 CropSide = Annotated[int, Range(16, 1024)]  # of the photos in a prepared data set
 Side = Annotated[int, SIDES]  # of the images of the networks, in pixels
