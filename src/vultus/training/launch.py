@@ -17,7 +17,7 @@ from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, check_config, merged, train_config, with_method
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, fastest_dtype, load_facenet
+from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, FaceNet, fastest_dtype, load_facenet
 from vultus.models.generators import GeneratorNetwork
 from vultus.presets import fitted, get_preset
 from vultus.training.checkpoint import load_checkpoint
@@ -144,7 +144,7 @@ def run(
     device = resolve_device(device)
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
     photos = dataset.with_split("train", max_images=config.loader.max_images, seed=config.seed)
-    check_data(config, photos)
+    check_data(config, photos, FaceNet if config.loss.needs_encoder() else None)
     check_config(config)
     check_place(out)
     begun = None if fresh else check_folder(out, config, photos)
