@@ -62,8 +62,8 @@ def check_side(dataset: PreparedDataset) -> None:
 
 
 def check_data(config: TrainConfig, dataset: PreparedDataset, encoder: Encoder | type[Encoder] | None = None) -> None:
-    """Raise UserError if the networks of `config` or the encoder (or its class) do not fit the training photos, or these
-    are too few."""
+    """Raise UserError if the networks of `config` or the encoder (or its class) do not fit the photos, or these are too
+    few."""
     check_side(dataset)
     if dataset.resolution != config.generator.resolution:
         raise UserError(
