@@ -180,7 +180,7 @@ def test_limits_follow_the_limit_of_open_files(capsys: pytest.CaptureFixture[str
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for option in ("--connections", "--client-connections", "--header-seconds", "--idle-seconds"):
         assert cli.main(["serve", option, "0"]) == 2
-        assert f"{option} 0" in capsys.readouterr().err
+        assert f"error: {option} must be a" in capsys.readouterr().err
 
 
 def test_one_client() -> None:
