@@ -15,14 +15,12 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from conftest import SHARED
 from vultus.images import align
 from vultus.models.snapshot import default_snapshot, load_snapshot
-from vultus.serving.app import create_app
-from vultus.serving.engine import open_engine
-from vultus.serving.server import bind
+from vultus.serving.engine import Engine, open_engine
+from vultus.serving.server import Server, bind
 from vultus.serving.settings import ServerSettings
 
 FACENET = (SHARED / "weights").is_dir()
@@ -33,9 +31,10 @@ needs_dlib = pytest.mark.skipif(not align.available(), reason="the extra `align`
 
 @dataclass
 class ServerThread:
-    """A server in a thread: its address, and how to stop it."""
+    """A server in a thread: its address, its engine, and how to stop it."""
 
     url: str
+    engine: Engine = field(repr=False)
     stop: Callable[[], None] = field(repr=False)
 
     def client(self, **options: Any) -> httpx2.Client:
@@ -70,7 +69,7 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
         patch.setenv("VULTUS_CACHE", os.devnull)
         engine = open_engine(load_snapshot(default_snapshot()))
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, ServerSettings(**settings)), log_level="warning"))
+    server = Server(engine, ServerSettings(**settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
 
     def stop() -> None:
@@ -78,7 +77,7 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
         thread.join()
 
     thread.start()
-    served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", stop)
+    served = ServerThread(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, stop)
     try:
         wait_until_ready(served.client)
         yield served
@@ -89,17 +88,20 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
 
 
 @contextlib.contextmanager
-def serving_process(folder: Path, *arguments: str, weights: str, **environment: str) -> Iterator[ServerProcess]:
+def serving_process(
+    folder: Path, *arguments: str, weights: str, max_files: int | None = None, **environment: str
+) -> Iterator[ServerProcess]:
     """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder.
 
-    At the end it must stop with exit code 0 at SIGTERM.
+    `max_files` is its limit of open files, soft and hard. At the end it must stop with exit code 0 at SIGTERM.
     """
     folder.mkdir()
     own_folders = {name: str(folder) for name in ("HOME", "TMPDIR", "VULTUS_CACHE", "XDG_CACHE_HOME")}
     no_network = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
+    limited = [] if max_files is None else ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh"]
     with open(folder.with_suffix(".err"), "w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
+            [*limited, sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

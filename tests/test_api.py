@@ -11,8 +11,10 @@ import logging
 import re
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -29,10 +31,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 from torch import Tensor
 
+from tiny_exports import write_snapshot
 from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
+from vultus.cli.main import main
+from vultus.errors import UserError
 from vultus.images.io import to_images
 from vultus.images.xmp import read_metadata
-from vultus.models.snapshot import Snapshot
+from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.latents import noise, sample_identities, slerp
 from vultus.sampling.population import fit_population
 from vultus.serving.app import create_app
@@ -72,6 +77,15 @@ class BrokenGenerator(TinyGenerator):
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         raise RuntimeError("CUDA error: device lost")
+
+
+class NanGenerator(TinyGenerator):
+    """Returns a number that is not finite in each image."""
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        x = super().forward(z, c).clone()
+        x[:, 0, 0, 0] = float("nan")
+        return x
 
 
 def engine(generator: TinyGenerator | None = None, **options: Any) -> Engine:
@@ -452,6 +466,35 @@ def test_internal_error_reveals_no_embedding(caplog: pytest.LogCaptureFixture) -
         assert client.get("/readyz").status_code == 503
     assert "0.1234" not in caplog.text
     assert "0.25" not in caplog.text, "the normalised embedding"
+
+
+def test_output_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No image of it is sent, the server is not healthy, and the command does not start with it."""
+    one = engine(NanGenerator())
+    with pytest.raises(UserError, match="not finite"):
+        one.check()
+    with TestClient(create_app(one), raise_server_exceptions=False) as client:
+        response = client.post("/v1/faces", json={"embeddings": [[0.5] * DIM]})
+        check_problem(response, 500, "not finite")
+        while client.get("/healthz").status_code == 200:
+            time.sleep(0.01)
+        check_problem(client.get("/healthz"), 503, "not finite")
+        check_problem(client.get("/readyz"), 503, "not finite")
+    one.close()
+
+    # The weights are finite, and so is whatever is checked when the file is read; the sums are not.
+    snapshot = load_snapshot(write_snapshot(tmp_path / "overflow.safetensors", "dcgan"))
+    for parameter in snapshot.network.parameters():
+        parameter.data.sign_().mul_(3e38)
+    path = tmp_path / "overflow.safetensors"
+    save_snapshot(path, network=snapshot.network, population=snapshot.population, metadata=snapshot.metadata)
+    assert main(["serve", str(path), "--port", "0"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    line = output.err.splitlines()[-1]
+    assert line.startswith("vultus: error: ")
+    assert "overflow.safetensors" in line
+    assert "not finite" in line
 
 
 def test_errors_leave_no_load_behind(client: TestClient) -> None:

@@ -93,7 +93,7 @@ def test_no_augmentation_at_the_end_of_a_run() -> None:
 
 
 def test_values_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"loss\.augment_until is -0\.1"):
+    with pytest.raises(UserError, match=r"loss\.augment_until must be a number from 0 to 1, not -0\.1"):
         check_config(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment_until=-0.1)))
-    with pytest.raises(UserError, match=r"loss\.augment is 1\.2"):
+    with pytest.raises(UserError, match=r"loss\.augment must be a number from 0 to 1, not 1\.2"):
         check_config(replace(WITHOUT_FACENET, loss=replace(WITHOUT_FACENET.loss, augment=1.2)))

@@ -49,7 +49,7 @@ def test_usage_needs_neither_torch_nor_the_modules_of_the_commands() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
     assert "vultus.cli.main" in loaded
-    assert not loaded & {"torch", "numpy", "datasets", "jsonargparse", *(f"vultus.cli.{name}" for name in COMMANDS)}
+    assert not loaded & {"torch", "numpy", "datasets", *(f"vultus.cli.{name}" for name in COMMANDS)}
 
 
 def test_the_program_returns_the_exit_code() -> None:

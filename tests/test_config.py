@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vultus._files import write_json
+from vultus._run_config import read_run_config
 from vultus.config import (
     CVAEGANConfig,
     GANConfig,
@@ -14,7 +15,6 @@ from vultus.config import (
     differences,
     from_dict,
     merged,
-    read_run_config,
     to_dict,
     train_config,
     with_method,
@@ -35,11 +35,11 @@ def test_round_trip(preset: str) -> None:
     ("values", "message"),
     [
         ({"optim": {"lrr": 1.0}}, r"file\.yaml: unknown key optim\.lrr; known are .*lr"),
-        ({"optim": {"lr": "fast"}}, r"optim\.lr must be of type float"),
-        ({"optim": {"batch": 1.5}}, r"optim\.batch must be of type int"),
-        ({"optim": 3}, r"optim must be an object"),
+        ({"optim": {"lr": "fast"}}, r"optim\.lr must be a number above 0 up to 1, not fast"),
+        ({"optim": {"batch": 1.5}}, r"optim\.batch must be a whole number from 1 to 1e9, not 1\.5"),
+        ({"optim": 3}, r"optim must be a mapping"),
         ({"generator": {"kind": "vae"}}, r"generator\.kind must be one of dcgan, conditional-norm"),
-        ({"loader": {"mirror": 1}}, r"loader\.mirror must be of type bool"),
+        ({"loader": {"mirror": 1}}, r"loader\.mirror must be true or false, not 1"),
         ({"method": "vae"}, r"file\.yaml: method vae: no such method; there are gan, cvae-gan"),
         ({"method": 1}, r"file\.yaml: method must be one of"),
         ({"loss": {"augment": 0.5}}, r"file\.yaml: loss\.augment is not a setting of method gan; leave it out"),

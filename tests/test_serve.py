@@ -224,9 +224,9 @@ def test_port_in_use(served: ServerProcess, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--port", "99999"], "--port 99999: ports are"),
+        (["--port", "99999"], "--port must be a whole number from 0 to 65535, not 99999"),
         (["--host", "no.such.host.invalid", "--port", "0"], "no.such.host.invalid"),
-        (["--queue", "0"], "--queue 0: must be more than 0"),
+        (["--queue", "0"], "--queue must be a whole number from 1 to 1e9, not 0"),
         (["--seconds", "nan"], "seconds"),
         (["--token", "with space"], "--token"),
         (["no/such/snapshot", "--port", "0"], "no/such/snapshot: no such snapshot"),

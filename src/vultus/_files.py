@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from vultus.errors import UserError
 
 LOCK = ".lock"  # name of the lock file in a folder
+MAX_JSON = 1 << 28  # bytes; the largest are the results of an evaluation
 
 
 @contextlib.contextmanager
@@ -51,13 +52,28 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises UserError that names the file.
+
+    Only regular files are read: a device has no end, and a named pipe may never give anything.
+    """
+    path = Path(path)
+    if not path.is_file():
+        reason = "a folder, not a file" if path.is_dir() else "not a regular file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {reason}")
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{path}: larger than {limit >> 10} KiB, which is the limit for such a file")
+    return data
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises UserError that names the file if it is missing or not JSON."""
+    data = read_bytes(path, limit=MAX_JSON)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it or restore it from a copy") from None
 
 

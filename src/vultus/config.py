@@ -10,14 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from vultus._files import read_json
-from vultus._formats import upgrade, upgrades
+from vultus._ranges import (
+    Count,
+    Epochs,
+    Images,
+    ImagesOrNone,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Side,
+    Weight,
+    checked,
+)
 from vultus.errors import UserError
 
 T = TypeVar("T")
+Length = Annotated[int, Range(1, 65_536)]  # of a vector
+Width = Annotated[int, Range(1, 8_192)]  # channels
+Pixels = Annotated[int, Range(0, 4_096)]
+Projection = Annotated[int, Range(0, 65_536)]
+FineWidth = Annotated[int, Range(0, 1_024)]  # channels; 0: none
+NoiseMaps = Annotated[int, Range(0, 64)]
+CodedSide = Annotated[int, Range(32, 128, power_of_two=True)]
+MIN_FACE_SIZE = 75  # side from which every layer of FaceNet has an output
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,14 @@ class GeneratorConfig:
     """
 
     kind: Literal["dcgan", "conditional-norm"] = "dcgan"
-    resolution: int = 128
-    z_dim: int = 100
-    c_dim: int = 512
-    base_width: int = 32
-    max_width: int = 512
-    projection: int = 0
-    noise_maps: int = 0
-    fine_width: int = 0
+    resolution: Side = 128
+    z_dim: Length = 100
+    c_dim: Length = 512
+    base_width: Width = 32
+    max_width: Width = 512
+    projection: Projection = 0
+    noise_maps: NoiseMaps = 0
+    fine_width: FineWidth = 0
 
 
 @dataclass(frozen=True)
@@ -63,12 +81,12 @@ class DiscriminatorConfig:
     """
 
     kind: Literal["dcgan", "projection"] = "dcgan"
-    resolution: int = 128
-    c_dim: int = 512
-    base_width: int = 32
-    max_width: int = 512
-    projection: int = 128
-    fine_width: int = 0
+    resolution: Side = 128
+    c_dim: Length = 512
+    base_width: Width = 32
+    max_width: Width = 512
+    projection: Length = 128
+    fine_width: FineWidth = 0
 
 
 @dataclass(frozen=True)
@@ -91,16 +109,16 @@ class LossConfig:
             posterior encoder are the last to be chosen.
     """
 
-    adversarial_weight: float = 1.0
-    mse_weight: float = 0.0
-    mse_size: int = 0
-    mse_nimg: int = 0
-    identity_weight: float = 0.0
-    identity_start: float = 0.0
-    identity_nimg: int = 0
-    identity_size: int = 96
-    identity_sizes: int = 5
-    identity_fraction: float = 0.5
+    adversarial_weight: Weight = 1.0
+    mse_weight: Weight = 0.0
+    mse_size: Pixels = 0
+    mse_nimg: ImagesOrNone = 0
+    identity_weight: Weight = 0.0
+    identity_start: Weight = 0.0
+    identity_nimg: ImagesOrNone = 0
+    identity_size: Annotated[int, Range(32, 1_024)] = 96
+    identity_sizes: Annotated[int, Range(1, 64)] = 5
+    identity_fraction: Share = 0.5
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
@@ -119,7 +137,7 @@ class GANLossConfig(LossConfig):
         label_smoothing: the discriminator's target for photos is 1 minus this.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,21 +166,21 @@ class CVAEGANLossConfig(LossConfig):
             discriminator from memorising its photos, and costs realism at the end.
     """
 
-    coded_fraction: float = 0.0
-    coded_size: int = 32
-    kl_weight: float = 0.0
-    kl_free: float = 0.0
-    perceptual_weight: float = 0.0
-    mismatch: float = 0.0
-    patch_weight: float = 0.0
-    feature_weight: float = 0.0
-    feature_match: float = 0.0
-    feature_fraction: float = 0.5
+    coded_fraction: Share = 0.0
+    coded_size: CodedSide = 32
+    kl_weight: Weight = 0.0
+    kl_free: Weight = 0.0
+    perceptual_weight: Weight = 0.0
+    mismatch: Share = 0.0
+    patch_weight: Weight = 0.0
+    feature_weight: Weight = 0.0
+    feature_match: Weight = 0.0
+    feature_fraction: Share = 0.5
     second_encoder: Literal["none", "mobilefacenet", "dlib"] = "none"
-    second_weight: float = 0.0
-    second_fraction: float = 0.25
-    augment: float = 0.0
-    augment_until: float = 1.0
+    second_weight: Weight = 0.0
+    second_fraction: Share = 0.25
+    augment: Share = 0.0
+    augment_until: Share = 1.0
 
     def needs_encoder(self) -> bool:
         """Whether FaceNet is part of the training."""
@@ -186,12 +204,12 @@ class OptimConfig:
             contain its beginning.
     """
 
-    lr: float = 2e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    batch: int = 64
-    ema_nimg: int = 2_000
-    ema_rampup: float = 0.05
+    lr: Annotated[float, Range(0, 1, above=True)] = 2e-4
+    beta1: ShareBelowOne = 0.5
+    beta2: ShareBelowOne = 0.999
+    batch: Count = 64
+    ema_nimg: ImagesOrNone = 2_000
+    ema_rampup: Share = 0.05
 
 
 @dataclass(frozen=True)
@@ -203,7 +221,7 @@ class LoaderConfig:
         mirror: flip each image with probability one half.
     """
 
-    max_images: int = 0
+    max_images: ImagesOrNone = 0
     mirror: bool = False
 
 
@@ -220,7 +238,7 @@ class TrainConfig:
         log_every_nimg: images between two lines of statistics.
         sample_every_nimg: images between two sample sheets, and between two validations on unseen people.
         checkpoint_every_nimg: images between two checkpoints, each with a snapshot.
-        keep: number of checkpoints that are kept.
+        keep: number of checkpoints that are kept; 0 keeps all.
     """
 
     preset: str = ""
@@ -230,13 +248,13 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    epochs: float = 1.0
-    seed: int = 0
+    epochs: Epochs = 1.0
+    seed: Seed = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    log_every_nimg: int = 640
-    sample_every_nimg: int = 6_400
-    checkpoint_every_nimg: int = 6_400
-    keep: int = 2
+    log_every_nimg: Images = 640
+    sample_every_nimg: Images = 6_400
+    checkpoint_every_nimg: Images = 6_400
+    keep: Annotated[int, Range(0, 10_000)] = 2
 
 
 @dataclass(frozen=True)
@@ -279,35 +297,37 @@ def method_name(name: str) -> str:
 
 def check_config(config: TrainConfig) -> None:
     """Raise UserError that names the setting if a value is out of range or two settings do not go together."""
-    loss = config.loss
-    if config.method == "cvae-gan" and config.discriminator.kind != "projection":
-        raise UserError(f"method cvae-gan takes discriminator.kind projection, not {config.discriminator.kind}")
-    if config.generator.kind == "conditional-norm" and config.generator.projection < 2:
-        raise UserError(f"generator.projection is {config.generator.projection}; kind conditional-norm needs 2 or more")
-    if config.generator.noise_maps:
-        if config.generator.kind != "conditional-norm":
-            raise UserError(f"generator.noise_maps: kind {config.generator.kind} has none")
-        if config.generator.z_dim <= 64 * config.generator.noise_maps:
-            raise UserError(
-                f"generator.z_dim is {config.generator.z_dim}; with generator.noise_maps "
-                f"{config.generator.noise_maps} it must be more than {64 * config.generator.noise_maps}"
-            )
-    for part, kind in ((config.generator, "conditional-norm"), (config.discriminator, "projection")):
-        if part.fine_width and part.kind != kind:
-            raise UserError(f"fine_width is {part.fine_width}; kind {part.kind} has no stage at the full resolution")
-    for name in (
-        "identity_fraction",
-        "coded_fraction",
-        "mismatch",
-        "feature_fraction",
-        "second_fraction",
-        "augment",
-        "augment_until",
+    from_dict(type(config), to_dict(config), "settings")  # a config built in Python has not been checked yet
+    generator, discriminator, loss = config.generator, config.discriminator, config.loss
+    if config.method == "cvae-gan" and discriminator.kind != "projection":
+        raise UserError(f"method cvae-gan takes --discriminator.kind projection, not {discriminator.kind}")
+    if generator.kind == "conditional-norm" and generator.projection < 2:
+        raise UserError(f"--generator.projection is {generator.projection}; kind conditional-norm needs 2 or more")
+    for name, part, kind in (
+        ("generator.noise_maps", generator, "conditional-norm"),
+        ("generator.fine_width", generator, "conditional-norm"),
+        ("discriminator.fine_width", discriminator, "projection"),
     ):
-        if not 0 <= getattr(loss, name, 0) <= 1:
-            raise UserError(f"loss.{name} is {getattr(loss, name)}; it must lie between 0 and 1")
-    if loss.identity_sizes < 1:
-        raise UserError(f"loss.identity_sizes is {loss.identity_sizes}; it must be 1 or more")
+        value = getattr(part, name.partition(".")[2])
+        if value and part.kind != kind:
+            raise UserError(f"--{name} is {value}; kind {part.kind} has none, use kind {kind} or 0")
+    if generator.z_dim <= 64 * generator.noise_maps:
+        raise UserError(
+            f"--generator.z_dim is {generator.z_dim}; with --generator.noise_maps {generator.noise_maps} it must be "
+            f"more than {64 * generator.noise_maps}"
+        )
+    for name in ("resolution", "c_dim"):
+        ours, theirs = getattr(generator, name), getattr(discriminator, name)
+        if ours != theirs:
+            raise UserError(
+                f"--generator.{name} is {ours} but --discriminator.{name} is {theirs}; give both networks the same"
+            )
+    smallest = loss.identity_size - 4 * (loss.identity_sizes - 1)
+    if loss.needs_encoder() and smallest < MIN_FACE_SIZE:
+        raise UserError(
+            f"--loss.identity_size {loss.identity_size} with --loss.identity_sizes {loss.identity_sizes} goes down to "
+            f"{smallest} pixels; FaceNet needs {MIN_FACE_SIZE} or more"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -320,35 +340,32 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str =
 
     `where` names the source of the values in messages; `prefix` is what the keys of this level are preceded by.
     """
-    hints = get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: settings are a mapping of keys and values, not {values!r:.60}")
+    hints = get_type_hints(cls, include_extras=True)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             owner = next((name for name, config in CONFIGS.items() if _loss_class(config) is cls), None)
-            unknown = f"unknown key {prefix + key}; known are {', '.join(sorted(known))}"
-            raise UserError(f"{where}: {why_unknown(prefix + key, owner) or unknown}")
+            unknown = f"unknown key {prefix}{key}; known are {', '.join(sorted(known))}"
+            raise UserError(f"{where}: {why_unknown(f'{prefix}{key}', owner) or unknown}")
         hint = hints[key]
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {prefix + key} must be an object of settings, not {value!r}")
+                raise UserError(f"{where}: {prefix + key} must be a mapping of settings, not {value!r:.60}")
             given[key] = from_dict(hint, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
         else:
-            given[key] = _checked(value, hint, where, prefix + key)
+            given[key] = checked(value, hint, f"{where}: {prefix + key}")
     return cls(**given)
 
 
-def _checked(value: Any, hint: Any, where: str, key: str) -> Any:
-    choices = getattr(hint, "__args__", None)
-    if choices is not None:
-        if value not in choices:
-            raise UserError(f"{where}: {key} must be one of {', '.join(map(str, choices))}, not {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where}: {key} must be of type {hint.__name__}, not {value!r}")
-    return value
+def setting_types(cls: type[Any], prefix: str = "") -> dict[str, Any]:
+    """The type of every setting of a config class, by its dotted key; see _ranges.py."""
+    types: dict[str, Any] = {}
+    for key, hint in get_type_hints(cls, include_extras=True).items():
+        types |= setting_types(hint, f"{prefix}{key}.") if is_dataclass(hint) else {prefix + key: hint}  # type: ignore[arg-type]
+    return types
 
 
 def train_config(values: Mapping[str, Any], where: str) -> TrainConfig:
@@ -415,7 +432,7 @@ def why_unknown(key: str, method: str | None) -> str:
     """Why a dotted key is not a setting of `method`, or "" where the key was never one of any method."""
     if key in REMOVED:
         return f"{key}: this version no longer has it; leave it out"
-    others = [name for name, config in CONFIGS.items() if key in _loss_keys(config)]
+    others = [name for name, config in CONFIGS.items() if key in loss_keys(config)]
     if method and others and method not in others:
         return f"{key} is not a setting of method {method}; leave it out"
     return ""
@@ -426,53 +443,6 @@ def _loss_class(config: type[TrainConfig]) -> type[LossConfig]:
     return cls
 
 
-def _loss_keys(config: type[TrainConfig]) -> set[str]:
+def loss_keys(config: type[TrainConfig]) -> set[str]:
+    """The dotted keys of the loss settings of a config class."""
     return {f"loss.{f.name}" for f in fields(_loss_class(config))}
-
-
-# --- config.json of a run folder --------------------------------------------------------------------------------------
-
-
-def read_run_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a run folder as the current version has it: `format`, `config` (nested settings of a
-    TrainConfig) and `data` (the data set it belongs to).
-
-    Raises UserError that names the file if it is missing, not a run's config, or of a run with a setting that this
-    version no longer has.
-    """
-    record = read_json(path)
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "data")):
-        raise UserError(f"{path}: not the config of a run; give the --out of vultus train")
-    try:
-        result: dict[str, Any] = upgrade("run config", record.get("format", 1), record, path)
-    except _NoLonger as error:
-        raise UserError(f"{path}: {error}") from None
-    return result
-
-
-class _NoLonger(UserError):
-    """A setting that was removed is in use. The message does not name the file."""
-
-
-@upgrades("run config", 1)
-def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
-    """Method `coded` is called `cvae-gan` now; a method has its own loss settings only."""
-    config = dict(record["config"])
-    method = ALIASES.get(config.get("method", "gan"), config.get("method", "gan"))
-    config["method"] = method
-    for section in ("loss", "optim"):
-        if isinstance(config.get(section), dict):
-            config[section] = dict(config[section])
-    inactive = REMOVED | {"loss.adversarial": ADVERSARIAL.get(str(method))}
-    for key, value in inactive.items():
-        section, name = key.split(".")
-        if name not in config.get(section, {}):
-            continue
-        given = config[section].pop(name)
-        if value is not None and given != value:
-            raise _NoLonger(f"{key} is {given}, a setting that this version no longer has; train again in a new --out")
-    if method in CONFIGS and isinstance(config.get("loss"), dict):
-        # Earlier versions wrote the settings of the other method too, with their defaults.
-        foreign = set().union(*(_loss_keys(cls) for cls in CONFIGS.values())) - _loss_keys(CONFIGS[method])
-        config["loss"] = {name: value for name, value in config["loss"].items() if f"loss.{name}" not in foreign}
-    return record | {"format": 2, "config": config}

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
 from vultus._files import atomic_path, folder_lock, make_folder
+from vultus._ranges import Seconds, Seed, checks_arguments
+from vultus.cli.options import ArgumentParser
 
 if TYPE_CHECKING:
     from vultus.models.snapshot import Snapshot
@@ -28,14 +28,15 @@ def demo_command(arguments: Sequence[str]) -> int:
         prog="vultus demo", exit_on_error=False, description="Generate faces and train a small network."
     )
     parser.add_argument("--out", type=str, default="vultus-demo", help="folder to write")
-    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the training")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random identities")
+    parser.add_argument("--seconds", type=Seconds, default=60.0, help="duration of the training")
+    parser.add_argument("--seed", type=Seed, default=0, help="of noise and random identities")
     options = parser.parse_args(list(arguments))
     demo(options.out, seconds=options.seconds, seed=options.seed)
     return 0
 
 
-def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]:
+@checks_arguments
+def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Path]:
     """Write faces.png, then train a small network for `seconds` on faces that the embedded snapshot generates.
 
     Returns the images written: faces.png (rows of faces of a few random identities, and an interpolation), training.png
@@ -67,9 +68,10 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
         assert validation is not None  # the data set has a test split
         start = time.monotonic()
         print(f"training a small network on {IDENTITIES} generated identities for {seconds:g} s", file=sys.stderr)
-        budget = Budget(hours=_hours_so_far(run) + seconds / 3600)
+        before = _hours_so_far(run)
+        budget = Budget(hours=(before or 0.0) + seconds / 3600)
         evaluators = [("unseen", validation, config.sample_every_nimg)]
-        train(config, data=data, out=run, budget=budget, evaluators=evaluators)
+        train(config, data=data, out=run, budget=budget, evaluators=evaluators, fresh=before is None)
         images.append(out / "training.png")
         samples = Image.open(sorted((run / "samples").glob("[0-9]*.png"))[-1])
         larger = samples.resize((samples.width * 3, samples.height * 3), Image.Resampling.NEAREST)
@@ -88,13 +90,13 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
     return images
 
 
-def _hours_so_far(run: Path) -> float:
-    """Hours of training by earlier demos in the same folder, so that every demo trains for its full time."""
-    from vultus.models.snapshot import load_snapshot
+def _hours_so_far(run: Path) -> float | None:
+    """Hours of training by earlier demos in the same folder, so that every demo trains for its full time; None if there
+    is no checkpoint from which that training could go on."""
+    from vultus.training.checkpoint import load_checkpoint
 
-    if not (run / "snapshot.safetensors").is_file():
-        return 0.0
-    return float(load_snapshot(run).metadata["hours"])
+    checkpoint = load_checkpoint(run)
+    return None if checkpoint is None else float(checkpoint[0]["seconds"]) / 3600
 
 
 def write_generated_faces(snapshot: Snapshot, folder: Path, *, seed: int, photos: int = 2) -> None:

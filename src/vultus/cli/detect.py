@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
+from vultus.cli.options import ArgumentParser
 
 
 def detect_command(arguments: Sequence[str]) -> int:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from jsonargparse import ArgumentParser
+from vultus._ranges import Count, Limit, Seed
+from vultus.cli.options import ArgumentParser
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
@@ -20,11 +21,11 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         default="test",
         help="test: people never used in training; both: also the gap to training people",
     )
-    parser.add_argument("--noises", type=int, default=2, help="faces of each embedding")
+    parser.add_argument("--noises", type=Count, default=2, help="faces of each embedding")
     parser.add_argument(
         "--noise_strength", type=float, default=1.0, help="below 1: more alike, nearer to the average face"
     )
-    parser.add_argument("--limit", type=int | None, help="use this many photos, evenly spread over the split")
+    parser.add_argument("--limit", type=Limit | None, help="use this many photos, evenly spread over the split")
     parser.add_argument(
         "--judge",
         type=str,
@@ -34,8 +35,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--fetch", action="store_true", help="download the weights of FID and LPIPS (340 MB)")
     parser.add_argument("--out", type=str | None, help="folder for the table, plots and grids of faces")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the resampled people")
-    parser.add_argument("--batch", type=int, default=32, help="photos at a time; does not change the results")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the noise and of the resampled people")
+    parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(list(arguments))

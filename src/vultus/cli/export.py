@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
+from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
 

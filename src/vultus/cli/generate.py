@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from vultus._ranges import Count, Seed, Steps
+from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
 
@@ -19,22 +19,22 @@ def generate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--embeddings", type=str | None, help="FILE.npy, .npz, .safetensors, .parquet[:COLUMN]")
     parser.add_argument("--photos", type=str, nargs="+", help="photos, or folders of photos")
-    parser.add_argument("--random", type=int | None, help="number of random identities")
+    parser.add_argument("--random", type=Count | None, help="number of random identities")
     parser.add_argument(
         "--between", type=str, nargs=2, help="interpolate between two embeddings: photo, FILE#ROW or random:N"
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write, or with --grid an image file")
-    parser.add_argument("--num", type=int, default=1, help="faces of each embedding")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random identities")
+    parser.add_argument("--num", type=Count, default=1, help="faces of each embedding")
+    parser.add_argument("--seed", type=Seed, default=0, help="of noise and random identities")
     parser.add_argument("--grid", action="store_true", help="one grid of all faces instead of single files")
-    parser.add_argument("--steps", type=int, default=9, help="faces of --between")
+    parser.add_argument("--steps", type=Steps, default=9, help="faces of --between")
     parser.add_argument(
         "--noise_strength", type=float, default=1.0, help="factor of the noise; below 1: less variation between faces"
     )
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
     )
-    parser.add_argument("--batch", type=int, default=16, help="faces in memory at once; does not change the faces")
+    parser.add_argument("--batch", type=Count, default=16, help="faces in memory at once; does not change the faces")
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for metrics on the pixels")
     parser.add_argument("--c2pa-cert", type=str | None, help="CHAIN.pem: sign the images (C2PA, extra `sign`)")
     parser.add_argument("--c2pa-key", type=str | None, help="KEY.pem of that certificate")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
+from vultus._ranges import CropSide, Images, ShareBelowOne
+from vultus.cli.options import ArgumentParser
 
 
 def prepare_command(arguments: Sequence[str]) -> int:
@@ -15,11 +16,16 @@ def prepare_command(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Prepare a data set for training.")
     parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
     parser.add_argument("--out", type=str, required=True, help="folder to write; an interrupted run is resumed")
-    parser.add_argument("--resolution", type=int, default=128, help="side of the stored crops in pixels")
+    parser.add_argument(
+        "--resolution",
+        type=CropSide,
+        default=128,
+        help="side of the stored crops in pixels; `train` needs 32, 64, 128, 256, 512 or 1024",
+    )
     parser.add_argument("--split", type=str | None, help="read only this split of the source")
     parser.add_argument(
         "--test_fraction",
-        type=float,
+        type=ShareBelowOne,
         default=0.1,
         help="share of identities in the test split, if the source has none",
     )
@@ -27,7 +33,7 @@ def prepare_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--licence", type=str | None, help="terms of the photos, recorded in every model that is trained on them"
     )
-    parser.add_argument("--limit", type=int | None, help="read at most this number of photos")
+    parser.add_argument("--limit", type=Images | None, help="read at most this number of photos")
     parser.add_argument(
         "--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of FaceNet; auto: the faster one"
     )

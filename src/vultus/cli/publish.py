@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jsonargparse import ArgumentParser
+from vultus._ranges import Seed
+from vultus.cli.options import ArgumentParser
 
 
 def publish_command(arguments: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def publish_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--licence", type=str | None, help="licence id such as mit, unless the data are restricted")
     parser.add_argument("--dtype", type=Literal["float32", "float16"], default="float32", help="of the weights")
     parser.add_argument("--people", type=bool, default=True, help="publish the distribution of the training embeddings")
-    parser.add_argument("--seed", type=int, default=0, help="of the identities and the noise in samples.jpg")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the identities and the noise in samples.jpg")
     options = parser.parse_args(list(arguments))
     from vultus.export.publish import publish
 

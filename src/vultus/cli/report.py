@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
+from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
 

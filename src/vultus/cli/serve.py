@@ -7,10 +7,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
 from vultus._device import resolve_device
 from vultus._files import processors
+from vultus._ranges import Amount, Count, Port, Seconds
+from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
 MISSING = "serving needs the extra `serve`: pip install 'vultus[serve]'"
@@ -23,16 +23,33 @@ def serve_command(arguments: Sequence[str]) -> int:
         "snapshot", type=str, nargs="?", default="default", help="snapshot, run or published folder, hf://user/name"
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0: all interfaces")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: a free one")
+    parser.add_argument("--port", type=Port, default=8000, help="port to listen on; 0: a free one")
     parser.add_argument("--token", type=str | None, help="bearer token that requests must carry; safer in VULTUS_TOKEN")
-    parser.add_argument("--faces", type=int, default=64, help="maximal number of faces per request")
+    parser.add_argument("--faces", type=Count, default=64, help="maximal number of faces per request")
     parser.add_argument(
-        "--queue", type=int, default=256, help="maximal number of faces waiting or in progress; more get status 429"
+        "--queue", type=Count, default=256, help="maximal number of faces waiting or in progress; more get status 429"
     )
-    parser.add_argument("--megabytes", type=float, default=16.0, help="maximal size of a photo's file")
-    parser.add_argument("--megapixels", type=float, default=50.0, help="maximal number of pixels of a photo")
+    parser.add_argument("--megabytes", type=Amount, default=16.0, help="maximal size of a photo's file")
+    parser.add_argument("--megapixels", type=Amount, default=50.0, help="maximal number of pixels of a photo")
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="time limit for receiving a request, and for answering it"
+        "--seconds",
+        type=Seconds,
+        default=30.0,
+        help="time limit for receiving a body, for answering it, and for reading each 64 KiB of the answer",
+    )
+    parser.add_argument(
+        "--connections",
+        type=Count | None,
+        help="maximal number of open connections; default: 1000, if the system allows",
+    )
+    parser.add_argument(
+        "--client-connections", type=Count | None, help="the same of one client address; default: half of --connections"
+    )
+    parser.add_argument(
+        "--header-seconds", type=Seconds, default=10.0, help="time limit for receiving the header of a request"
+    )
+    parser.add_argument(
+        "--idle-seconds", type=Seconds, default=5.0, help="time after which a connection without a request is closed"
     )
     parser.add_argument(
         "--align", type=bool | None, help="detect and align the face in photos; default: if the extra is installed"
@@ -43,11 +60,6 @@ def serve_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for measurements")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
-    for name in ("faces", "queue", "megabytes", "megapixels", "seconds"):
-        if not options[name] > 0:
-            raise UserError(f"--{name} {options[name]}: must be more than 0")
-    if not 0 <= options.port < 65536:
-        raise UserError(f"--port {options.port}: ports are 1 to 65535, or 0 for a free one")
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError("--token: only printable ASCII characters without spaces can be sent in an HTTP header")
@@ -57,6 +69,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // 2)))
     try:
         from vultus.serving import server
+        from vultus.serving.connections import connection_limits
         from vultus.serving.settings import ServerSettings
     except ImportError as error:
         raise UserError(f"{MISSING} ({error.name} is not installed)") from None
@@ -69,6 +82,13 @@ def serve_command(arguments: Sequence[str]) -> int:
         max_body_bytes=int(options.megabytes * 1e6),
         max_megapixels=options.megapixels,
         timeout=options.seconds,
+        connections=connection_limits(
+            options.connections,
+            options.client_connections,
+            header=options.header_seconds,
+            idle=options.idle_seconds,
+            transfer=options.seconds,
+        ),
         token=token,
     )
     with server.bind(options.host, options.port) as listener:  # before loading: a port in use is reported at once

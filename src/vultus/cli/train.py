@@ -4,105 +4,210 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
+import yaml  # type: ignore[import-untyped]
 
-from vultus.config import CONFIGS, TrainConfig, method_name, to_dict, train_config, why_unknown
+from vultus._ranges import Hours, Images, checked, from_text, parts
+from vultus._yaml import parse_yaml, read_yaml
+from vultus.cli.options import ArgumentParser, add_typed
+from vultus.cli.setting_help import SECTIONS, setting_help
+from vultus.config import CONFIGS, merged, method_name, setting_types, to_dict, why_unknown
 from vultus.errors import UserError
-from vultus.presets import PRESETS
+from vultus.presets import PRESETS, get_preset
 
-# Options that decide which others there are, and their defaults.
-DECISIVE: dict[str, type] = {"preset": str, "method": str, "data": str, "out": str, "images": int}
+# Options that are not settings of the run. They may stand in a file of --config too.
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "preset": (str, f"one of {', '.join(PRESETS)}"),
+    "method": (str, f"one of {', '.join(CONFIGS)}; each has settings of its own"),
+    "data": (str, "prepared data set"),
+    "out": (str, "run folder; a run that is there is resumed"),
+    "hours": (Hours | None, "budget: hours of training, all sessions together"),
+    "images": (Images | None, "budget: images seen"),
+    "device": (str, "auto, cuda, mps or cpu"),
+    "track": (str, "tensorboard, wandb, trackio (extra `track`)"),
+    "project": (str, "project of the run in the trackers"),
+}
+DEFAULTS: dict[str, Any] = {"device": "auto", "project": "vultus", "track": []}
+Given = list[tuple[str, str, Any]]  # source as messages name it ("--" or "FILE: "), key, value; in their order
 
 
 def train_command(arguments: Sequence[str]) -> int:
     """Train a generator."""
     from vultus.data.dataset import PreparedDataset
     from vultus.training import launch
+    from vultus.training.resume import check_side
 
-    first = _first_options(arguments)
+    parsed = _parser(_all_settings()).parse_args(list(arguments))
+    given: Given = parsed.given
+    options = DEFAULTS | {key: value for _, key, value in given if key in OPTIONS}
+    method = None if options.get("method") is None else method_name(options["method"])
+    # The length of a run may be a setting in a file, which a budget on the command line replaces.
+    budgets = [key for key in ("hours", "images") if options.get(key) is not None]
+    budgets += ["epochs"] if any((source, key) == ("--", "epochs") for source, key, _ in given) else []
+    launch.check_budgets([f"--{name}" for name in budgets])
     dataset = None
-    with contextlib.suppress(UserError):  # --help, or an error that is reported below, after those of the options
-        dataset = PreparedDataset(first.data or "", None)
+    if parsed.help or parsed.print_config:
+        with contextlib.suppress(UserError):
+            dataset = PreparedDataset(options.get("data", ""), None)
+    else:
+        for name in ("data", "out"):
+            if name not in options:
+                raise UserError(f"--{name} is required (see vultus train --help)")
+        get_preset(options.get("preset", launch.DEFAULT_PRESET))  # a wrong name is reported before a wrong folder
+        dataset = PreparedDataset(options["data"], None)
+        check_side(dataset)
     start = launch.base_config(
-        first.preset,
-        method=first.method,
-        out=first.out,
+        options.get("preset"),
+        method=method,
+        out=None if parsed.fresh else options.get("out"),
         resolution=dataset.resolution if dataset else None,
-        images=first.images,
+        images=options.get("images"),
     )
-    given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    unknown = [("--", why_unknown(name, start.method)) for name in given]
-    unknown += [("--config: ", why_unknown(name, start.method)) for name in first.in_files]
-    for prefix, reason in unknown:
-        if reason:
-            raise UserError(prefix + reason)
-    options = train_parser(start, launch.DEFAULT_PRESET).parse_args(list(arguments))
-    launch.check_budgets([f"--{name}" for name in ("hours", "images", "epochs") if name in given])
-    values = {key: value for key, value in options.as_dict().items() if key in to_dict(start)}
-    config = train_config(values | {"preset": start.preset, "method": start.method}, "settings")
+    if parsed.help:
+        defaults = _flat(to_dict(start)) | {"preset": launch.DEFAULT_PRESET, **DEFAULTS}
+        _parser(setting_types(type(start)), defaults).print_help()
+        raise SystemExit(0)
+    settings = {}
+    for source, key, value in given:
+        if key not in OPTIONS:
+            if reason := why_unknown(key, start.method):
+                raise UserError(source + reason)
+            settings[key] = value
+    config = merged(start, settings, "settings")
+    if parsed.print_config:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return 0
+    assert dataset is not None
     path = launch.run(
         config,
-        dataset or PreparedDataset(options.data, None),
-        out=options.out,
-        images=options.images,
-        hours=options.hours,
-        device=options.device,
-        track=options.track,
-        project=options.project,
+        dataset,
+        out=options["out"],
+        images=options.get("images"),
+        hours=options.get("hours"),
+        device=options["device"],
+        track=options["track"],
+        project=options["project"],
+        fresh=parsed.fresh,
+        dry_run=parsed.dry_run,
     )
-    print(path)
+    if not parsed.dry_run:
+        print(path)
     return 0
 
 
-def train_parser(start: TrainConfig, default_preset: str) -> ArgumentParser:
-    """The parser for the settings of the method of `start`, whose values are the defaults."""
-    parser = ArgumentParser(prog="vultus train", exit_on_error=False, description="Train a generator.")
-    parser.add_argument("--preset", type=str, default=default_preset, help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--config", action="config", help="YAML file of settings, which replace those of the preset")
-    parser.add_argument("--data", type=str, required=True, help="prepared data set")
-    parser.add_argument("--out", type=str, required=True, help="run folder; a run that is there is resumed")
-    parser.add_argument("--hours", type=float, help="budget: hours of training, all sessions together")
-    parser.add_argument("--images", type=int, help="budget: images seen")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--track", type=str, nargs="+", default=[], help="tensorboard, wandb, trackio (extra `track`)")
-    parser.add_argument("--project", type=str, default="vultus", help="project of the run in the trackers")
-    parser.add_argument("--method", type=str, help=f"one of {', '.join(CONFIGS)}; each has settings of its own")
-    parser.add_class_arguments(type(start), skip={"preset", "method"})
-    parser.set_defaults({key: value for key, value in to_dict(start).items() if key != "preset"})
+def _all_settings() -> dict[str, Any]:
+    """The types of the settings of all methods, by dotted key."""
+    types: dict[str, Any] = {}
+    for config in CONFIGS.values():
+        types |= setting_types(config)
+    return {key: hint for key, hint in types.items() if key not in OPTIONS}
+
+
+def _parser(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """A parser that collects the options in `given`; with `defaults`, one that shows them in its help."""
+    parser = ArgumentParser(
+        prog="vultus train",
+        usage="vultus train --data DATA --out OUT [OPTIONS] [SETTINGS]",
+        description="Train a generator.",
+        why_unknown=lambda key: why_unknown(key, None),
+        add_help=False,
+    )
+    parser.set_defaults(given=[])
+    parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+    parser.add_argument("--config", action=_File, help="YAML file of settings, which replace those of the preset")
+    parser.add_argument(
+        "--fresh", action="store_true", help="start over: move the run in --out into a sub-folder of it"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML for --config, and exit")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    shown = defaults or {}
+    for key, (kind, text) in OPTIONS.items():
+        more: dict[str, Any] = {"nargs": "+"} if key == "track" else {}
+        note = " (required)" if key in ("data", "out") else ""
+        default = shown.get(key, argparse.SUPPRESS)
+        metavar = key.upper()
+        parser.add_argument(
+            f"--{key}", type=kind, action=_Set, metavar=metavar, default=default, help=text + note, **more
+        )
+    texts = setting_help()
+    for section, title in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        if section:
+            group.add_argument(f"--{section}", action=_Section, metavar="FILE", help="YAML file of these settings")
+        for key, hint in settings.items():
+            if key.rpartition(".")[0] == section and key not in OPTIONS:
+                plain = parts(hint)[0] in (int, float)
+                more = {"metavar": key.rpartition(".")[2].upper()} if plain else {}
+                add_typed(
+                    group.add_argument,
+                    f"--{key}",
+                    type=hint,
+                    action=_Set,
+                    default=shown.get(key, argparse.SUPPRESS),
+                    help=texts.get(key, ""),
+                    **more,
+                )
     return parser
 
 
-def _first_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options in DECISIVE, from the command and its YAML files; in `in_files`, the dotted keys in the files."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, kind in DECISIVE.items():
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("--config", action=_FromFile)
-    parser.set_defaults(in_files=[])
-    options = parser.parse_known_args(arguments)[0]
-    if options.method is not None:
-        options.method = method_name(options.method)
-    return options
+class _Set(argparse.Action):
+    """Adds an option to `given`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Take the value."""
+        namespace.given = [*namespace.given, ("--", self.option_strings[0][2:], values)]
 
 
-class _FromFile(argparse.Action):
-    """Takes the options that the parser knows from a YAML file. What is wrong with it, the whole parser reports."""
+class _File(argparse.Action):
+    """Adds the options in a YAML file to `given`."""
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
-    ) -> None:
-        """Enter the file's values into the namespace."""
-        import yaml  # type: ignore[import-untyped]
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file."""
+        namespace.given = [*namespace.given, *_entries(read_yaml(values), f"{values}: ")]
 
-        try:
-            with open(values, encoding="utf-8") as file:
-                settings = yaml.safe_load(file)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return
-        for key, value in settings.items() if isinstance(settings, dict) else ():
-            namespace.in_files += [f"{key}.{name}" for name in value] if isinstance(value, dict) else [str(key)]
-            if key in DECISIVE and isinstance(value, DECISIVE[key]):
-                setattr(namespace, key, value)
+
+class _Section(argparse.Action):
+    """Adds the settings of a section, in a YAML file or in the option itself ("{lr: 1e-4}"), to `given`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read them."""
+        option = self.option_strings[0]
+        section = parse_yaml(values, option) if values.lstrip().startswith("{") else read_yaml(values)
+        namespace.given = [*namespace.given, *_entries(section, f"{option} {values}: ", f"{option[2:]}.")]
+
+
+def _entries(values: Any, source: str, prefix: str = "") -> Given:
+    """The settings in a value that was read from YAML, nested or with dotted keys, checked."""
+    if not isinstance(values, Mapping):
+        found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), "a number")
+        raise UserError(f"{source}settings as `key: value` are needed, but there is {found}")
+    types = _all_settings() | {key: hint for key, (hint, _) in OPTIONS.items()}
+    given: Given = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key in SECTIONS:
+            given += _entries(value, f"{source}{key}: " if not isinstance(value, Mapping) else source, f"{key}.")
+        elif key == "track":
+            given.append((source, key, [checked(each, str, f"{source}{key}") for each in _listed(value)]))
+        elif key in types:
+            if value is None and key in OPTIONS:
+                continue
+            convert = from_text if isinstance(value, str) else checked
+            given.append((source, key, convert(value, types[key], f"{source}{key}")))
+        else:
+            known = ", ".join(sorted(key for key in types if key.startswith(prefix)))
+            raise UserError(source + (why_unknown(key, None) or f"unknown key {key}; known are {known}"))
+    return given
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -100,11 +100,18 @@ class PreparedDataset:
     def _open(self, name: str) -> pa.Table:
         path = self.folder / name
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except FileNotFoundError:
             raise UserError(f"{path}: missing; prepare the data set again") from None
         except pa.ArrowInvalid:
             raise UserError(f"{path}: damaged; delete the folder and prepare the data set again") from None
+        dim, stored = self.manifest["encoder"]["dim"], table.schema.field("embedding").type
+        if getattr(stored, "list_size", dim) != dim:
+            raise UserError(
+                f"{path}: holds embeddings of {stored.list_size} numbers, manifest.json says {dim}; restore the "
+                "manifest, or prepare the data set again"
+            )
+        return table
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -12,6 +12,7 @@ import torch
 from vultus._device import resolve_device
 from vultus._files import make_folder
 from vultus._progress import message
+from vultus._ranges import Count, Limit, Seed, checks_arguments
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.artifacts import write_grids, write_results
@@ -26,19 +27,20 @@ Split = Literal["test", "train", "both"]
 Source = str | Path | Snapshot  # "default", a file, a folder, hf://user/name, or a snapshot that is loaded already
 
 
+@checks_arguments
 def evaluate_snapshots(
     snapshots: Source | Sequence[Source] | Mapping[str, Source],
     *,
     data: str | Path,
     split: Split = "test",
     out: str | Path | None = None,
-    noises: int = 2,
+    noises: Count = 2,
     noise_strength: float = 1.0,
-    limit: int | None = None,
+    limit: Limit | None = None,
     judges: Sequence[str] = ("dlib",),
     fetch: bool = False,
-    seed: int = 0,
-    batch: int = 32,
+    seed: Seed = 0,
+    batch: Count = 32,
     device: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Evaluate one or several snapshots on a prepared data set: {name: result}, as `vultus evaluate --json` prints it.

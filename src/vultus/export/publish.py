@@ -18,6 +18,7 @@ from PIL import Image
 
 from vultus._files import folder_lock, make_folder, write_text
 from vultus._progress import message
+from vultus._ranges import Seed, checks_arguments
 from vultus.errors import UserError
 from vultus.evaluation.results import read_results
 from vultus.export.model_card import SAMPLES, licence_of, model_card, result_in
@@ -35,6 +36,7 @@ FEW = 1000  # training photos below which the covariance of their embeddings may
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
+@checks_arguments
 def publish(
     snapshot: str | Path,
     repo: str,
@@ -46,7 +48,7 @@ def publish(
     licence: str | None = None,
     dtype: str = "float32",
     population: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> str:
     """Write a snapshot as a folder with a model card, and upload it to the Hugging Face hub.
 

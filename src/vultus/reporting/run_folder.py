@@ -17,7 +17,7 @@ from typing import Any
 import safetensors
 
 from vultus._files import is_locked, read_json
-from vultus.config import read_run_config
+from vultus._run_config import read_run_config
 from vultus.errors import UserError
 from vultus.evaluation.results import read_results
 from vultus.training.sample_files import Samples, read_samples

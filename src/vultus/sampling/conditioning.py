@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vultus._device import resolve_device
 from vultus._progress import message
+from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
@@ -56,13 +57,12 @@ def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     return ConditionSource(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
 
 
-def random_identities(snapshot: Snapshot, count: int, *, seed: int = 0, start: int = 0) -> ConditionSource:
+@checks_arguments
+def random_identities(snapshot: Snapshot, count: Count, *, seed: Seed = 0, start: int = 0) -> ConditionSource:
     """`count` random identities from number `start` on, drawn from the population prior of the snapshot.
 
     Raises UserError if `count` is below 1 or the snapshot has no population prior.
     """
-    if count < 1:
-        raise UserError(f"cannot generate {count} random identities; give at least 1")
     check_population(snapshot)
     chunks = (
         sample_identities(snapshot.population, min(CHUNK, count - done), seed=seed, start=start + done)

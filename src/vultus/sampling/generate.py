@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vultus._files import atomic_path, make_folder
 from vultus._progress import progress
+from vultus._ranges import Count, Seed, Steps, checks_arguments
 from vultus.errors import UserError
 from vultus.images.io import SUFFIXES, to_images, to_pil
 from vultus.images.io import grid as lay_out
@@ -36,7 +37,6 @@ from vultus.sampling.latents import check_noise_strength, noise, slerp
 
 STEP = 16  # faces to a call of the generator, always
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
-MAX_STEPS = 240  # frames of an interpolation
 PER_FOLDER = 1000  # faces in one folder; more are split into numbered sub-folders
 
 
@@ -81,14 +81,15 @@ class _Face:
     name: str
 
 
+@checks_arguments
 def generate(
     snapshot: Snapshot,
     source: ConditionSource,
     out: str | Path,
     *,
-    num: int = 1,
-    seed: int = 0,
-    batch: int = STEP,
+    num: Count = 1,
+    seed: Seed = 0,
+    batch: Count = STEP,
     grid: bool = False,
     dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
@@ -116,8 +117,6 @@ def generate(
     number is not valid.
     """
     out = Path(out)
-    if num < 1:
-        raise UserError(f"cannot generate {num} faces of each embedding; give at least 1")
     check_noise_strength(noise_strength)
     total = source.count * num
     grid_path = _grid_path(out, total) if grid else None
@@ -239,14 +238,15 @@ def _marked(images: Tensor) -> Tensor:
     return torch.from_numpy(mark_pixels(images.numpy()))
 
 
+@checks_arguments
 def interpolate(
     snapshot: Snapshot,
     a: Tensor,
     b: Tensor,
     out: str | Path,
     *,
-    steps: int = 9,
-    seed: int = 0,
+    steps: Steps = 9,
+    seed: Seed = 0,
     dtype: torch.dtype | None = None,
     noise_strength: float = 1.0,
     milliseconds: int = 120,
@@ -257,10 +257,8 @@ def interpolate(
 
     Writes between.png (a row of `steps` faces) and between.gif (forward and back, `milliseconds` a frame) into the
     folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
-    UserError unless 2 <= steps <= MAX_STEPS, and for a negative noise_strength.
+    UserError unless `steps` is 2 to 240, and for a negative noise_strength.
     """
-    if not 2 <= steps <= MAX_STEPS:
-        raise UserError(f"cannot interpolate in {steps} steps; choose 2 to {MAX_STEPS}")
     check_noise_strength(noise_strength)
     out = make_folder(out)
     # torch.linspace rounds differently.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vultus._device import resolve_device
+from vultus._ranges import Count, Seed, checks_arguments
 from vultus.errors import UserError
 from vultus.models.hub import fetch
 from vultus.models.onnx_runtime import is_onnx
@@ -51,7 +52,10 @@ class Generator(Snapshot):
         """Length of a noise vector."""
         return self.network.z_dim
 
-    def sample(self, c: Tensor | npt.ArrayLike, *, num: int = 1, seed: int = 0, noise_strength: float = 1.0) -> Tensor:
+    @checks_arguments
+    def sample(
+        self, c: Tensor | npt.ArrayLike, *, num: Count = 1, seed: Seed = 0, noise_strength: float = 1.0
+    ) -> Tensor:
         """Generate `num` faces of each embedding: uint8 [N, num, 3, R, R] on the CPU.
 
         Args:
@@ -67,15 +71,14 @@ class Generator(Snapshot):
         Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, and a
         negative noise_strength.
         """
-        if num < 1:
-            raise UserError(f"cannot generate {num} faces of each embedding; give at least 1")
         check_noise_strength(noise_strength)
         rows = self._rows(c)
         variants = [noise(seed, 0, len(rows), self.z_dim, variant=variant) for variant in range(num)]
         z = torch.stack(variants, 1).flatten(0, 1) * noise_strength
         return render(self.network, z, rows.repeat_interleave(num, 0)).unflatten(0, (len(rows), num))
 
-    def sample_identities(self, count: int, *, seed: int = 0, start: int = 0) -> Tensor:
+    @checks_arguments
+    def sample_identities(self, count: int, *, seed: Seed = 0, start: int = 0) -> Tensor:
         """Embeddings of random identities, drawn from the population prior: float32 [count, c_dim], unit norm.
 
         Identity i depends on (snapshot, seed, start + i) alone. `vultus generate --random COUNT` uses the same ones.

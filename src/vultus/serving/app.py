@@ -18,10 +18,11 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
+from vultus.serving.batching import NotFinite
 from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, Api
-from vultus.serving.middleware import HeadersMiddleware, MetricsMiddleware, ServerMetrics, bearer
+from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.schemas import Embedding, Faces, Model, request_models
 from vultus.serving.settings import ServerSettings
 
@@ -30,13 +31,16 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     """The ASGI application of an engine, which the caller closes."""
     settings = settings or ServerSettings()
     ready = asyncio.Event()
+    failure: list[str] = []  # of the warm-up, one line
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async def warm_up() -> None:
             try:
                 await asyncio.to_thread(engine.warm_up)
-            except Exception:
+            except Exception as error:
+                known = isinstance(error, NotFinite)
+                failure.append(str(error) if known else f"the warm-up failed ({type(error).__name__}); see the log")
                 logging.getLogger(__name__).exception("warm-up failed; the server is not ready")
             else:
                 ready.set()
@@ -58,18 +62,22 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     metrics = ServerMetrics(api.limiter)
     engine.batcher.observe = metrics.observe_call
     app.add_middleware(HeadersMiddleware)
+    app.add_middleware(MessageMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     add_error_handlers(app)
 
-    @app.get("/healthz", summary="Liveness: the process runs")
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="Liveness: the process runs, and its generator works", responses=error_responses(503))
     async def healthz() -> dict[str, str]:
+        if failure:
+            raise ApiError(503, failure[0])
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Readiness: requests are answered without delay", responses=error_responses(503))
     async def readyz() -> dict[str, str]:
         if not ready.is_set():
-            detail = "not ready: the server is warming up, or the warm-up failed (see its log)"
-            raise ApiError(503, detail, {"Retry-After": "1"})
+            raise ApiError(503, failure[0] if failure else "not ready: the server is warming up", {"Retry-After": "1"})
         return {"status": "ready"}
 
     app.include_router(_routes(api, settings))
@@ -167,7 +175,7 @@ def _add_page(app: FastAPI) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         for path in ["/", "/index.html"] if name == "index.html" else [f"/{name}"]:
-            app.add_api_route(path, _file_route(file), include_in_schema=False)
+            app.add_api_route(path, _file_route(file), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _file_route(file: Path) -> Callable[[], Awaitable[FileResponse]]:

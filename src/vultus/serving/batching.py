@@ -30,6 +30,13 @@ BATCH_SIZES = (1, 2, 4, 8, 16)
 MAX_WAIT = 0.003  # seconds that a face waits for others to share its call
 
 
+class NotFinite(RuntimeError):
+    """The generator returned NaN or infinity, which would become a black or white image."""
+
+    def __init__(self) -> None:
+        super().__init__("the generator returns numbers that are not finite; the snapshot, or the device, is damaged")
+
+
 @dataclass
 class _Job:
     z: Tensor  # [n, z_dim]
@@ -47,6 +54,8 @@ class Batcher:
 
     With `concurrent_calls` > 1 a further call starts beside those in progress only when it is full: many small calls
     would cost more than waiting.
+
+    A call whose output is not finite fails its requests with NotFinite.
 
     Args:
         generator: in eval mode, on the device that generates.
@@ -167,4 +176,8 @@ class Batcher:
         count = len(z)
         padding = next(size for size in self.sizes if size >= count) - count
         z, c = (torch.cat([part, part.new_zeros(padding, part.shape[1])]) for part in (z, c))
-        return to_images(self.generator(z.to(self._device), c.to(self._device))[:count]).cpu()
+        x = self.generator(z.to(self._device), c.to(self._device))[:count]
+        images, finite = to_images(x).cpu(), torch.isfinite(x).all()
+        if not finite:
+            raise NotFinite
+        return images

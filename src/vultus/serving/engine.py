@@ -29,7 +29,7 @@ from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import EmbeddedPhoto, check_encoder, embed_photo
 from vultus.sampling.latents import noise, sample_identities
-from vultus.serving.batching import BATCH_SIZES, Batcher
+from vultus.serving.batching import BATCH_SIZES, Batcher, NotFinite
 
 IMAGE_FORMATS: dict[str, Literal["PNG", "WEBP", "JPEG"]] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
 
@@ -88,6 +88,15 @@ class Engine:
         )
         self.photo_thread = ThreadPoolExecutor(1, "photos")
         self.encode_threads = ThreadPoolExecutor(min(4, torch.get_num_threads()), "encode")
+
+    def check(self) -> None:
+        """Generate one face. Raises UserError that names the snapshot if the output is not finite."""
+        network = self.snapshot.network
+        c = torch.full((1, network.c_dim), network.c_dim**-0.5)
+        try:
+            self.generate(_noise(0, 0, network.z_dim), c).result()
+        except NotFinite as error:
+            raise UserError(f"{self.snapshot.path or self.name}: {error}; serve another snapshot") from None
 
     def warm_up(self) -> None:
         """Run every network once, so that the first request does not pay for initialisation."""

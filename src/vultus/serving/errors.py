@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vultus.images.io import BadImage, TooLarge
+from vultus.serving.batching import NotFinite
 from vultus.serving.schemas import Problem
 
 DESCRIPTIONS = {
@@ -58,6 +59,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BadImage)
     async def bad_image(_: Request, error: BadImage) -> Response:
         return problem(413 if isinstance(error, TooLarge) else 422, f"the photo: {error}")
+
+    @app.exception_handler(NotFinite)
+    async def not_finite(_: Request, error: NotFinite) -> Response:
+        return problem(500, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

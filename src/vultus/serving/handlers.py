@@ -6,6 +6,7 @@ Requests are rejected as early as possible: a body while it arrives, work before
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -208,6 +209,8 @@ class Api:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in supported:
             name = content_type or "(none)"
+            if not re.fullmatch(r"[\w.+-]{1,60}/[\w.+-]{1,60}|\(none\)", name, re.ASCII):
+                name = "(not valid)"
             raise ApiError(415, f"Content-Type {name} is not supported; use {', '.join(supported)}")
         return content_type
 

@@ -1,10 +1,12 @@
 """Around every route: authentication, metrics for Prometheus, and security headers."""
 
 import hmac
+import re
 import time
 from typing import Annotated, Any
 
 from fastapi import Depends, Response, Security
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -104,6 +106,29 @@ class MetricsMiddleware:
             method = scope["method"] if scope["method"] in METHODS else OTHER
             self.metrics.requests.labels(route, method, status).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+
+
+class MessageMiddleware:
+    """ASGI middleware for what HTTP/1.1 requires of servers beyond the checks of h11.
+
+    A target may be a whole URL. A body of two lengths, by `Content-Length` and in chunks, is an error (400): a reverse
+    proxy in front might read the other one, and take a part of one request for the next.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {
+            name for name, _ in scope["headers"]
+        }:
+            detail = "the body has both Content-Length and Transfer-Encoding"
+            await JSONResponse({"detail": detail}, 400, {"Connection": "close"})(scope, receive, send)
+            return
+        if scope["type"] == "http" and (target := re.match(r"https?://[^/]*(?=/|$)", scope["path"], re.IGNORECASE)):
+            scope = {**scope, "path": scope["path"][target.end() :] or "/"}
+        await self.app(scope, receive, send)
 
 
 class HeadersMiddleware:

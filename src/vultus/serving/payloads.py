@@ -17,7 +17,8 @@ class BadEmbedding(ValueError):
 
 def unit_rows(values: np.ndarray, c_dim: int) -> Tensor:
     """Numbers [N, c_dim] or [c_dim] -> float32 rows of unit norm. Raises BadEmbedding that names the row."""
-    rows = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    with np.errstate(over="ignore"):  # of a wider type: becomes infinity, and is named below
+        rows = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if rows.ndim != 2 or rows.shape[1] != c_dim or not len(rows):
         raise BadEmbedding(f"shape {list(np.shape(values))}; this model takes rows of {c_dim} numbers")
     for index, row in enumerate(rows):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import signal
 import socket
 from typing import Any
@@ -11,6 +13,7 @@ import uvicorn
 
 from vultus.errors import UserError
 from vultus.serving.app import create_app
+from vultus.serving.connections import BACKLOG, Connections, RateLimit, protocol_class
 from vultus.serving.engine import Engine
 from vultus.serving.settings import ServerSettings
 
@@ -35,25 +38,48 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Server(uvicorn.Server):
+    """The server of an engine, with limits on connections (see connections.py)."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        config = uvicorn.Config(
+            create_app(engine, settings),
+            # Chosen, not left to what is installed: the limits work with h11, and are tested with this event loop.
+            http=protocol_class(Connections(settings.connections)),
+            loop="asyncio",
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            lifespan="on",
+            backlog=BACKLOG,
+            timeout_keep_alive=math.ceil(settings.connections.idle),
+            timeout_graceful_shutdown=int(2 * settings.timeout) + 1,
+        )
+        super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(RateLimit())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            # asyncio's backlog is both the queue of the system and the connections that are accepted at once. The queue
+            # may be longer, so that no client of a crowd has to try again.
+            listener.listen(1024)
+
+
 def serve(engine: Engine, settings: ServerSettings, listener: socket.socket) -> None:
     """Print the URL and serve until SIGTERM or SIGINT; then finish the requests in progress and close the engine.
 
-    Runs in the main thread. A second SIGINT stops at once.
+    Runs in the main thread. A second SIGINT stops at once. Raises UserError if the generator's output is not finite.
     """
-    config = uvicorn.Config(
-        create_app(engine, settings),
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        lifespan="on",
-        backlog=1024,
-        timeout_graceful_shutdown=int(2 * settings.timeout) + 1,
-    )
     address = listener.getsockname()
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    print(f"http://{host}:{address[1]}", flush=True)
     try:
-        _run(uvicorn.Server(config), listener)
+        engine.check()
+        server = Server(engine, settings)
+        print(f"http://{host}:{address[1]}", flush=True)
+        _run(server, listener)
     finally:
         engine.close()
 

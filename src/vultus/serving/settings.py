@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from vultus.serving.connections import ConnectionLimits
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class ServerSettings:
         max_megapixels: 10^6 pixels of a photo.
         max_queue: faces that may wait or be in progress, over all requests.
         timeout: seconds for the request body to arrive, and the same again for the response.
+        connections: how many may be open, and how long they may wait for a client.
         token: bearer token that requests must carry; None: no authentication.
     """
 
@@ -23,4 +26,5 @@ class ServerSettings:
     max_megapixels: float = 50.0
     max_queue: int = 256
     timeout: float = 30.0
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     token: str | None = None

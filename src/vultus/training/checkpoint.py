@@ -20,11 +20,11 @@ PATTERN = "checkpoint-*.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: int) -> Path:
-    """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`."""
+    """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`, if that is not 0."""
     path = folder / f"checkpoint-{cur_nimg:010d}.pt"
     with atomic_path(path) as temporary:
         torch.save({"format": VERSIONS["checkpoint"]} | state, temporary)
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
+    for old in sorted(folder.glob(PATTERN))[:-keep] if keep else ():
         old.unlink()
     return path
 
@@ -41,9 +41,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
         state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         version = state.get("format", 1)
     except Exception as error:  # torch.load raises many kinds of errors on damaged files
-        raise UserError(
-            f"{paths[-1]}: cannot be read ({type(error).__name__}); delete it to resume from the one before"
-        ) from None
+        remedy = (
+            "delete it to resume from the one before"
+            if len(paths) > 1
+            else "it is the only one: start over with --fresh"
+        )
+        raise UserError(f"{paths[-1]}: cannot be read ({type(error).__name__}); {remedy}") from None
     return upgrade("checkpoint", version, state, paths[-1]), paths[-1]
 
 

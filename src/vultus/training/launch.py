@@ -5,38 +5,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vultus._device import resolve_device
+from vultus._download import weights_available
 from vultus._progress import message
-from vultus.config import TrainConfig, check_config, merged, read_run_config, train_config, with_method
+from vultus._ranges import Epochs, Hours, Images, checks_arguments
+from vultus._run_config import read_run_config
+from vultus.config import TrainConfig, check_config, merged, train_config, with_method
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, FaceNet, fastest_dtype, load_facenet
+from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import load_second_encoder
 from vultus.presets import fitted, get_preset
+from vultus.training.checkpoint import load_checkpoint
+from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
-from vultus.training.trainer import Budget
+from vultus.training.trainer import Budget, default_budget
 from vultus.training.trainer import train as run_training
 from vultus.training.validation import unseen_validation
 
 DEFAULT_PRESET = "vultus-cpu"
 
 
+@checks_arguments
 def train(
     preset: str = DEFAULT_PRESET,
     *,
     data: str | Path,
     out: str | Path,
-    images: int | None = None,
-    hours: float | None = None,
-    epochs: float | None = None,
+    images: Images | None = None,
+    hours: Hours | None = None,
+    epochs: Epochs | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     track: Sequence[str] = (),
     project: str = "vultus",
+    fresh: bool = False,
+    dry_run: bool = False,
 ) -> Path:
     """Train a generator; the same run as `vultus train` with these options, bit for bit on a CPU.
 
@@ -52,10 +61,12 @@ def train(
         device: auto, cuda, mps or cpu.
         track: tensorboard, wandb, trackio.
         project: the trackers' project.
+        fresh: start over; a run that is in `out` is moved into the sub-folder `old-1` (2, 3, ...) of it.
+        dry_run: print what would be done, and write nothing. What would be refused, raises UserError.
 
-    Returns the path of the snapshot. Raises UserError as trainer.train() does, and for an unknown preset or setting, a
-    folder that is no prepared data set, and missing FaceNet weights where the losses need them; Stopped after SIGINT or
-    SIGTERM.
+    Returns the path of the snapshot. Raises UserError as trainer.train() does, for a budget out of range, an unknown
+    preset or setting, a folder that is no prepared data set, and missing FaceNet weights where the losses need them;
+    Stopped after SIGINT or SIGTERM.
     """
     given = dict(settings or {})
     passes = epochs if epochs is not None else given.get("epochs")
@@ -67,9 +78,20 @@ def train(
         given["epochs"] = float(epochs)
     get_preset(preset)  # a wrong name is reported before a wrong folder
     dataset = PreparedDataset(data, None)
-    config = base_config(preset, out=out, resolution=dataset.resolution, images=images)
-    config = merged(config, given, "settings")
-    return run(config, dataset, out=out, images=images, hours=hours, device=device, track=track, project=project)
+    check_side(dataset)
+    config = base_config(preset, out=None if fresh else out, resolution=dataset.resolution, images=images)
+    return run(
+        merged(config, given, "settings"),
+        dataset,
+        out=out,
+        images=images,
+        hours=hours,
+        device=device,
+        track=track,
+        project=project,
+        fresh=fresh,
+        dry_run=dry_run,
+    )
 
 
 def base_config(
@@ -111,15 +133,33 @@ def run(
     device: str,
     track: Sequence[str],
     project: str,
+    fresh: bool = False,
+    dry_run: bool = False,
 ) -> Path:
-    """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can."""
-    check_config(config)
+    """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can.
+
+    What can be refused is refused before anything is loaded or written. `dry_run` ends there, and prints the plan.
+    """
+    out = Path(out)
     check_trackers(track)
     device = resolve_device(device)
+    budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
+    photos = dataset.with_split("train", max_images=config.loader.max_images, seed=config.seed)
+    check_data(config, photos, FaceNet if config.loss.needs_encoder() else None)
+    check_config(config)
+    check_place(out)
+    begun = None if fresh else check_folder(out, config, photos)
+    if dry_run:
+        dtype = begun.config["dtype"] if begun else _dtype(config.dtype, device)
+        lines = {"would": _action(out, budget or default_budget(config, photos), fresh=fresh)}
+        lines |= _facts(config, photos, dtype=dtype, device=device, images=images, hours=hours) | {
+            "run folder": str(out)
+        }
+        print("\n".join(f"{key + ':':<12} {value}" for key, value in lines.items()))
+        return out / SNAPSHOT
     encoder = _facenet(device, needed=config.loss.needs_encoder())
     second = load_second_encoder(config.loss.second_encoder_name(), device=device)
-    validation = unseen_validation(dataset, encoder) if encoder is not None else None
-    budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
+    validation = _validation(dataset, encoder)
     return run_training(
         config,
         data=dataset,
@@ -131,7 +171,61 @@ def run(
         evaluators=[("unseen", validation, config.sample_every_nimg)] if validation is not None else [],
         track=track,
         project=project,
+        fresh=fresh,
     )
+
+
+def _action(out: Path, budget: Budget, *, fresh: bool) -> str:
+    """What a training in the run folder `out` would do."""
+    old = aside(out) if fresh else None
+    checkpoint = None if fresh else load_checkpoint(out)
+    if checkpoint is None:
+        return (f"move the run that is there into {old}, then " if old else "") + "start at image 0"
+    state, path = checkpoint
+    if budget.used(state["cur_nimg"], state["seconds"]) >= 1:
+        return f"do nothing: the budget is used up ({state['cur_nimg']} images)"
+    return f"resume at image {state['cur_nimg']}, from {path.name}"
+
+
+def _facts(
+    config: TrainConfig, photos: PreparedDataset, *, dtype: str, device: str, images: int | None, hours: float | None
+) -> dict[str, str]:
+    """The main settings of a training in words."""
+    total = default_budget(config, photos).total_nimg
+    length = f"{config.epochs:g} passes over the data, {total} images"
+    if hours is not None or images is not None:
+        length = f"{hours:g} hours" if hours is not None else f"{images} images"
+    people = len(set(photos.identities))
+    facts = {
+        "preset": f"{config.preset}, method {config.method}",
+        "budget": f"{length}, in batches of {config.optim.batch}",
+        "resolution": f"{config.generator.resolution} pixels",
+        "device": f"{device}, {dtype}",
+        "seed": str(config.seed),
+        "data set": f"{photos.folder}: {len(photos)} photos of {people} people to train on",
+    }
+    if config.loss.needs_encoder():
+        found = weights_available(*FACENET_WEIGHTS)
+        facts["FaceNet"] = "needed, the weights are here" if found else "needed, the weights would be downloaded"
+    return facts
+
+
+def _dtype(name: str, device: str) -> str:
+    """The name of a dtype, `auto` resolved."""
+    return next(key for key, value in DTYPES.items() if value == fastest_dtype(device)) if name == "auto" else name
+
+
+def _validation(
+    dataset: PreparedDataset, encoder: Encoder | None
+) -> Callable[[GeneratorNetwork], dict[str, float]] | None:
+    """The validation on unseen people; None without an encoder of the embeddings in the data set."""
+    if encoder is None:
+        return None
+    dim = dataset.manifest["encoder"]["dim"]
+    if encoder.dim != dim:
+        message(f"note: the data hold embeddings of {dim} numbers, not FaceNet's; no validation on unseen people")
+        return None
+    return unseen_validation(dataset, encoder)
 
 
 def _facenet(device: str, *, needed: bool) -> Encoder | None:

@@ -11,7 +11,7 @@ import torch
 
 from vultus._files import write_json
 from vultus._formats import VERSIONS
-from vultus.config import TrainConfig, differences, read_run_config, to_dict, train_config
+from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
@@ -20,14 +20,11 @@ from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
 from vultus.training.checkpoint import load_checkpoint, save_checkpoint
 from vultus.training.methods import METHODS
+from vultus.training.resume import SNAPSHOT, check_data, check_folder
 from vultus.training.run_log import cut_stats
 from vultus.training.second_targets import second_targets
 from vultus.training.statistics import StatisticsWindow
 
-SNAPSHOT = "snapshot.safetensors"
-MAY_CHANGE = frozenset(
-    {"epochs", "keep", "log_every_nimg", "sample_every_nimg", "checkpoint_every_nimg", "preset", "dtype"}
-)
 CALIBRATION = 64  # photos for Method.calibrate
 CHUNK = 8192  # embeddings that are read at once
 
@@ -55,7 +52,7 @@ class RunState:
         encoder: Encoder | None,
         second: SecondEncoder | None = None,
     ) -> None:
-        _check_data(config, dataset)
+        check_data(config, dataset, encoder)
         self.dataset, self.out, self.device = dataset, out, device
         self.record = _settle(config, dataset, out, device)
         self.config = train_config(self.record["config"], str(out / "config.json"))
@@ -116,6 +113,10 @@ class RunState:
             )
         state = {"gan": self.model.state_dict(), "cur_nimg": self.cur_nimg, "seconds": self.seconds}
         save_checkpoint(self.out, state, self.cur_nimg, self.config.keep)
+        return self.save_snapshot()
+
+    def save_snapshot(self) -> dict[str, Any]:
+        """Write the snapshot; return its metadata."""
         manifest = self.dataset.manifest
         metadata = {
             "generator": self.model.G_ema.settings(),
@@ -131,40 +132,14 @@ class RunState:
         return metadata
 
 
-def _check_data(config: TrainConfig, dataset: PreparedDataset) -> None:
-    if dataset.resolution != config.generator.resolution or dataset.resolution != config.discriminator.resolution:
-        raise UserError(
-            f"generator.resolution is {config.generator.resolution} but {dataset.folder} holds images of "
-            f"{dataset.resolution}; leave it out or prepare the data at that size"
-        )
-    if len(dataset) < config.optim.batch:
-        raise UserError(
-            f"{dataset.folder}: {len(dataset)} training images are fewer than a batch; set --optim.batch "
-            f"{max(1, len(dataset) // 2)} or less"
-        )
-
-
 def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: str) -> dict[str, Any]:
-    """Write config.json, with dtype `auto` resolved, and return what it holds.
-
-    Where the folder has one, settings and data must be those that the run began with, apart from MAY_CHANGE.
-    """
+    """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
     data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
     dtype: Any = config.dtype
-    if path.is_file():
-        begun = read_run_config(path)
-        before = to_dict(train_config(begun["config"], str(path)))  # with the defaults of settings added since
-        changed = [key for key in differences(before, to_dict(config)) if key.split(".")[0] not in MAY_CHANGE]
-        if changed:
-            raise UserError(
-                f"{out} was begun with other settings ({', '.join(changed)} differ); use those or another --out"
-            )
-        if begun["data"]["content_sha256"] != data["content_sha256"]:
-            raise UserError(f"{out} was begun on other data than {dataset.folder}; choose another --out")
-        dtype = before["dtype"]
-    elif next(out.glob("checkpoint-*.pt"), None):
-        raise UserError(f"{path} is missing beside the checkpoints; restore it or choose another --out")
+    begun = check_folder(out, config, dataset)
+    if begun is not None:
+        dtype = begun.config["dtype"]
     elif dtype == "auto":
         dtype = next(name for name, value in DTYPES.items() if value == fastest_dtype(device))
     record = {"format": VERSIONS["run config"], "config": to_dict(replace(config, dtype=dtype)), "data": data}

@@ -27,6 +27,7 @@ from pathlib import Path
 from vultus._files import folder_lock, make_folder
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, message, progress
+from vultus._ranges import Hours, Images, checked
 from vultus.config import TrainConfig, check_config
 from vultus.data.dataset import PreparedDataset, batches
 from vultus.errors import Stopped
@@ -34,8 +35,9 @@ from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
 from vultus.training.environment import Session, peak_memory
+from vultus.training.resume import SNAPSHOT, check_data, move_aside
 from vultus.training.run_log import RunLog, check_trackers
-from vultus.training.run_state import SNAPSHOT, RunState
+from vultus.training.run_state import RunState
 from vultus.training.sample_grid import SampleGrid
 from vultus.training.signals import collect_signals
 from vultus.training.statistics import StatisticsWindow
@@ -48,10 +50,17 @@ YOUNG = 3  # validations, before which an untrained network is not called failed
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: after so many images, or after so many hours of training, all sessions of the run together."""
+    """When to stop: after so many images, or after so many hours of training, all sessions of the run together.
+
+    Raises UserError for a number that is not above 0, or beyond what a training can last.
+    """
 
     total_nimg: int | None = None
     hours: float | None = None
+
+    def __post_init__(self) -> None:
+        checked(self.total_nimg, Images | None, "--images")
+        checked(self.hours, Hours | None, "--hours")
 
     def used(self, cur_nimg: int, seconds: float) -> float:
         """The share of the budget that is used up, of the part that is used up first."""
@@ -71,6 +80,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     track: Sequence[str] = (),
     project: str = "vultus",
+    fresh: bool = False,
 ) -> Path:
     """Train into the run folder `out` until the budget is used up; resume if the run began earlier.
 
@@ -84,27 +94,40 @@ def train(
         evaluators: (name, function of the averaged generator that returns named metrics, every_nimg).
         track: trackers to report to besides stats.jsonl: tensorboard, wandb, trackio.
         project: the trackers' project; the run is named as the folder `out`.
+        fresh: start over; a run that is in `out` is moved into a sub-folder of it.
 
     Returns the path of the snapshot. Raises UserError for a folder in use or of another run, a tracker that is not
     installed, and a loss that is not finite; Stopped after SIGINT or SIGTERM.
     """
     check_trackers(track)
     check_config(config)
+    opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
+    photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
+    check_data(config, photos, encoder)
+    budget = budget or default_budget(config, photos)
     out = make_folder(out)
     with folder_lock(out, "train"):
-        opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
-        photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
+        if fresh and (moved := move_aside(out)):
+            message(f"{out}: starting over; the run that was here is in {moved}")
         run = RunState(config, photos, out, device, encoder, second)
-        budget = budget or Budget(total_nimg=round(config.epochs * len(photos)))
-        if budget.used(run.cur_nimg, run.seconds) >= 1:
-            message(f"{out}: the budget is used up ({run.cur_nimg} images); nothing to do")
+        if budget.used(run.cur_nimg, run.seconds) < 1:
+            _loop(run, budget, evaluators, track, project, again="the same command" + " without --fresh" * fresh)
         else:
-            _loop(run, budget, evaluators, track, project)
+            message(f"{out}: the budget is used up ({run.cur_nimg} images); nothing to do")
+            if not (out / SNAPSHOT).exists():
+                run.save_snapshot()
     return out / SNAPSHOT
 
 
-def _loop(run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str) -> None:
-    """Train until the budget is used up or a signal comes."""
+def default_budget(config: TrainConfig, photos: PreparedDataset) -> Budget:
+    """The epochs of `config` as a number of images."""
+    return Budget(total_nimg=max(1, round(config.epochs * len(photos))))
+
+
+def _loop(
+    run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str, *, again: str
+) -> None:
+    """Train until the budget is used up or a signal comes; `again` is the command that resumes the run."""
     config, batch, device = run.config, run.config.optim.batch, run.device
     earlier = run.seconds
     start = time.monotonic() - earlier
@@ -152,7 +175,7 @@ def _loop(run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track:
                     log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
                 break
     if received:
-        print(f"{run.out}: stopped at {run.cur_nimg} images; the same command resumes", file=sys.stderr)
+        print(f"{run.out}: stopped at {run.cur_nimg} images; {again} resumes", file=sys.stderr)
         raise Stopped(received[0])
 
 
