@@ -112,7 +112,12 @@ def export_onnx(snapshot: Snapshot | str | Path, out: str | Path, *, precision: 
                 f"{path}: not written, 8 bits change the faces of this snapshot visibly ({parity}, {LEAST:g} dB are "
                 f"needed); export it with --precision float16"
             )
-        if precision == "float32" and max(parity.largest.values()) > LIMIT:
+        if not np.isfinite([*parity.largest.values()]).all():
+            raise UserError(
+                f"{path}: not written, in {precision} it gives values that are not finite (NaN or infinity); export it "
+                f"with --precision float32"
+            )
+        if precision == "float32" and not max(parity.largest.values()) <= LIMIT:
             raise UserError(
                 f"{path}: not written, the difference is too large ({parity}); install another version of onnxruntime"
             )
@@ -141,10 +146,17 @@ def compare(snapshot: Snapshot, path: Path) -> Parity:
         z, c = examples(snapshot, batch, seed=batch)
         with torch.inference_mode():
             expected = generator(torch.from_numpy(z).to(device), torch.from_numpy(c).to(device)).cpu().numpy()
+        if not np.isfinite(expected).all():
+            raise UserError(
+                f"{snapshot.path or 'the snapshot'}: gives values that are not finite (NaN or infinity), nothing was "
+                f"written; use another snapshot"
+            )
         (x,) = session.run(["x"], {"z": z, "c": c})
         largest[batch] = float(np.abs(x - expected).max())
         squares.append(((x - expected) ** 2).ravel())
     error = float(np.concatenate(squares).mean(dtype=np.float64))
+    if not np.isfinite(error):
+        return Parity(largest, float("nan"))
     return Parity(largest, 10 * np.log10(4 / error) if error else float("inf"))
 
 
