@@ -40,10 +40,12 @@ class HubMixin(ModelHubMixin):
     Attributes:
         population: the population prior, or empty (see sampling/population.py).
         metadata: the metadata of the snapshot without `generator`.
+        path: the file that the weights were read from, or None.
     """
 
     population: dict[str, Tensor]
     metadata: dict[str, Any]
+    path: Path | None
 
     def settings(self) -> dict[str, Any]:
         """The fields of GeneratorConfig that this network was built with."""
@@ -90,6 +92,7 @@ class HubMixin(ModelHubMixin):
         assert isinstance(network, nn.Module)
         check_population(stored.population, stored.settings["c_dim"], folder / PEOPLE)
         network.population, network.metadata = stored.population, stored.metadata
+        network.path = folder / MODEL
         network.to(map_location).eval()
         return network
 

@@ -118,6 +118,7 @@ def _read_file(path: Path, device: torch.device | str) -> Snapshot:
         raise UserError(f"{path}: its metadata hold no generator settings; give a file that vultus train wrote")
     settings = to_dict(from_dict(GeneratorConfig, metadata["generator"], str(path)))
     network: GeneratorNetwork = checked_network(build_generator, settings, _under("generator.", tensors), path)
+    network.path = path
     # save_pretrained stores these with the network.
     network.population = _under("people.", tensors)
     check_population(network.population, network.c_dim, path)

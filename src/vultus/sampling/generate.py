@@ -69,20 +69,20 @@ def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype
     with torch.inference_mode():
         for start in range(0, len(z), STEP):
             rows = [_padded(values[start : start + STEP]).to(device, kind) for values in (z, c)]
-            x = generator(*rows)[: len(z) - start]
-            check_finite(x)
+            x = check_finite(generator(*rows)[: len(z) - start], generator)
             parts.append(to_images(x).cpu())
     # This keeps the memory format of the generator's output, on which the last bits of the watermark depend.
     return torch.cat(parts)
 
 
-def check_finite(x: Tensor) -> None:
-    """Raise UserError unless all values of the generated x [N, 3, R, R] are finite; as integers NaN would be black."""
+def check_finite(x: Tensor, generator: GeneratorNetwork) -> Tensor:
+    """`x` [N, 3, R, R], which the generator gave. Raises UserError unless all values are finite: NaN would be black."""
     if not x.isfinite().all():
         raise UserError(
-            "the generator gives values that are not finite (NaN or infinity): its weights are damaged or the training "
-            "failed; use another snapshot"
+            f"{generator.path or 'the generator'}: gives values that are not finite (NaN or infinity); its weights are "
+            f"damaged or the training failed, use another snapshot"
         )
+    return x
 
 
 def _padded(rows: Tensor) -> Tensor:
