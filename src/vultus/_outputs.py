@@ -65,7 +65,7 @@ def check_output(
         if overwrite or not os.path.lexists(path) or path.is_dir():
             continue
         if own is None or not own(path):
-            raise UserError(f"{path}: exists and was not written by this command; {REPLACE}")
+            raise UserError(f"{path}: exists and is no earlier result of this command; {REPLACE}")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:

@@ -102,10 +102,7 @@ def export_onnx(
         path, inputs=inputs, own=lambda old: same.items() <= exported_metadata(old).items(), overwrite=overwrite
     )
     make_folder(path.parent)
-    metadata = snapshot.metadata | {
-        "format": str(VERSIONS["onnx"]),
-        **same,
-    }
+    metadata = snapshot.metadata | {"format": str(VERSIONS["onnx"])} | same
     metadata["generator"] = settings
     entries = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}
     if snapshot.population:
