@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vultus.errors import UserError
 
-REPLACE = "choose another --out, or replace it with --overwrite"  # the remedy, in every message
+REPLACE = "choose another --out, or replace it with --overwrite"
 
 
 class Inputs:
@@ -48,7 +48,7 @@ def check_output(
     *paths: str | os.PathLike[str],
     inputs: Inputs | None = None,
     own: Callable[[Path], bool] | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
 ) -> None:
     """Raise UserError unless the files `paths` may be written; call it before the work starts.
 
@@ -57,7 +57,7 @@ def check_output(
         inputs: what the command reads.
         own: whether an existing file was written by this command, so that it may be replaced without `overwrite`. None:
             no existing file may be replaced.
-        overwrite: replace existing files of others; never those of `inputs`.
+        overwrite: replace existing files of others; never those of `inputs`. None: the command has no --overwrite.
     """
     for path in map(Path, paths):
         if inputs is not None:
@@ -65,7 +65,8 @@ def check_output(
         if overwrite or not os.path.lexists(path) or path.is_dir():
             continue
         if own is None or not own(path):
-            raise UserError(f"{path}: exists and is no earlier result of this command; {REPLACE}")
+            remedy = "choose another --out" if overwrite is None else REPLACE
+            raise UserError(f"{path}: exists and is no earlier result of this command; {remedy}")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from vultus._files import atomic_path, folder_lock, make_folder
+from vultus._outputs import check_output
 
 if TYPE_CHECKING:
     from vultus.models.snapshot import Snapshot
@@ -43,7 +44,7 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
     """
     from PIL import Image
 
-    from vultus.images.xmp import Origin, model_id, save_marked
+    from vultus.images.xmp import Origin, is_marked, model_id, save_marked
     from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
     from vultus.presets import get_preset
     from vultus.sampling.grids import OVERVIEW_IDENTITIES, OVERVIEW_NOISES, overview_sheet
@@ -52,6 +53,8 @@ def demo(out: str | Path, *, seconds: float = 60.0, seed: int = 0) -> list[Path]
     from vultus.training.validation import unseen_validation
 
     out = make_folder(out)
+    written = [out / name for name in ("faces.png", "training.png", "curves.png")]
+    check_output(*written, own=lambda path: is_marked(path) or (out / "made-faces").is_dir())
     with folder_lock(out, "write"):
         snapshot = load_snapshot(default_snapshot())
         images = [out / "faces.png"]

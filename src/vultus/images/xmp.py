@@ -233,14 +233,16 @@ def write_marked(data: bytes, path: Path, *, inputs: Inputs | None = None, overw
 
 def check_marked(path: Path) -> None:
     """Raise UserError if there is something at `path` that is no image file written by vultus."""
-    if not os.path.lexists(path):
-        return
-    try:
-        own = path.is_file() and (read_marks(path.read_bytes()).tool or "").startswith("vultus")
-    except OSError:
-        own = False
-    if not own:
+    if os.path.lexists(path) and not is_marked(path):
         raise UserError(f"{path}: exists and was not written by vultus; {REPLACE}")
+
+
+def is_marked(path: Path) -> bool:
+    """Whether `path` is an image file that vultus wrote, as its metadata say."""
+    try:
+        return path.is_file() and (read_marks(path.read_bytes()).tool or "").startswith("vultus")
+    except OSError:
+        return False
 
 
 def _same_image(a: bytes, b: bytes) -> bool:

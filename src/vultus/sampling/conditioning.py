@@ -25,7 +25,7 @@ from vultus.images.io import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
-from vultus.sampling.latents import check_count, check_seed, sample_identities
+from vultus.sampling.latents import sample_identities
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
@@ -68,8 +68,8 @@ def random_identities(snapshot: Snapshot, count: int, *, seed: int = 0, start: i
 
     Raises UserError if `count` is below 1 or the snapshot has no population prior.
     """
-    check_count(count, 1, f"generate {count} random identities")
-    check_seed(seed)
+    if count < 1:
+        raise UserError(f"cannot generate {count} random identities; give at least 1")
     check_population(snapshot)
     chunks = (
         sample_identities(snapshot.population, min(CHUNK, count - done), seed=seed, start=start + done)
@@ -123,7 +123,6 @@ def one_embedding(
         return next(iter(source.chunks))[1][0]
     if match := RANDOM.fullmatch(text):
         check_population(snapshot)
-        check_seed(seed)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
     return open_embeddings(path, _c_dim(snapshot)).row(row)

@@ -15,7 +15,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, mo
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
-from vultus.sampling.latents import check_count, check_noise_strength, check_seed, noise, slerp
+from vultus.sampling.latents import check_noise_strength, noise, slerp
 
 STEP = 16  # faces to a call of the generator, always
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
@@ -122,7 +121,7 @@ def generate(
         out: folder of NAME_VARIANT.png (in sub-folders from more than PER_FOLDER faces on); with `grid` a file with a
             suffix of xmp.WRITABLE, or a folder for grid.png.
         num: faces of each embedding, with different noise.
-        seed: of the noise, 0 to 2^64 - 1. The same seed gives the same faces.
+        seed: of the noise. The same seed gives the same faces.
         batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
         grid: one image of at most MAX_GRID faces: a row for each embedding, or a square grid if `num` is 1.
         dtype: what the generator computes in, float32 if None. Other dtypes and devices round differently.
@@ -137,8 +136,8 @@ def generate(
     An existing file is replaced only by the same image, unless `overwrite` is set; nothing is written into a folder
     whose photos are the source. Raises UserError otherwise, and before any work if `out` or a number is not valid.
     """
-    check_count(num, 1, f"generate {num} faces of each embedding")
-    check_seed(seed)
+    if num < 1:
+        raise UserError(f"cannot generate {num} faces of each embedding; give at least 1")
     check_noise_strength(noise_strength)
     total = source.count * num
     grid_path = _grid_path(out, total) if grid else None
@@ -328,9 +327,8 @@ def interpolate(
     folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
     UserError unless 2 <= steps <= MAX_STEPS.
     """
-    if not (isinstance(steps, Integral) and 2 <= steps <= MAX_STEPS):
+    if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"cannot interpolate in {steps} steps; choose 2 to {MAX_STEPS}")
-    check_seed(seed)
     check_noise_strength(noise_strength)
     out = _folder(out, "between.png and between.gif", remedy="leave the suffix out")
     strip, animation = out / "between.png", out / "between.gif"

@@ -18,7 +18,7 @@ from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.conditioning import check_population
 from vultus.sampling.embedding_files import normalise_rows
 from vultus.sampling.generate import render
-from vultus.sampling.latents import check_count, check_noise_strength, check_seed, noise, sample_identities
+from vultus.sampling.latents import check_noise_strength, noise, sample_identities
 
 
 class Generator(Snapshot):
@@ -57,7 +57,7 @@ class Generator(Snapshot):
         Args:
             c: embeddings [N, c_dim], or [c_dim] for N = 1. Rows are normalised.
             num: faces of each embedding, with different noise.
-            seed: of the noise, 0 to 2^64 - 1. The same seed gives the same faces.
+            seed: of the noise. The same seed gives the same faces.
             noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to
                 the average, at 0 they are equal.
 
@@ -65,10 +65,10 @@ class Generator(Snapshot):
         `vultus generate --embeddings FILE --num N --seed S --no-mark` writes for the same embeddings.
 
         Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, another
-        seed or noise_strength, and where the generator's output is not finite.
+        noise_strength, and where the generator's output is not finite.
         """
-        check_count(num, 1, f"generate {num} faces of each embedding")
-        check_seed(seed)
+        if num < 1:
+            raise UserError(f"cannot generate {num} faces of each embedding; give at least 1")
         check_noise_strength(noise_strength)
         rows = self._rows(c)
         variants = [noise(seed, 0, len(rows), self.z_dim, variant=variant) for variant in range(num)]
@@ -81,9 +81,10 @@ class Generator(Snapshot):
         Identity i depends on (snapshot, seed, start + i) alone. `vultus generate --random COUNT` uses the same ones.
         Raises UserError if the snapshot has no population prior.
         """
-        check_count(count, 0, f"sample {count} random identities")
-        check_count(start, 0, f"start at identity {start}")
-        check_seed(seed)
+        if count < 0:
+            raise UserError(f"cannot sample {count} random identities; give at least 0")
+        if start < 0:
+            raise UserError(f"cannot start at identity {start}; give at least 0")
         check_population(self)
         return sample_identities(self.population, count, seed=seed, start=start)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 MAX_NOISE_STRENGTH = 4.0  # generators are trained at 1; far above, a face is no function of the embedding any more
-MAX_SEED = 2**64 - 1
 _BLOCK = 64  # identities are computed in aligned blocks of this size, see sample_identities
 _IDENTITIES, _NOISE = 1, 2  # independent streams of one seed
 
@@ -56,18 +55,6 @@ def check_noise_strength(noise_strength: float) -> None:
     """Raise UserError unless `noise_strength` is a number from 0 to MAX_NOISE_STRENGTH."""
     if not (isinstance(noise_strength, Real) and 0 <= noise_strength <= MAX_NOISE_STRENGTH):
         raise UserError(f"--noise_strength {noise_strength}: must be a number from 0 to {MAX_NOISE_STRENGTH:g}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError unless `seed` is a whole number from 0 to MAX_SEED: the key of the noise has 64 bits."""
-    if not (isinstance(seed, Integral) and 0 <= seed <= MAX_SEED):
-        raise UserError(f"--seed {str(seed)[:40]}: must be a whole number from 0 to 2^64 - 1")
-
-
-def check_count(count: int, least: int, what: str) -> None:
-    """Raise UserError "cannot `what`; give at least `least`" unless `count` is a whole number of at least `least`."""
-    if not (isinstance(count, Integral) and count >= least):
-        raise UserError(f"cannot {what}; give a whole number, at least {least}")
 
 
 def sample_identities(
