@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vultus._files import atomic_path, file_stem, make_folder, write_text
+from vultus._outputs import check_output
 from vultus._progress import message
 from vultus.evaluation.plots import STANDALONE, STYLE, compact, to_svg
 from vultus.evaluation.tables import build_table, format_table, markdown
@@ -118,6 +119,8 @@ def print_remarks(content: ReportContent) -> None:
 def write_report(content: ReportContent, out: str | Path, *, with_photos: bool = False) -> list[Path]:
     """Write report.html, report.md and the files of the latter into the folder `out`; return the paths of the two."""
     folder = make_folder(out)
+    known = (folder / "config.json").is_file()  # a run folder, perhaps with a report of an earlier version
+    check_output(folder / "report.html", folder / "report.md", own=lambda _: (folder / FILES).is_dir() or known)
     svgs = _svgs(content.charts)
     for side in SIZES:
         images = [

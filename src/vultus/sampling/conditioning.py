@@ -25,11 +25,14 @@ from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.embedding_files import open_embeddings
+from vultus.sampling.embedding_files import open_embeddings, split_source
 from vultus.sampling.latents import sample_identities
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
+
+RANDOM = re.compile(r"random(?::(\d+))?")  # a random identity by its number
+DIGITS = 18  # of the number of an identity or row
 
 Skipped = tuple[str, str]  # photo, reason
 
@@ -43,18 +46,22 @@ class ConditionSource:
         chunks: (names [n], unit-norm embeddings float32 [n, c_dim]) in order; a name is the start of the names of the
             files that are generated from its embedding.
         skipped: the photos left out so far; filled while `chunks` is read.
+        inputs: the files that are read, and the folders of photos; generated faces are not written there.
     """
 
     count: int
     chunks: Iterable[tuple[list[str], Tensor]]
     skipped: list[Skipped] = field(default_factory=list)
+    inputs: Sequence[Path] = ()
 
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
     embeddings = open_embeddings(source, _c_dim(snapshot))
     embeddings.check()
-    return ConditionSource(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
+    path, _ = split_source(source)
+    chunks = _numbered(embeddings.chunks(), embeddings.count)
+    return ConditionSource(embeddings.count, chunks, inputs=[path] if path.is_file() else ())
 
 
 @checks_arguments
@@ -98,7 +105,7 @@ def from_photos(
     check_encoder(snapshot)
     encoder = encoder or _load_encoder(device)
     skipped: list[Skipped] = []
-    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped)
+    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped, [Path(path) for path in paths])
 
 
 def one_embedding(
@@ -114,13 +121,31 @@ def one_embedding(
     if Path(text).suffix.lower() in SUFFIXES:
         source = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
         return next(iter(source.chunks))[1][0]
-    if match := re.fullmatch(r"random(?::(\d+))?", text):
+    if match := RANDOM.fullmatch(text):
         check_population(snapshot)
-        return sample_identities(snapshot.population, 1, seed=seed, start=int(match[1] or 0))[0]
-    path, row = text, 0
-    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
-        path, row = match[1], int(match[2])
+        return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
+    path, row = _split_row(text)
     return open_embeddings(path, _c_dim(snapshot)).row(row)
+
+
+def inputs_of(text: str) -> list[Path]:
+    """The file that `one_embedding` reads for this text, if any."""
+    if RANDOM.fullmatch(text):
+        return []
+    return [split_source(_split_row(text)[0])[0]]
+
+
+def _split_row(text: str) -> tuple[str, int]:
+    """FILE#ROW -> (FILE, ROW); the row is 0 where none is given."""
+    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
+        return match[1], _number(match[2], text)
+    return text, 0
+
+
+def _number(digits: str, text: str) -> int:
+    if len(digits) > DIGITS:
+        raise UserError(f"{text[:80]}: the number is too large; give at most {DIGITS} digits")
+    return int(digits)
 
 
 def embed(

@@ -117,10 +117,7 @@ def normalise_rows(rows: np.ndarray, source: str, start: int = 0) -> tuple[np.nd
 def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
     """Open a source (see above) and check its shape and type. Raises UserError that names it and the remedy."""
     text = str(source)
-    path, name = Path(text), None
-    if not path.exists() and ":" in text:
-        head, _, tail = text.rpartition(":")
-        path, name = Path(head), tail or None
+    path, name = split_source(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     reader = _read_folder if path.is_dir() else _READERS.get(path.suffix.lower())
@@ -128,6 +125,15 @@ def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
         raise UserError(f"{path}: cannot read embeddings from {path.suffix or 'this'}; use {', '.join(SUFFIXES)}")
     with _reading(path):
         return reader(text, path, name, dim)
+
+
+def split_source(source: str | Path) -> tuple[Path, str | None]:
+    """`PATH:NAME` or `PATH` -> (PATH, NAME or None)."""
+    path = Path(source)
+    if not path.exists() and ":" in str(source):
+        head, _, tail = str(source).rpartition(":")
+        return Path(head), tail or None
+    return path, None
 
 
 @contextlib.contextmanager
