@@ -29,7 +29,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         "--judge", type=str, nargs="+", default=["dlib"], help="dlib, and face encoders as FILE.onnx[:raw]"
     )
     parser.add_argument("--fetch", action="store_true", help="download the weights of FID and LPIPS (340 MB)")
-    parser.add_argument("--out", type=str | None, help="folder for the table, plots and grids of faces")
+    parser.add_argument(
+        "--out", type=str | None, help="folder for the table, plots and grids of faces; default: in RUN/evaluations"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the resampled people")
     parser.add_argument("--batch", type=int, default=32, help="photos at a time; does not change the results")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")

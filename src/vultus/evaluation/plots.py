@@ -16,6 +16,7 @@ from html import escape
 from typing import Any
 
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import headlines_of
 from vultus.evaluation.tables import Results, group_of
 
 COLOURS = {
@@ -101,7 +102,9 @@ def intervals(results: Results, rows: Sequence[str] = (), *, columns: int = 4) -
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
-    rows = [name for name in rows or [metric.name for metric in registry.headlines(names)] if name in names]
+    shown = {metric.name for result in results.values() for metric in headlines_of(result)}
+    usual = [metric.name for metric in registry.headlines(names) if metric.name in shown]
+    rows = [name for name in rows or usual if name in names]
     columns = min(columns, max(1, len(rows)))
     height = -(-max(1, len(rows)) // columns)
     size = (2.9 * columns, (1.0 + 0.28 * len(results)) * height)
