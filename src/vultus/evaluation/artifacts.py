@@ -149,8 +149,8 @@ def _extremes(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, simila
     for title, chosen in (("best", order[:count]), ("worst", order[-count:])):
         photos = dataset.batch(rows[chosen])
         parts += [photos.images, _images(faces, dataset, rows[chosen])]
-        labels += [f"{title} faces: source photo, person"]
-        labels += [f"{title} faces: generated with noise 1, score by {judge} against the photo above"]
+        labels += [f"source photos of the {title} faces (below: the person)"]
+        labels += [f"{title} faces, generated with noise 1 (below: score by {judge} against the photo above)"]
         captions += [*photos.identities, *(f"{score:.2f}" for score in similar[chosen].tolist())]
     return Grid(torch.cat(parts), count, labels, captions=captions)
 
@@ -170,13 +170,13 @@ def _nearest(
     order = values[:, 0].topk(count).indices
     photos = dataset.batch(rows[order.numpy()])
     parts = [_images(faces, dataset, rows[order.numpy()])]
-    labels = ["generated with noise 1 from the embedding of a photo of this person"]
+    labels = ["generated with noise 1 (below: the person whose embedding it is)"]
     captions = list(photos.identities)
-    kind = "training photo" if theirs else "training photo of this data set, NOT of the snapshot's"
+    kind = "training photo" if theirs else "training photo of this data set, on which the snapshot was NOT trained"
     for rank, word in enumerate(("nearest", "2nd nearest", "3rd nearest")):
         near = train.batch(places[order, rank].numpy())
         parts.append(near.images)
-        labels.append(f"{word} {kind}: cosine by {encoder}, person")
+        labels.append(f"{word} {kind} (below: cosine by {encoder}, person)")
         captions += [
             f"{value:.2f}, {name}" for value, name in zip(values[order, rank].tolist(), near.identities, strict=True)
         ]

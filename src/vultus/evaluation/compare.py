@@ -22,6 +22,7 @@ from vultus.evaluation.matching import check_match, trained_on
 from vultus.evaluation.stored import FOLDER, SNAPSHOT, place_for, run_folder, set_aside, snapshot_sha256
 from vultus.evaluation.tables import Results, format_gap, format_table
 from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.hub import MODEL
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.generator import load
 
@@ -52,9 +53,9 @@ def evaluate_snapshots(
         data: folder of a data set that was prepared with FaceNet.
         split: "test" holds people that were never used in training. With "both" each snapshot has two results,
             "name (test)" and "name (train)".
-        out: folder for results.json, table, plots and grids of faces. By default each snapshot that is named and lies
-            in a run folder has a folder of its own in RUN/evaluations; of others, and of loaded ones, nothing is
-            written. An evaluation that is in `out` already is moved to OUT/earlier-<number>, unless it is the same.
+        out: folder for results.json, table, plots and grids of faces. By default each snapshot in a run folder has a
+            folder of its own in RUN/evaluations, and of others nothing is written. An evaluation that is in `out`
+            already is moved to OUT/earlier-<number>, unless it is the same.
         noises: generated faces of each embedding.
         noise_strength: factor of the noise; below 1 faces are more alike and nearer to the average.
         limit: use this many photos, evenly spread over the split; None uses all.
@@ -77,10 +78,12 @@ def evaluate_snapshots(
     files: dict[str, SnapshotFile] = {}
     for name, source in sources.items():
         if isinstance(source, Snapshot):
+            opened[name], file = source, _file_of(source)
             source.network.to(device)
-            opened[name] = source  # it may have been changed since it was read: no file is its file
         else:
-            opened[name], files[name] = _open(source, device)
+            opened[name], file = _open(source, device)
+        if file is not None:
+            files[name] = file
     _, results = compare(
         opened,
         data,
@@ -274,6 +277,16 @@ def _open(source: str | Path, device: str) -> tuple[Snapshot, SnapshotFile]:
         file = SnapshotFile(opened.path, snapshot_sha256(opened.path))
         if before == _state(source):
             return opened, file
+
+
+def _file_of(snapshot: Snapshot) -> SnapshotFile | None:
+    """The file of a loaded snapshot; None if its weights are no longer those of the file."""
+    if snapshot.path is None or not snapshot.path.is_file():
+        return None
+    again, file = _open(snapshot.path.parent if snapshot.path.name == MODEL else snapshot.path, "cpu")
+    ours, theirs = snapshot.network.state_dict(), again.network.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key]) for key in theirs)
+    return file if same else None
 
 
 def _state(source: str | Path) -> tuple[int, int] | None:
