@@ -335,7 +335,8 @@ def test_damaged_and_missing_parts(runs: Path, capsys: pytest.CaptureFixture[str
         "mean squared error against the source photo, values in [-1, 1]; last value of the validation in training",
     ):
         assert expected.lower() in page.text.lower()
-    assert "nan" not in page.source.lower().replace("nano", "")
+    source = re.sub(r"base64,[\w+/=]+", "", page.source.lower())
+    assert "nan" not in source.replace("nano", "")
     for path in (stats, one / "snapshot.safetensors", one / "run.json"):
         path.unlink()
     shutil.rmtree(one / "samples")

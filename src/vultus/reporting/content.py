@@ -351,11 +351,15 @@ def _remarks(runs: Sequence[Run], evaluation: Evaluation) -> list[str]:
             remarks.append(f"{run.name} was evaluated at {nimg:,} images; the snapshot is of {current:,} images")
         elif older:
             remarks.append(f"{run.name}: the evaluation is of another snapshot of this run, not of the one shown here")
-        trained, evaluated = run.data.get("content_sha256"), context.get("data_sha256")
-        if trained and evaluated and trained != evaluated:
+        if of_other_data(result):
+            trained, evaluated = (
+                str(sha or "") for sha in (run.data.get("content_sha256"), context.get("data_sha256"))
+            )
+            known = bool(trained and evaluated and trained != evaluated)
+            theirs, ours = (f" ({evaluated[:12]})", f" ({trained[:12]})") if known else ("", "")
             remarks.append(
-                f"{run.name} was evaluated on other data ({evaluated[:12]}) than it was trained on ({trained[:12]}): "
-                f"what is compared with training photos says nothing about memorization"
+                f"{run.name} was evaluated on other data{theirs} than it was trained on{ours}: what is compared with "
+                f"training photos says nothing about memorization"
             )
     for key, words in (("split", "splits"), ("n_images", "numbers of photos"), ("data_sha256", "data sets")):
         values = {str(result["context"].get(key)) for result in evaluation.columns.values()}
