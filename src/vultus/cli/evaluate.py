@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure snapshots."""
     parser = ArgumentParser(prog="vultus evaluate", exit_on_error=False, description="Measure snapshots.")
-    parser.add_argument("snapshots", type=str, nargs="+", help="snapshot files, run folders, or `default`")
+    names = "snapshots, run or published folders, hf://user/name, FILE.onnx, `default`"
+    parser.add_argument("snapshots", type=str, nargs="+", help=names)
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
     parser.add_argument(
         "--split",
@@ -39,7 +40,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     from vultus.evaluation.compare import evaluate_snapshots, format_comparison
 
-    names = ("data", "split", "out", "noises", "noise_strength", "limit", "fetch", "seed", "batch", "device")
-    results = evaluate_snapshots(options.snapshots, judges=options.judge, **{name: options[name] for name in names})
+    passed = ("data", "split", "out", "noises", "noise_strength", "limit", "fetch", "seed", "batch", "device")
+    results = evaluate_snapshots(options.snapshots, judges=options.judge, **{name: options[name] for name in passed})
     print(json.dumps(results, indent=2) if options.json else format_comparison(results))
     return 0
