@@ -582,7 +582,7 @@ def quoted() -> list[tuple[str, str]]:
     return [
         ("export.md", f"on batches of {', '.join(batches[:-1])} and {batches[-1]} faces"),
         ("export.md", f"if no value differs by more than {onnx_export.LIMIT:g}".replace("0.001", "1e-3")),
-        ("export.md", f"against PyTorch is at least {onnx_export.LEAST:.0f} dB; otherwise nothing is written"),
+        ("export.md", f"against PyTorch is at least {onnx_export.LEAST:.0f} dB"),
         ("export.md", f"calibrated on {onnx_export.CALIBRATION} random identities"),
         ("metrics.md", f"drawn with replacement {REPLICATES:,} times"),
         ("metrics.md", f"standard deviations of {scores.FD_REPLICATES} draws"),
