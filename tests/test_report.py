@@ -539,6 +539,15 @@ def blocks(report: Any, kind: str) -> list[Any]:
     return [block for block in report.blocks if type(block).__name__ == kind]
 
 
+def test_alarms_are_the_first_block_on_wandb(runs: Path, library: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs / "one" / "evaluation" / "results.json"
+    result = json.loads(path.read_text())["runs/one"]
+    path.write_text(json.dumps({"one": result | {"alarms": ["collapse: all faces are alike"]}}))
+    assert main(["report", str(runs / "one"), "--wandb"]) == 0
+    first = library(runs / "one" / FILE).blocks[0]
+    assert first.text == "**Alarm: one**: collapse: all faces are alike"
+
+
 def test_wandb_offline(runs: Path, library: Any, capsys: pytest.CaptureFixture[str]) -> None:
     track_offline(runs / "one", "id1")
     assert main(["report", str(runs / "one"), "--wandb"]) == 0
