@@ -11,7 +11,7 @@ from typing import Any
 from vultus.config import ADVERSARIAL, differences, to_dict
 from vultus.evaluation.plots import compact
 from vultus.presets import PRESETS
-from vultus.reporting.run_folder import EVALUATION, Run
+from vultus.reporting.run_folder import Run
 
 # Weights of a loss that are one term each: (field, words). Which fields there are depends on method and version.
 TERMS = (
@@ -200,7 +200,7 @@ def _commands(run: Run) -> str:
     lines = [
         f"# DATA: the prepared data set whose content_sha256 begins with {sha256}",
         shlex.join(command),
-        shlex.join(["vultus", "evaluate", out, "--data", "DATA", "--out", f"{out}/{EVALUATION}"]),
+        shlex.join(["vultus", "evaluate", out, "--data", "DATA"]),
     ]
     given = [session["command"] for session in run.sessions if isinstance(session.get("command"), list)]
     texts = [shlex.join(["vultus" if n == 0 else str(word) for n, word in enumerate(words)]) for words in given]
