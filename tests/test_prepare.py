@@ -119,6 +119,7 @@ def test_rows_manifest_and_order(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert sorted(content(out)) == [
         "manifest.json",
         *(f"shard-0000{k}.arrow" for k in range(4)),
+        "shards.jsonl",
         "skipped.jsonl",
     ]
     found = rows(out)
@@ -210,7 +211,7 @@ def test_unusable_photos_are_skipped_with_their_reason(
     assert sorted(reasons) == [
         f"person {name}" for name in ("03/cut.jpg", "03/text.jpg", "04/empty.png", "06/tiny.jpg")
     ]
-    assert reasons["person 03/text.jpg"].startswith("not a JPEG, PNG or WebP ")
+    assert reasons["person 03/text.jpg"].startswith("not an image of a format that is read")
     assert reasons["person 03/cut.jpg"].startswith("damaged ")
     assert reasons["person 04/empty.png"] == "empty file"
     assert reasons["person 06/tiny.jpg"].startswith("too small: 8x8")
@@ -251,7 +252,9 @@ def test_no_usable_photo_and_then_one(tmp_path: Path) -> None:
     root.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (root / name).write_text("not an image")
-    with pytest.raises(UserError, match=r"none of 2 photos can be used .*a\.jpg: not a JPEG.*skipped\.jsonl") as caught:
+    with pytest.raises(
+        UserError, match=r"none of 2 photos can be used .*a\.jpg: not an image.*skipped\.jsonl"
+    ) as caught:
         prepare(str(root), out, encoder=TinyEncoder())
     assert "\n" not in str(caught.value)
     assert sorted(skipped(out)) == ["a.jpg", "b.jpg"]
@@ -318,13 +321,17 @@ def test_limit(tmp_path: Path, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resolution": 8}, "resolution 8"),
-        ({"test_fraction": 1.0}, "test fraction 1.0"),
-        ({"limit": 0}, "limit 0"),
+        ({"resolution": 8}, "--resolution 8: from 16 to 1024"),
+        ({"resolution": 0}, "--resolution 0: from 16 to 1024"),
+        ({"resolution": -1}, "--resolution -1: from 16 to 1024"),
+        ({"resolution": 100_000}, "--resolution 100000: from 16 to 1024"),
+        ({"test_fraction": float("nan")}, "--test_fraction nan"),
+        ({"test_fraction": 1.0}, "--test_fraction 1.0"),
+        ({"limit": 0}, "--limit 0"),
         ({"batch": 0}, "batch 0"),
-        ({"dtype": "float16"}, "dtype 'float16': one of auto"),
-        ({"device": "cuda:77"}, "device 'cuda:77'"),
-        ({"device": "gpu"}, "device 'gpu'"),
+        ({"dtype": "float16"}, "--dtype 'float16': one of auto"),
+        ({"device": "cuda:77"}, "--device 'cuda:77'"),
+        ({"device": "gpu"}, "--device 'gpu'"),
     ],
 )
 def test_options_out_of_range(photos: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -350,7 +357,7 @@ def test_complete_folder_is_not_changed(photos: Path, tmp_path: Path, capsys: py
     assert not encoder.batches
     assert {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"} == before
     assert "already complete, 36 images of 12 people" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"was begun with resolution 128, now it is 64"):
+    with pytest.raises(UserError, match=r"was begun with --resolution 128, now it is 64"):
         prepare(str(photos), out, resolution=64, encoder=TinyEncoder())
 
 

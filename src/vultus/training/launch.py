@@ -16,6 +16,7 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import Encoder, load_facenet
 from vultus.presets import fitted, get_preset
+from vultus.training.grown_data import begun_with
 from vultus.training.run_log import check_trackers
 from vultus.training.trainer import Budget
 from vultus.training.trainer import train as run_training
@@ -114,6 +115,7 @@ def run(
     """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can."""
     check_config(config)
     check_trackers(track)
+    dataset = begun_with(out, dataset)
     device = resolve_device(device)
     encoder = _facenet(device, needed=config.loss.needs_encoder())
     validation = unseen_validation(dataset, encoder) if encoder is not None else None

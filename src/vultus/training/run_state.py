@@ -141,6 +141,8 @@ def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: st
     """
     path = out / "config.json"
     data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
+    if "identities" in dataset.manifest:  # older versions did not record it
+        data["identities"] = dataset.manifest["identities"]
     dtype: Any = config.dtype
     if path.is_file():
         begun = read_run_config(path)

@@ -33,6 +33,7 @@ from vultus.errors import Stopped
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.training.environment import Session, peak_memory
+from vultus.training.grown_data import begun_with
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import SNAPSHOT, RunState
 from vultus.training.sample_grid import SampleGrid
@@ -89,7 +90,7 @@ def train(
     check_config(config)
     out = make_folder(out)
     with folder_lock(out, "train"):
-        opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
+        opened = begun_with(out, data if isinstance(data, PreparedDataset) else PreparedDataset(data, None))
         photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
         run = RunState(config, photos, out, device, encoder)
         budget = budget or Budget(total_nimg=round(config.epochs * len(photos)))
@@ -153,6 +154,8 @@ def _loop(run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track:
 
 def _session(run: RunState, track: Sequence[str]) -> Session:
     data = {key: run.record["data"].get(key) for key in ("content_sha256", "counts", "licence")}
+    if "identities" in run.record["data"]:
+        data["identities"] = run.record["data"]["identities"]
     return Session(
         run.out, data=data, device=run.device, dtype=run.config.dtype, cur_nimg=run.cur_nimg, trackers=list(track)
     )
