@@ -25,7 +25,9 @@ from torch import Tensor
 from test_sources import write_parquet
 from vultus._files import folder_lock
 from vultus.data import prepare as module
-from vultus.data.prepare import in_test, prepare
+from vultus.data.items import Item
+from vultus.data.preparation import in_test
+from vultus.data.prepare import prepare
 from vultus.errors import UserError
 from vultus.images.io import centre_crop, crop_x, decode_image, from_pil, to_x
 from vultus.models.facenet import FaceNet
@@ -225,15 +227,15 @@ def test_unusable_photos_are_skipped_with_their_reason(
 
 def test_unreadable_photo_is_skipped(photos: Path, tmp_path: Path) -> None:
     gone = photos / "person 02" / "1.jpg"
-    real = module.Item.read
+    real = Item.read
 
-    def read(item: module.Item) -> bytes:
+    def read(item: Item) -> bytes:
         if item.key.endswith("02/1.jpg"):
             gone.unlink(missing_ok=True)  # while the folder is being read
         return real(item)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Item, "read", read)
+        patch.setattr(Item, "read", read)
         prepare(str(photos), tmp_path / "out", encoder=TinyEncoder())
     assert skipped(tmp_path / "out") == {"person 02/1.jpg": "can't be read (No such file or directory)"}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vultus.data.items import Item, Signature
+from vultus.data.items import Item, Signature, counted
 from vultus.data.photo_folder import FolderPart
 from vultus.data.shards import PreparedFolder
 from vultus.errors import UserError
@@ -91,12 +91,17 @@ class Changes:
 
     def notes(self, source: str) -> list[str]:
         """A line for each kind of change that the data set does not follow."""
-        remedy = "the data set keeps them as they were read; for one without, prepare into another --out"
         notes = []
         if self.gone:
-            notes.append(f"{len(self.gone)} photos are no longer in {source} (the first: {self.gone[0]}); {remedy}")
+            notes.append(
+                f"no longer in {source}, but still in the data set: {counted(len(self.gone), 'photo')} (the first: "
+                f"{self.gone[0]}); for a data set without, prepare into another --out"
+            )
         if self.changed:
-            notes.append(f"{self.changed} photos in {source} have changed (the first: {self.first_changed}); {remedy}")
+            notes.append(
+                f"changed in {source}, but in the data set as before: {counted(self.changed, 'photo')} (the first: "
+                f"{self.first_changed}); to read what is there now, prepare into another --out"
+            )
         return notes
 
 

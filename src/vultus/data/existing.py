@@ -10,7 +10,7 @@ from typing import Any
 
 from vultus.data.changes import Changes, History, sidecars_of
 from vultus.data.integrity import lost_shards
-from vultus.data.items import Source
+from vultus.data.items import Source, counted
 from vultus.data.manifest import read_manifest
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
@@ -91,7 +91,7 @@ class Existing:
         room = (self.options.limit or sys.maxsize) - sum(entry["items"] for entry in self.entries)
         if not changes.new or room <= 0:
             return False
-        _note(f"{min(changes.new, room)} photos in {self.options.source} are new and are added to the data set")
+        _note(f"new in {self.options.source}, added to the data set: {counted(min(changes.new, room), 'photo')}")
         return True
 
 

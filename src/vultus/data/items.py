@@ -16,6 +16,11 @@ Position = dict[str, Any]  # JSON
 Signature = tuple[int, int]  # size in bytes and modification time in ns of a file
 
 
+def counted(count: int, noun: str) -> str:
+    """The number with the noun, in the plural unless it is one: 1 photo, 2 photos."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One photo of a source, not decoded: its bytes, or the path of its file.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vultus.data.items import ONE_PER_IMAGE, Item, Position, Signature
+from vultus.data.items import ONE_PER_IMAGE, Item, Position, Signature, counted
 from vultus.images.io import photo_suffixes
 
 MAX_DEPTH = 100  # folders inside one another
@@ -66,16 +66,16 @@ class Survey:
         """A line for each kind of file that is passed over."""
         lines = []
         if self.other_images:
-            lines.append(f"{_listed(self.other_images)} of formats that are not read; convert to JPEG or PNG")
+            lines.append(f"{_listed(self.other_images)} not read: image formats to convert to JPEG or PNG")
         if self.not_images:
-            lines.append(f"{_listed(self.not_images)}: not images")
+            lines.append(f"{_listed(self.not_images)} not read: not images")
         return lines
 
 
 def _listed(suffixes: Counter[str]) -> str:
     shown = ", ".join(f"{suffix or 'without suffix'} {count}" for suffix, count in suffixes.most_common(5))
     more = ", ..." if len(suffixes) > 5 else ""
-    return f"{suffixes.total()} files ({shown}{more})"
+    return f"{counted(suffixes.total(), 'file')} ({shown}{more})"
 
 
 class FolderPart:

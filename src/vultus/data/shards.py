@@ -246,14 +246,16 @@ def _sidecar(index: int) -> str:
 
 
 def _latest_skips(entries: Sequence[Json]) -> list[Json]:
-    """The skipped photos, without those that a later shard took up again."""
+    """The skipped photos, without those that a later shard took up again, and folders that were read later."""
     latest = {item[0]: index for index, entry in enumerate(entries) for item in entry.get("listing", ())}
-    return [
-        skip
-        for index, entry in enumerate(entries)
-        for skip in entry["skipped"]
-        if latest.get(skip["key"], index) == index
-    ]
+
+    def stands(skip: Json, index: int) -> bool:
+        key = skip["key"]
+        if key.endswith("/") and any(other.startswith(key) and other != key for other in latest):
+            return False
+        return latest.get(key, index) == index
+
+    return [skip for index, entry in enumerate(entries) for skip in entry["skipped"] if stands(skip, index)]
 
 
 def _lasting(entry: Json) -> Json:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vultus.data.items import ONE_PER_IMAGE, Item, Position, Source
+from vultus.data.items import ONE_PER_IMAGE, Item, Position, Source, counted
 from vultus.errors import UserError
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def local_parquet(
     columns = _choose_columns({str(file): schemas[file] for file in read}, image_column, id_column)
     if not sum(rows[name] for name in names):
         raise UserError(f"{source}: no rows in its Parquet files")
-    notes = _check_identities(source, read, columns, schemas, required=id_column is not None)
+    notes = _check_identities(read, columns, schemas, required=id_column is not None)
     datasets = _datasets()
     parts = []
     for name in names:
@@ -241,7 +241,7 @@ def local_parquet(
 
 
 def _check_identities(
-    source: str, files: list[Path], columns: Columns, schemas: Mapping[Path, pa.Schema], *, required: bool
+    files: list[Path], columns: Columns, schemas: Mapping[Path, pa.Schema], *, required: bool
 ) -> tuple[str, ...]:
     """A note on rows without an identity. Raises UserError if there are any and the column is `required`."""
     import pyarrow
@@ -255,12 +255,12 @@ def _check_identities(
     if missing and required:
         file, (count, first) = next(iter(missing.items()))
         raise UserError(
-            f"{file}: --id-column {columns[1]} has no value in {count} rows (the first: row {first}); it has "
-            f"{_listed(schemas[file])}; name another column, or leave these rows out"
+            f"{file}: --id-column {columns[1]} has no value in {counted(count, 'row')} (the first: row {first}); it "
+            f"has {_listed(schemas[file])}; name another column, or leave these rows out"
         )
     if missing:
         count = sum(count for count, _ in missing.values())
-        return (f"{source}: {count} rows without {columns[1]}, each a person of its own",)
+        return (f"{counted(count, 'row')} without {columns[1]}, each counted as a person of its own",)
     return ()
 
 
