@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import vultus
-from test_prepare import SRC, Broken, TinyEncoder, content, jpeg, rows, skipped, write_photos
+from test_prepare import Broken, TinyEncoder, content, jpeg, rows, skipped, write_photos
 from test_sources import write_parquet
 from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
@@ -24,8 +23,6 @@ from vultus.data.prepare import prepare
 from vultus.errors import UserError
 from vultus.images import io as images
 from vultus.models.snapshot import load_snapshot
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def run(source: Path | str, out: Path, **options: Any) -> dict[str, Any]:
@@ -284,61 +281,52 @@ def test_a_lost_shard_of_an_older_version_says_what_to_do(photos: Path, tmp_path
 
 # --- folders that cannot be read -------------------------------------------------------------------------------------
 
-CHILD = """
-import os, sys, tempfile
-from pathlib import Path
-from test_prepare import TinyEncoder, prepare, write_photos
-from vultus.errors import UserError
-with tempfile.TemporaryDirectory() as folder:  # imports all that is needed, which `nobody` may not read
-    write_photos(Path(folder) / "photos", 1, 1)
-    prepare(Path(folder) / "photos", Path(folder) / "out", encoder=TinyEncoder())
-print("--- as nobody", file=sys.stderr)
-os.setgroups([])
-os.setegid(65534)
-os.seteuid(65534)
-try:
-    prepare(sys.argv[1], Path(sys.argv[2]), encoder=TinyEncoder())
-except UserError as error:
-    sys.exit(f"vultus: error: {error}")
-"""
 
-
-def as_nobody(source: Path, out: Path) -> tuple[int, str]:
-    """Exit code and messages of a preparation by a user who may not read everything, as root may."""
-    paths = os.pathsep.join([str(SRC), str(Path(__file__).parent)])
-    command = [sys.executable, "-c", CHILD, str(source), str(out)]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stderr.partition("--- as nobody\n")[2]
+@contextlib.contextmanager
+def user_nobody() -> Iterator[None]:
+    """What is in the block runs without the rights of root, who may read everything."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setgroups(groups)
 
 
 @pytest.fixture
-def common_folder() -> Iterator[Path]:
+def common_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that every user may write to; that of pytest belongs to one user."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("only root may run a preparation as another user")
+    write_photos(tmp_path / "first", 1, 1)
+    run(tmp_path / "first", tmp_path / "first out")  # imports all that is needed, which `nobody` may not read
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
 
 
-@pytest.mark.slow
-def test_a_sub_folder_without_permission_is_one_bad_image(common_folder: Path) -> None:
+def test_a_sub_folder_without_permission_is_one_bad_image(
+    common_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos, out = common_folder / "photos", common_folder / "out"
     write_photos(photos, people=4, photos=3)
     (photos / "person 02").chmod(0o700)
-    code, errors = as_nobody(photos, out)
-    assert (code, skipped(out)) == (0, {"person 02/": "folder can't be read (Permission denied)"}), errors
+    with user_nobody():
+        run(photos, out)
+    assert skipped(out) == {"person 02/": "folder can't be read (Permission denied)"}
+    errors = capsys.readouterr().err
     assert "9 images of 3 people" in errors
     assert "skipped person 02/: folder can't be read (Permission denied)" in errors
     (photos / "person 02").chmod(0o755)
-    code, errors = as_nobody(photos, out)
-    assert (code, skipped(out)) == (0, {}), errors
-    assert "12 images of 4 people" in errors
+    with user_nobody():
+        assert run(photos, out)["counts"]["images"] == 12
+    assert skipped(out) == {}
     photos.chmod(0o700)
-    code, errors = as_nobody(photos, common_folder / "other")
-    assert code == 1
-    assert errors == f"vultus: error: {photos}: can't be read (Permission denied); change its permissions\n"
+    with user_nobody(), pytest.raises(UserError) as caught:
+        run(photos, common_folder / "other")
+    assert str(caught.value) == f"{photos}: can't be read (Permission denied); change its permissions"
 
 
 def test_folders_without_end_and_links_to_themselves(tmp_path: Path) -> None:
