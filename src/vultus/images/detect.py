@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vultus.errors import UserError
 from vultus.images.c2pa import read_credentials
-from vultus.images.io import BadImage, decode_image, file_format, open_image
+from vultus.images.io import FORMATS, BadImage, decode_image, file_format
 from vultus.images.watermark import detect_watermark
 from vultus.images.xmp import SOURCES, SyntheticMetadata, read_metadata
 
@@ -36,7 +39,7 @@ def examine(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an image file") from None
     except BadImage as error:
         raise UserError(f"{path}: {error}; give a PNG, JPEG or WebP image of at least 32x32 pixels") from None
-    with open_image(data) as image:
+    with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
         metadata, kind = read_metadata(image), file_format(image)
     credentials = read_credentials(data, kind)
     signed = SyntheticMetadata(credentials["source"]).synthetic if credentials else False

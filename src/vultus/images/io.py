@@ -141,7 +141,7 @@ def open_image(data: bytes) -> Image.Image:
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("not an image of a format that is read (JPEG, PNG, WebP, ...)") from None
+        raise BadImage("not a JPEG, PNG or WebP image, nor of another format that is read") from None
     except Exception as error:
         raise _damaged(error) from None
 
