@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -23,6 +24,8 @@ from vultus.data.prepare import prepare
 from vultus.errors import UserError
 from vultus.images import io as images
 from vultus.models.snapshot import load_snapshot
+from vultus.reporting.run_folder import read_run
+from vultus.reporting.run_summary import _facts
 
 
 def run(source: Path | str, out: Path, **options: Any) -> dict[str, Any]:
@@ -404,6 +407,37 @@ def test_out_that_is_empty_or_was_begun_is_taken(photos: Path, tmp_path: Path) -
     # A data set that an older version wrote into its source is still found.
     shutil.move(tmp_path / "out", photos / "data")
     assert run(photos, photos / "data")["counts"]["images"] == 27
+
+
+# --- who is on a photo -----------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_names_nobody_is_said_aloud_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "in.parquet", list(range(40)))
+    table = pyarrow.parquet.read_table(tmp_path / "in.parquet")
+    pyarrow.parquet.write_table(table.rename_columns(["image", "who"]), tmp_path / "in.parquet")
+    options: dict[str, Any] = {"encoder": Embeds512(), "test_fraction": 0.4}
+    manifest = run(tmp_path / "in.parquet", tmp_path / "out", **options)
+    assert "note: " in (errors := capsys.readouterr().err)
+    assert "names no identities, so every image counts as a person of its own, and one person may be in both" in errors
+    assert "name the column of the identity with --id-column" in errors
+    assert manifest["identities"] == "one per image"
+    settings = {"optim.batch": 4, "sample_every_nimg": 8, "checkpoint_every_nimg": 8}
+    vultus.train("tiny", data=tmp_path / "out", out=tmp_path / "run", images=8, settings=settings, device="cpu")
+    recorded = read_run(tmp_path / "run")
+    assert recorded.data["identities"] == "one per image"
+    assert ("identities", "one per image") in _facts(recorded)
+    other = run(tmp_path / "in.parquet", tmp_path / "other", id_column="who", **options)
+    assert other["identities"] == "column who"
+    with pytest.raises(UserError, match=r'was begun with --id-column "who", now it is null'):
+        run(tmp_path / "in.parquet", tmp_path / "other", **options)
+    capsys.readouterr()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "1.jpg").write_bytes(jpeg(1))
+    run(tmp_path / "flat", tmp_path / "third")
+    assert "put the photos of each person into a sub-folder" in capsys.readouterr().err
 
 
 # --- formats that need an extra --------------------------------------------------------------------------------------
