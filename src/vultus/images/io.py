@@ -115,6 +115,24 @@ def _heif_formats() -> tuple[str, ...]:
     return ("HEIF",)
 
 
+def photo_media_types() -> dict[str, str]:
+    """{media type: format} of the photos that can be read here, for uploads."""
+    types = {
+        "image/png": "PNG",
+        "image/jpeg": "JPEG",
+        "image/webp": "WEBP",
+        "image/avif": "AVIF",
+        "image/bmp": "BMP",
+        "image/gif": "GIF",
+        "image/heic": "HEIF",
+        "image/heif": "HEIF",
+        "image/jp2": "JPEG2000",
+        "image/tiff": "TIFF",
+    }
+    read = (*_pillow_formats(), *_heif_formats())
+    return {kind: name for kind, name in types.items() if name in read}
+
+
 def _formats_of(data: bytes) -> tuple[str, ...]:
     """The formats to try on these bytes. Raises NoDecoder for HEIC and AVIF where they cannot be read."""
     if data[4:8] != b"ftyp":
