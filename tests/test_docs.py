@@ -281,7 +281,7 @@ def settings() -> str:
 
 def names(count: int, *, test: bool) -> list[str]:
     """Names of people whom `vultus prepare` puts into the test split, or whom it does not."""
-    from vultus.data.prepare import in_test
+    from vultus.data.preparation import in_test
 
     return [name for name in (f"person-{number}" for number in range(999)) if in_test(name, 0.1) == test][:count]
 
@@ -329,7 +329,7 @@ def write_parquet(folder: Path, images: dict[str, list[tuple[bytes, int]]]) -> N
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    from vultus.data.prepare import in_test
+    from vultus.data.preparation import in_test
     from vultus.images import align
     from vultus.images.io import encode_jpeg, to_pil
     from vultus.models.snapshot import default_snapshot, load_snapshot

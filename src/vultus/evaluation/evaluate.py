@@ -21,6 +21,7 @@ from torch import Tensor
 from vultus._download import cache_folder
 from vultus._formats import VERSIONS
 from vultus.data.dataset import PreparedDataset
+from vultus.data.items import ONE_PER_IMAGE
 from vultus.errors import UserError
 from vultus.evaluation import scores
 from vultus.evaluation.alarms import find_alarms
@@ -158,6 +159,11 @@ def evaluate_faces(
             f"people or more: prepare more photos or raise --limit"
         )
     notes: list[str] = []
+    if dataset.manifest.get("identities") == ONE_PER_IMAGE:
+        notes.append(
+            "the data set names no identities, so every image counts as a person of its own; the people of the test "
+            "split may be in the training data"
+        )
     _check_encoder(dataset, rows, backbones.encoder, settings, notes)
     work = _Evaluation(faces, dataset, other, rows, identities, bootstrap, backbones, settings)
     metrics, distributions, missing = _identity(work)
@@ -209,6 +215,7 @@ def planned_context(
     return {
         "data_sha256": dataset.manifest["content_sha256"],
         "split": dataset.split or "all",
+        **({"identities": dataset.manifest["identities"]} if "identities" in dataset.manifest else {}),
         "n_images": len(spread(len(dataset), settings.limit)),
         "n_split": len(dataset),
         "noises": settings.noises,

@@ -142,6 +142,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("weight average (EMA)", f"half-life {optim['ema_nimg']:,} images" if "ema_nimg" in optim else "-"),
         ("training photos", f"{photos:,} of {people:,} people" + (", mirrored" if loader.get("mirror") else "")),
         ("held-out people", f"{unseen:,}"),
+        *([("identities", str(run.data["identities"]))] if run.data.get("identities") else []),
         ("embedding", f"{encoder.get('id', '?')}, {encoder.get('dim', '?')} numbers"),
         ("data (sha256)", str(run.data.get("content_sha256", "-"))[:12]),
         ("terms of the data", str(run.data.get("licence") or "not recorded")),

@@ -22,7 +22,7 @@ from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
-from vultus.images.io import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
+from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, photo_suffixes, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
@@ -118,7 +118,7 @@ def one_embedding(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """One embedding [c_dim] by name: a photo, `random` or `random:N` (identity number N), or `FILE#ROW` (default 0)."""
-    if Path(text).suffix.lower() in SUFFIXES:
+    if Path(text).suffix.lower() in photo_suffixes():
         source = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
         return next(iter(source.chunks))[1][0]
     if match := RANDOM.fullmatch(text):
@@ -154,7 +154,7 @@ def embed(
     """FaceNet embeddings (VGGFace2, 512 dimensions) of photos: float32 [N, 512], unit norm, on the CPU.
 
     Args:
-        photos: image files (JPEG, PNG, WebP), one or several; or images uint8 [N, 3, R, R] that are framed like the
+        photos: image files, one or several; or images uint8 [N, 3, R, R] that are framed like the
             training photos, for instance generated faces, which are not aligned.
         align: find the largest face of a photo and align it. None: if the extra `align` is installed. Without
             alignment the centre square of the photo is taken as it is.
@@ -251,9 +251,12 @@ def _count(path: Path) -> int:
         return 1
     if not path.is_dir():
         raise UserError(f"{path}: no such photo or folder")
-    count = FolderPart(path).total
+    try:
+        count = FolderPart(path).total
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); change its permissions") from None
     if not count:
-        raise UserError(f"{path}: no photos in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{path}: no photos in this folder (looked for {', '.join(sorted(photo_suffixes()))})")
     return count
 
 
