@@ -14,7 +14,8 @@ from vultus.models.snapshot import Snapshot
 def trained_on(snapshot: Snapshot, dataset: PreparedDataset) -> bool | None:
     """Whether the snapshot was trained on this data set, by the hash that it records; None if it records none."""
     trained = (snapshot.metadata.get("data") or {}).get("content_sha256")
-    return None if trained is None else bool(trained == dataset.manifest["content_sha256"])
+    earlier = [state["content_sha256"] for state in dataset.manifest.get("earlier", [])]  # before photos were added
+    return None if trained is None else trained in (dataset.manifest["content_sha256"], *earlier)
 
 
 def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) -> None:
