@@ -27,4 +27,5 @@ results = vultus.evaluate(snapshot, data=out / "data", out=out / "evaluation")
 for name, result in results.items():
     print(f"{name}: identity_facenet {result['metrics']['identity_facenet']['value']:.3f}")
 faces = vultus.load(snapshot)
-vultus.save_images(faces.sample(faces.sample_identities(8), num=4), out / "faces.png", generator=faces, seed=0)
+grid = faces.sample(faces.sample_identities(8), num=4)
+vultus.save_images(grid, out / "faces.png", generator=faces, seed=0, overwrite=True)

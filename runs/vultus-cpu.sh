@@ -13,6 +13,6 @@ export OMP_NUM_THREADS=${3:-2}
 
 vultus prepare "$source" --out data/celeba --licence "CelebA: non-commercial research only, no redistribution"
 vultus train --preset vultus-cpu --data data/celeba --out runs/vultus-cpu --images "$images" --dtype float32
-vultus evaluate runs/vultus-cpu --data data/celeba --split both --out runs/vultus-cpu/evaluation
+vultus evaluate runs/vultus-cpu --data data/celeba --split both
 vultus report runs/vultus-cpu
 python scripts/groups.py runs/vultus-cpu/snapshot.safetensors --data data/celeba --out runs/vultus-cpu/failures.jpg

@@ -62,7 +62,7 @@ def build(snapshot: str, out: Path, *, precision: str = "float16") -> dict[str, 
         open_onnx(snapshot)
         shutil.copyfile(snapshot, model)
     else:
-        export_onnx(load(snapshot, device="cpu"), model, precision=precision)
+        export_onnx(load(snapshot, device="cpu"), model, precision=precision, overwrite=True)
     exported = open_onnx(model)
     if not exported.population:
         raise UserError(f"{snapshot}: has no population prior, which the page needs to sample random people")

@@ -35,7 +35,7 @@ from tiny_exports import write_snapshot
 from tiny_parts import DIM, SIDE, TinyEncoder, TinyGenerator, Z
 from vultus.cli.main import main
 from vultus.errors import UserError
-from vultus.images.io import to_images
+from vultus.images.io import photo_media_types, to_images
 from vultus.images.xmp import read_metadata
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.latents import noise, sample_identities, slerp
@@ -325,8 +325,8 @@ BAD: dict[str, tuple[Any, str, int, str]] = {
     "a tiny photo": (photo(size=(40, 20)), JPEG, 422, "too small"),
     "a large photo": (photo("PNG", (1200, 900), compress_level=9)[:150_000], PNG, 413, "1200x900, the limit is 1 mega"),
     "a decompression bomb": (bomb(), PNG, 413, "too large"),
-    "a GIF": (photo("GIF"), "image/gif", 415, "image/gif"),
-    "a GIF called PNG": (photo("GIF"), PNG, 422, "not a JPEG"),
+    "a drawing": (b"<svg/>", "image/svg+xml", 415, r"image/svg\+xml"),
+    "a drawing called PNG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", PNG, 422, "not a JPEG"),
     "many bytes": (bytes(200_001), JPEG, 413, "larger than the limit of 200000 bytes"),
     "many bytes of JSON": (b" " * 50_000, JSON, 413, "larger than"),
     "no type": (b"x", "", 415, r"\(none\)"),
@@ -385,9 +385,9 @@ def test_unicode_names(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 50), (50, 400)])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_photos_of_any_shape(client: TestClient, size: tuple[int, int], kind: str) -> None:
-    headers = {"Content-Type": f"image/{kind.lower()}"}
+@pytest.mark.parametrize(("media_type", "kind"), photo_media_types().items())
+def test_photos_of_any_shape_and_format(client: TestClient, size: tuple[int, int], media_type: str, kind: str) -> None:
+    headers = {"Content-Type": media_type}
     assert client.post("/v1/embeddings", content=photo(kind, size), headers=headers).status_code == 200
 
 
@@ -587,9 +587,9 @@ def test_without_facenet_and_population_prior() -> None:
 floats = hypothesis.extra.numpy.arrays(
     np.float32, st.tuples(st.integers(1, 4), st.just(DIM)), elements=st.floats(0.5, 2, width=32)
 )
-for name in ("jpeg", "png", "webp"):
+for media_type, kind in photo_media_types().items():
     sizes = st.tuples(st.integers(32, 99), st.integers(32, 99))
-    schemathesis.openapi.media_type(f"image/{name}", sizes.map(functools.partial(photo, name.upper())))
+    schemathesis.openapi.media_type(media_type, sizes.map(functools.partial(photo, kind)))
 schemathesis.openapi.media_type(BINARY, floats.map(lambda rows: rows.astype("<f4").tobytes()))
 schemathesis.openapi.media_type(NPY, floats.map(npy_file))
 
@@ -616,4 +616,5 @@ def test_openapi_document_has_every_route() -> None:
     assert {path for path in described if path.startswith("/v1")} == {
         f"/v1/{name}" for name in ("faces", "embeddings", "between", "random", "model")
     }
-    assert set(described["/v1/faces"]["post"]["requestBody"]["content"]) == {JSON, BINARY, NPY, PNG, JPEG, "image/webp"}
+    assert set(described["/v1/faces"]["post"]["requestBody"]["content"]) == {JSON, BINARY, NPY, *photo_media_types()}
+    assert {PNG, JPEG, "image/webp", "image/gif", "image/tiff"} <= set(photo_media_types())

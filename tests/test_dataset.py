@@ -1,15 +1,20 @@
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from vultus._prefetch import Prefetch
+from vultus.cli.main import main
+from vultus.data import integrity
 from vultus.data.dataset import Order, PreparedDataset, batches
 from vultus.errors import UserError
+from vultus.sampling.embedding_files import open_embeddings
 
 
 def test_rows_are_those_of_the_split(tiny_dataset: Callable[..., Path]) -> None:
@@ -52,6 +57,120 @@ def test_a_damaged_shard_is_named(tiny_dataset: Callable[..., Path]) -> None:
     shard = folder / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"shard-00000\.arrow: damaged"):
+        PreparedDataset(folder)
+
+
+def flip(path: Path, *, keep_mtime: bool = False) -> None:
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    if keep_mtime:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--preset", "tiny", "--images", "4", "--out", "OUT"],
+        ["generate", "default", "--embeddings", "DATA", "--out", "OUT"],
+        ["evaluate", "default", "--out", "OUT"],
+    ],
+)
+def test_a_flipped_byte_stops_every_command(
+    tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    folder = tiny_dataset()
+    PreparedDataset(folder)  # the check of this process is not taken for the changed file
+    flip(folder / "shard-00000.arrow", keep_mtime=True)
+    words = [{"DATA": str(folder), "OUT": str(tmp_path / "out")}.get(word, word) for word in command]
+    data = [] if command[0] == "generate" else ["--data", str(folder)]
+    assert main([*words, *data]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"vultus: error: {folder}/shard-00000.arrow: damaged: not the bytes of manifest.json; ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_read_once_by_a_process(tiny_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = tiny_dataset(), []
+    sha256 = integrity.sha256_file
+    monkeypatch.setattr(integrity, "sha256_file", lambda path: read.append(path.name) or sha256(path))
+    for _ in range(3):
+        PreparedDataset(folder)
+    assert read == ["shard-00000.arrow"]
+    os.utime(folder / "shard-00000.arrow", ns=(1, 1))
+    PreparedDataset(folder)
+    assert len(read) == 2
+
+
+def test_shards_of_a_large_data_set_are_read_once_by_a_machine(
+    tiny_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As new processes would, the process forgets here what it knows."""
+    folder, read = tiny_dataset(), []
+    sha256 = integrity.sha256_file
+    monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(integrity, "RECORDED_FROM", 1)
+    monkeypatch.setattr(integrity, "sha256_file", lambda path: read.append(path.name) or sha256(path))
+    for _ in range(2):
+        integrity._hashes.clear()
+        PreparedDataset(folder)
+    assert read == ["shard-00000.arrow"]
+    (record,) = (tmp_path / "cache" / "shards").iterdir()
+    record.write_text("[]")  # damaged: not used
+    integrity._hashes.clear()
+    PreparedDataset(folder)
+    assert len(read) == 2
+    integrity._hashes.clear()
+    flip(folder / "shard-00000.arrow", keep_mtime=True)
+    with pytest.raises(UserError, match="damaged"):
+        PreparedDataset(folder)
+    monkeypatch.setenv("VULTUS_CACHE", str(record / "a file stands here"))  # cannot be written
+    integrity._hashes.clear()
+    with pytest.raises(UserError, match="damaged"):
+        PreparedDataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": {"id": "tiny-test", "dim": 128}}, r"encoder\.dim is 128, but shard-00000\.arrow holds 512"),
+        ({"encoder": {"id": "tiny-test", "dim": "512"}}, r"encoder\.dim is '512', a number from 1 to 65536 is needed"),
+        ({"encoder": None}, r"encoder\.id is missing"),
+        ({"encoder": {"id": "tiny-test", "dim": 0}}, r"encoder\.dim is '0'"),
+        ({"resolution": 64}, r"resolution is 64, but the images are 32x32"),
+        ({"resolution": -1}, r"resolution is '-1', a number of pixels from 16 to 1024"),
+        ({"shards": [{"file": "../a.arrow", "rows": 1, "sha256": "0"}]}, "shards is "),
+        ({"shards": "all"}, "shards is 'all'"),
+        ({"counts": {}}, r"counts\.splits is missing"),
+        ({"crop": None}, "crop is missing"),
+        ({"content_sha256": None}, "content_sha256 is missing"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["data set", "embeddings"])
+def test_a_damaged_manifest_is_refused_in_one_line(
+    tiny_dataset: Callable[..., Path], change: dict[str, Any], message: str, kind: str
+) -> None:
+    folder = tiny_dataset(manifest=change)
+    if kind == "embeddings" and "resolution is 64" in message:
+        return  # embeddings have no resolution
+
+    def read() -> None:
+        if kind == "data set":
+            PreparedDataset(folder, None)
+        else:
+            open_embeddings(folder, 128 if "128" in message else 512).check()
+
+    with pytest.raises(UserError, match=message) as caught:
+        read()
+    assert str(caught.value).startswith(f"{folder / 'manifest.json'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_the_manifest_does_not_have(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset()
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": 24', '"rows": 23'))
+    with pytest.raises(UserError, match=r"rows is 23, but shard-00000\.arrow holds 24"):
         PreparedDataset(folder)
 
 

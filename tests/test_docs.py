@@ -281,7 +281,7 @@ def settings() -> str:
 
 def names(count: int, *, test: bool) -> list[str]:
     """Names of people whom `vultus prepare` puts into the test split, or whom it does not."""
-    from vultus.data.prepare import in_test
+    from vultus.data.preparation import in_test
 
     return [name for name in (f"person-{number}" for number in range(999)) if in_test(name, 0.1) == test][:count]
 
@@ -329,7 +329,7 @@ def write_parquet(folder: Path, images: dict[str, list[tuple[bytes, int]]]) -> N
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    from vultus.data.prepare import in_test
+    from vultus.data.preparation import in_test
     from vultus.images import align
     from vultus.images.io import encode_jpeg, to_pil
     from vultus.models.snapshot import default_snapshot, load_snapshot
@@ -560,3 +560,181 @@ def test_every_page_is_in_the_navigation() -> None:
     missing = [str(page.relative_to(DOCS)) for page in PAGES if page.is_relative_to(DOCS) and page.name != "README.md"]
     missing = [name for name in missing if name not in text]
     assert not missing
+
+
+# --- what the pages say in numbers and names --------------------------------------------------------------------------
+
+
+def quoted() -> list[tuple[str, str]]:
+    """(page, words of it), the words built from the constants that the code works with."""
+    from vultus.evaluation import evaluate, registry, scores
+    from vultus.evaluation.bootstrap import REPLICATES
+    from vultus.evaluation.evaluate import EvaluationSettings
+    from vultus.evaluation.stored import ASIDE, FOLDER
+    from vultus.export import onnx_export, publish
+    from vultus.images import watermark
+    from vultus.presets import PRESETS
+    from vultus.reporting import html
+    from vultus.serving.settings import ServerSettings
+    from vultus.training import run_log, sample_grid, validation
+
+    usual = EvaluationSettings()
+    batches = [str(batch) for batch in onnx_export.BATCHES]
+    return [
+        ("export.md", f"on batches of {', '.join(batches[:-1])} and {batches[-1]} faces"),
+        ("export.md", f"if no value differs by more than {onnx_export.LIMIT:g}".replace("0.001", "1e-3")),
+        ("export.md", f"against PyTorch is at least {onnx_export.LEAST:.0f} dB"),
+        ("export.md", f"calibrated on {onnx_export.CALIBRATION} random identities"),
+        ("metrics.md", f"drawn with replacement {REPLICATES:,} times"),
+        ("metrics.md", f"standard deviations of {scores.FD_REPLICATES} draws"),
+        ("metrics.md", f"the same of {scores.KD_REPLICATES}."),
+        ("metrics.md", f"computed on at most {scores.MAX_PAIRED:,} photos"),
+        ("metrics.md", f"network, from {registry.MIN_PHOTOS} photos on"),
+        ("metrics.md", f"`_best{usual.best_of}`: the best of {usual.best_of} noise vectors by that measure, on"),
+        ("metrics.md", f"on {evaluate.MAX_BEST} photos"),
+        ("metrics.md", f"at most {evaluate.MAX_OTHER} pairs of photos"),
+        ("metrics.md", f"faces of each ({usual.noises} by default)"),
+        ("metrics.md", f"`pairs_above_{scores.COLLAPSE}`"),
+        ("evaluation.md", f"`{FOLDER}/HASH-test`"),
+        ("evaluation.md", f"`{ASIDE}-1`"),
+        ("reports.md", f"larger than {html.MAX_BYTES // 1_000_000} MB, down to {html.SIZES[-1]} pixels"),
+        ("hub.md", f"below {publish.FEW:,} photos"),
+        ("marks.md", f"Images below {watermark.LEAST}×{watermark.LEAST} carry no watermark"),
+        (
+            "serve.md",
+            f"A photo of more than {ServerSettings().max_megapixels:g} megapixels (`--megapixels`) is refused",
+        ),
+        ("serve.md", f"a photo of more than {ServerSettings().max_megapixels:g} megapixels is refused"),
+        ("training.md", f"below {validation.UNRELATED:g}, the value of an untrained network"),
+        ("tracking.md", f"at most {sample_grid.ROWS - 1} of them"),
+        ("tracking.md", {60.0: "trackers have a minute to finish"}[run_log.CLOSING]),
+        *(("training.md", f"| `{name}`") for name in PRESETS),
+    ]
+
+
+@pytest.mark.parametrize(("page", "words"), [pytest.param(*one, id=f"{one[0]}: {one[1][:60]}") for one in quoted()])
+def test_limits_on_a_page_are_those_of_the_code(page: str, words: str) -> None:
+    text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    assert words in text
+
+
+def options_of_commands() -> set[str]:
+    found = set()
+    for command in cli.COMMANDS:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            assert exit_code(lambda name=command: cli.main([name, "--help"])) == 0
+        found |= set(re.findall(r"--[a-zA-Z][\w.-]*", output.getvalue()))
+    return found | {"--version"}
+
+
+def test_options_that_a_page_mentions_exist() -> None:
+    """In the text, as `--option`; blocks of commands are parsed by the commands themselves."""
+    known = options_of_commands() | set(
+        re.findall(
+            r"--[a-z][\w-]*",
+            "".join(
+                path.read_text(encoding="utf-8")
+                for folder in ("scripts", "benchmarks")
+                for path in (ROOT / folder).glob("*.py")
+            ),
+        )
+    )
+    wrong = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for span in re.findall(r"`([^`\n]+)`", text):
+            if span.startswith(("--", "vultus ")):
+                wrong += [
+                    f"{page.name}: {name}" for name in re.findall(r"--[a-zA-Z][\w.-]*", span) if name not in known
+                ]
+    assert not wrong
+
+
+def table_of(page: str, heading: str) -> list[str]:
+    """The names in the first column of the first table below a heading: `one`, `two`, ..."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    section = text[re.search(rf"^##+ {re.escape(heading)}$", text, re.M).end() :]  # type: ignore[union-attr]
+    table = re.search(r"(?:^\|.*\n)+", section, re.M)
+    assert table is not None
+    return [name for line in table[0].splitlines()[2:] for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("data.md", "Files"), ("training.md", "Run folder"), ("hub.md", "Model folder")]
+)
+def test_files_in_a_table_are_written(page: str, heading: str, workspace: Workspace, tmp_path: Path) -> None:
+    folder = {"data.md": "data/mine", "training.md": "runs/mine", "hub.md": "published"}[page]
+    names = table_of(page, heading)
+    assert len(names) >= 3
+    place = workspace.folder / folder
+    if page == "hub.md":
+        place = tmp_path / folder
+        run(
+            [
+                "vultus",
+                "publish",
+                str(workspace.folder / "runs/mine"),
+                "--repo",
+                "a/b",
+                "--dry-run",
+                "--out",
+                str(place),
+            ]
+        )
+    optional = {"skipped.jsonl"}  # only where a photo was skipped
+    assert [name for name in names if not list(place.glob(name)) and name not in optional] == []
+    if page == "hub.md":
+        assert {path.name for path in place.iterdir() if path.name != ".lock"} == set(names)
+
+
+def test_files_of_an_evaluation_are_those_of_its_table() -> None:
+    from vultus.evaluation import artifacts
+
+    names = table_of("evaluation.md", "Files")
+    listed = re.findall(r"^OUT/(\S+)", artifacts.__doc__ or "", re.M)
+    assert {name.replace("*", "NAME") for name in names} == set(listed)
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_references_to_sections_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    missing = [
+        f"{name}#{anchor}"
+        for name, anchor in links
+        if "://" not in name and anchor not in anchors(page.parent / name if name else page)
+    ]
+    assert not missing
+
+
+def test_pages_and_variables_that_the_code_names_exist() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    pages = {name for name in re.findall(r"\bdocs/[\w/.-]+\.md\b", source) if not (ROOT / name).is_file()}
+    assert not pages
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assets = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.py"))
+    variables = {name for name in re.findall(r"\bVULTUS_[A-Z_0-9]+\b", text) if name not in source + assets}
+    assert not variables
+
+
+def test_endpoints_in_the_table_are_those_of_the_server() -> None:
+    from vultus.models.snapshot import default_snapshot, load_snapshot
+    from vultus.serving.app import create_app
+    from vultus.serving.engine import open_engine
+
+    engine = open_engine(load_snapshot(default_snapshot()))
+    try:
+        app = create_app(engine)
+        served = {getattr(route, "path", "") for route in app.routes} | set(app.openapi()["paths"])
+    finally:
+        engine.close()
+    section = (DOCS / "serve.md").read_text(encoding="utf-8").partition("## Endpoints")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(?:GET|POST) (/\S+?)`", section))
+    assert len(named) >= 8
+    assert named <= served
+    assert {path for path in served if path.startswith("/v1/")} <= named

@@ -410,6 +410,14 @@ def test_one_person_is_not_enough(run: Run, tiny_dataset: Write, encoder: TinyEn
         run(TinyGenerator(), dataset=data, other=None)
 
 
+def test_a_data_set_that_names_nobody_is_noted(run: Run, tiny_dataset: Write, encoder: TinyEncoder) -> None:
+    manifest = {"identities": "one per image"}
+    folder = tiny_dataset("nobody", people={"test": 4}, dim=DIM, embed=encoder.embed, manifest=manifest)
+    result = run(TinyGenerator(), dataset=PreparedDataset(folder, "test"), other=None)
+    assert result["context"]["identities"] == "one per image"
+    assert any("names no identities" in note for note in result["notes"])
+
+
 def test_people_without_second_photos(run: Run, tiny_dataset: Write, encoder: TinyEncoder) -> None:
     folder = tiny_dataset("single", people={"test": 150}, photos=1, dim=DIM, embed=encoder.embed)
     result = run(TinyGenerator(), dataset=PreparedDataset(folder, "test"), other=None)

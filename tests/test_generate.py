@@ -27,8 +27,8 @@ from vultus.sampling.population import fit_population
 CONFIG = {"resolution": 32, "z_dim": 20, "c_dim": 512, "base_width": 8, "max_width": 16, "projection": 32}
 
 
-def unit(count: int, seed: int = 0) -> Tensor:
-    return F.normalize(torch.randn(count, 512, generator=torch.Generator().manual_seed(seed)))
+def unit(count: int, seed: int = 0, dim: int = 512) -> Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)))
 
 
 def write_snapshot(path: Path, kind: str = "conditional-norm", encoder: str = FaceNet.id, **changes: int) -> Path:
@@ -38,7 +38,8 @@ def write_snapshot(path: Path, kind: str = "conditional-norm", encoder: str = Fa
     for parameter in generator.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))  # at the start, blocks pass their skip path only
     metadata = {"generator": config, "encoder": {"id": encoder, "dim": 512}}
-    save_snapshot(path, network=generator, population=fit_population(unit(30)), metadata=metadata)
+    population = fit_population(unit(30, dim=config["c_dim"]))
+    save_snapshot(path, network=generator, population=population, metadata=metadata)
     return path
 
 
@@ -142,7 +143,7 @@ def test_low_noise_strength_makes_faces_more_alike(snapshot: Snapshot, tmp_path:
         spread[strength] = faces.astype(float).std(0).mean()
     assert spread[0.0] == 0
     assert 0 < spread[0.5] < spread[1.0]
-    with pytest.raises(UserError, match=r"--noise_strength -1: must be a number of 0 or more"):
+    with pytest.raises(UserError, match=r"--noise_strength -1: must be a number from 0 to 4"):
         generate(snapshot, random_identities(snapshot, 1), tmp_path / "none", noise_strength=-1)
     with pytest.raises(UserError, match=r"--noise_strength nan"):
         interpolate(snapshot, unit(1)[0], unit(2)[1], tmp_path / "none", noise_strength=math.nan)
@@ -172,7 +173,11 @@ def test_output_paths_that_cannot_be_used(snapshot: Snapshot, tmp_path: Path) ->
         generate(snapshot, source, tmp_path / "out", num=0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "000000_0.png").write_text("old")
-    generate(snapshot, source, tmp_path / "out")
+    with pytest.raises(
+        UserError, match="exists and was not written by vultus; choose another --out, or replace it with"
+    ):
+        generate(snapshot, source, tmp_path / "out")
+    generate(snapshot, random_identities(snapshot, 1), tmp_path / "out", overwrite=True)
     assert list(tmp_path.joinpath("out").iterdir()) == [tmp_path / "out" / "000000_0.png"]
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)

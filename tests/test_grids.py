@@ -68,7 +68,7 @@ def test_interpolation_as_the_command_writes_it(snapshot: Snapshot, c: torch.Ten
     sheet = interpolation_sheet(snapshot, c, steps=5, noises=2, seed=4)
     assert sheet.size == (5 * CELL - 2, 4 * CELL - 2)
     for row, (a, b) in ((0, (0, 1)), (2, (1, 2))):
-        interpolate(snapshot, c[a], c[b], tmp_path, steps=5, seed=4)
+        interpolate(snapshot, c[a], c[b], tmp_path, steps=5, seed=4, overwrite=True)
         with Image.open(tmp_path / "between.png") as strip:
             assert np.array_equal(np.asarray(sheet.crop((0, row * CELL, sheet.width, row * CELL + SIDE))), strip)
     assert np.array_equal(cell(sheet, 0, 4), cell(sheet, 2, 0))  # the end of an arc is the start of the next

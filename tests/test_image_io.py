@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import sys
 import tracemalloc
 import zlib
 
@@ -13,15 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
+from vultus.images import io as module
 from vultus.images.io import (
     MIN_SIDE,
     BadImage,
+    NoDecoder,
     centre_crop,
     crop_x,
     decode_image,
     encode_jpeg,
     from_pil,
     grid,
+    photo_suffixes,
     to_images,
     to_pil,
     to_x,
@@ -47,6 +51,15 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def need(kind: str) -> None:
+    """Skip the test where a format cannot be read or written here."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+        assert module._heif_formats() == ("HEIF",)
+    elif kind not in module._pillow_formats() or kind not in Image.SAVE:
+        pytest.skip(f"the installed Pillow was built without {kind}")
+
+
 def assert_quarters(image: Image.Image, tolerance: int = 8) -> None:
     assert image.mode == "RGB"
     for place, colour in QUARTERS.items():
@@ -61,17 +74,29 @@ def assert_quarters(image: Image.Image, tolerance: int = 8) -> None:
         ("PNG", {}),
         ("WEBP", {"lossless": True}),
         ("WEBP", {"quality": 95}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg", "quality": 95}),
+        ("AVIF", {"quality": 90}),
+        ("JPEG2000", {}),
+        ("PPM", {}),
+        ("QOI", {}),
+        ("HEIF", {"quality": 95}),
     ],
 )
 def test_formats(kind: str, options: dict[str, object]) -> None:
+    need(kind)
     image = decode_image(encoded(quarters(), kind, **options))
     assert image.size == (64, 48)
     assert_quarters(image, tolerance=12)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    need(kind)
     # What a camera in this orientation stores: the inverse of what a viewer has to apply.
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,7 +111,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
-    image = decode_image(encoded(stored, kind, exif=exif, **options))
+    image = decode_image(encoded(stored, kind, exif=exif.tobytes(), **options))
     assert image.size == (64, 48)
     assert_quarters(image)
 
@@ -104,8 +129,10 @@ def test_phone_photo_with_a_second_image_inside() -> None:
     assert_quarters(decode_image(data), tolerance=12)
 
 
-def test_cmyk_becomes_rgb() -> None:
-    data = encoded(quarters().convert("CMYK"), "JPEG", quality=95, subsampling=0)
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(kind: str) -> None:
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    data = encoded(quarters().convert("CMYK"), kind, **options)
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
     assert_quarters(decode_image(data), tolerance=12)
 
@@ -124,23 +151,33 @@ def test_one_bit_png() -> None:
     assert (np.asarray(decode_image(encoded(Image.new("1", (40, 40), 1), "PNG"))) == 255).all()
 
 
-def test_16_bit_grey_keeps_its_tones() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_16_bit_grey_keeps_its_tones(kind: str) -> None:
     # Pillow's own conversion would clip everything above 255 to white.
+    need(kind)
     values = np.linspace(0, 65535, 64).astype(np.uint16)
-    data = encoded(Image.fromarray(np.tile(values, (48, 1))), "PNG")
+    data = encoded(Image.fromarray(np.tile(values, (48, 1))), kind)
     assert Image.open(io.BytesIO(data)).mode.startswith("I")
     pixels = np.asarray(decode_image(data))
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels[0, :, 0].astype(int) - values / 257).max() <= 1
 
 
-def test_16_bit_grey_that_is_dark_stays_dark() -> None:
-    data = encoded(Image.fromarray(np.full((48, 64), 200, np.uint16)), "PNG")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_that_is_dark_stays_dark(kind: str) -> None:
+    data = encoded(Image.fromarray(np.full((48, 64), 200, np.uint16)), kind)
     assert np.asarray(decode_image(data)).max() <= 1
 
 
 def test_16_bit_rgb_png() -> None:
     assert_quarters(decode_image(png(64, 48, 2, _rows_16(quarters()), depth=16)))
+
+
+@pytest.mark.parametrize("largest", [1.0, 255.0])
+def test_floating_point_tiff(largest: float) -> None:
+    ramp = np.tile(np.linspace(0, largest, 64, dtype=np.float32), (48, 1))
+    pixels = np.asarray(decode_image(encoded(Image.fromarray(ramp), "TIFF")))
+    assert np.abs(pixels[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1
 
 
 def _rows_16(image: Image.Image) -> bytes:
@@ -208,11 +245,11 @@ def test_truncated_is_rejected(kind: str) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"just a text\n" * 50, "not a JPEG"),
-        (encoded(quarters(), "GIF"), "not a JPEG"),
-        (encoded(quarters(), "TIFF"), "not a JPEG"),
-        (encoded(quarters(), "BMP"), "not a JPEG"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a JPEG"),
+        (b"just a text\n" * 50, "not a JPEG, PNG or WebP image, nor of"),
+        (encoded(quarters(), "PDF"), "not a JPEG, PNG or WebP image, nor of"),
+        (encoded(quarters(), "EPS"), "not a JPEG, PNG or WebP image, nor of"),
+        (encoded(quarters(), "TGA"), "not a JPEG, PNG or WebP image, nor of"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a JPEG, PNG or WebP image, nor of"),
         (encoded(Image.new("RGB", (1, 1)), "PNG"), "too small: 1x1"),
         (encoded(Image.new("RGB", (500, MIN_SIDE - 1)), "JPEG"), "too small: 500x31"),
     ],
@@ -263,6 +300,21 @@ def test_pixel_limit_is_an_argument() -> None:
         decode_image(data, max_pixels=9_999)
 
 
+def test_formats_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    heic = b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf" + bytes(100)
+    avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(100)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)  # the import fails
+        patch.setattr(module, "_heif_formats", module._heif_formats.__wrapped__)
+        patch.setattr(module, "_pillow_formats", lambda: ("JPEG", "PNG"))
+        with pytest.raises(NoDecoder, match=r"HEIC image; to read it: pip install 'vultus\[heic\]'"):
+            decode_image(heic)
+        with pytest.raises(NoDecoder, match="an AVIF image, which the installed Pillow cannot read"):
+            decode_image(avif)
+    assert {".heic", ".avif", ".tif", ".bmp", ".gif", ".jp2", ".jfif"} <= photo_suffixes()
+    assert not photo_suffixes() & {".eps", ".pdf", ".psd", ".svg", ".mpg", ".h5", ".tga", ".txt", ""}
+
+
 def test_random_bytes_raise_only_bad_image() -> None:
     rng = random.Random(0)
     starts = [
@@ -270,9 +322,19 @@ def test_random_bytes_raise_only_bad_image() -> None:
         b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
         b"RIFF\x40\0\0\0WEBPVP8 ",
+        b"GIF89a",
+        b"BM",
+        b"II*\0\x08\0\0\0",
+        b"MM\0*\0\0\0\x08",
+        b"P6 60 60 255 ",
+        b"qoif",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"\xff\x4f\xff\x51",
+        b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+        b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf",
     ]
-    for number in range(600):
-        data = starts[number % 4] + rng.randbytes(rng.randrange(0, 300))
+    for number in range(1400):
+        data = starts[number % len(starts)] + rng.randbytes(rng.randrange(0, 300))
         with pytest.raises(BadImage) as caught:
             decode_image(data)
         assert "\n" not in str(caught.value)
@@ -290,7 +352,14 @@ def test_damaged_images_raise_only_bad_image() -> None:
         encoded(quarters(), "WEBP", exif=exif),
         encoded(quarters().convert("P"), "PNG", transparency=0),
         encoded(quarters(), "PNG", save_all=True, append_images=[quarters().transpose(Image.Transpose.ROTATE_180)]),
+        encoded(quarters(), "GIF"),
+        encoded(quarters(), "BMP"),
+        encoded(quarters(), "TIFF", exif=exif),
+        encoded(quarters(), "TIFF", compression="tiff_lzw"),
+        encoded(quarters(), "PPM"),
     ]
+    more = [kind for kind in ("AVIF", "JPEG2000", "QOI") if kind in module._pillow_formats() and kind in Image.SAVE]
+    whole += [encoded(quarters(), kind) for kind in (*more, *module._heif_formats())]
     rejected = 0
     for number in range(1500):
         data = bytearray(whole[number % len(whole)])

@@ -25,7 +25,9 @@ from torch import Tensor
 from test_sources import write_parquet
 from vultus._files import folder_lock
 from vultus.data import prepare as module
-from vultus.data.prepare import in_test, prepare
+from vultus.data.items import Item
+from vultus.data.preparation import in_test
+from vultus.data.prepare import prepare
 from vultus.errors import UserError
 from vultus.images.io import centre_crop, crop_x, decode_image, from_pil, to_x
 from vultus.models.facenet import FaceNet
@@ -119,6 +121,7 @@ def test_rows_manifest_and_order(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert sorted(content(out)) == [
         "manifest.json",
         *(f"shard-0000{k}.arrow" for k in range(4)),
+        "shards.jsonl",
         "skipped.jsonl",
     ]
     found = rows(out)
@@ -224,15 +227,15 @@ def test_unusable_photos_are_skipped_with_their_reason(
 
 def test_unreadable_photo_is_skipped(photos: Path, tmp_path: Path) -> None:
     gone = photos / "person 02" / "1.jpg"
-    real = module.Item.read
+    real = Item.read
 
-    def read(item: module.Item) -> bytes:
+    def read(item: Item) -> bytes:
         if item.key.endswith("02/1.jpg"):
             gone.unlink(missing_ok=True)  # while the folder is being read
         return real(item)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Item, "read", read)
+        patch.setattr(Item, "read", read)
         prepare(str(photos), tmp_path / "out", encoder=TinyEncoder())
     assert skipped(tmp_path / "out") == {"person 02/1.jpg": "can't be read (No such file or directory)"}
 
@@ -318,13 +321,17 @@ def test_limit(tmp_path: Path, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resolution": 8}, "resolution 8"),
-        ({"test_fraction": 1.0}, "test fraction 1.0"),
-        ({"limit": 0}, "limit 0"),
+        ({"resolution": 8}, "--resolution 8: from 16 to 1024"),
+        ({"resolution": 0}, "--resolution 0: from 16 to 1024"),
+        ({"resolution": -1}, "--resolution -1: from 16 to 1024"),
+        ({"resolution": 100_000}, "--resolution 100000: from 16 to 1024"),
+        ({"test_fraction": float("nan")}, "--test_fraction nan"),
+        ({"test_fraction": 1.0}, "--test_fraction 1.0"),
+        ({"limit": 0}, "--limit 0"),
         ({"batch": 0}, "batch 0"),
-        ({"dtype": "float16"}, "dtype 'float16': one of auto"),
-        ({"device": "cuda:77"}, "device 'cuda:77'"),
-        ({"device": "gpu"}, "device 'gpu'"),
+        ({"dtype": "float16"}, "--dtype 'float16': one of auto"),
+        ({"device": "cuda:77"}, "--device 'cuda:77'"),
+        ({"device": "gpu"}, "--device 'gpu'"),
     ],
 )
 def test_options_out_of_range(photos: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -350,7 +357,7 @@ def test_complete_folder_is_not_changed(photos: Path, tmp_path: Path, capsys: py
     assert not encoder.batches
     assert {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"} == before
     assert "already complete, 36 images of 12 people" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"was begun with resolution 128, now it is 64"):
+    with pytest.raises(UserError, match=r"was begun with --resolution 128, now it is 64"):
         prepare(str(photos), out, resolution=64, encoder=TinyEncoder())
 
 

@@ -113,7 +113,9 @@ def test_random_identities_are_those_of_the_command(generator: vultus.Generator,
         (np.zeros((2, 512)), {}, "row 0 is all zeros"),
         (np.full((2, 512), "a"), {}, "floats are needed"),
         (np.ones((2, 512)), {"num": 0}, "num must be a whole number from 1 to 1e9, not 0"),
-        (np.ones((2, 512)), {"noise_strength": -1.0}, "must be a number of 0 or more"),
+        (np.ones((2, 512)), {"noise_strength": -1.0}, "must be a number from 0 to 4"),
+        (np.ones((2, 512)), {"noise_strength": np.nan}, "must be a number from 0 to 4"),
+        (np.ones((2, 512)), {"noise_strength": 1e30}, "must be a number from 0 to 4"),
     ],
 )
 def test_sample_rejects(generator: vultus.Generator, c: Any, options: dict[str, Any], message: str) -> None:

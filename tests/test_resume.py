@@ -249,7 +249,7 @@ def test_a_manifest_that_does_not_fit_its_shards(run: Run) -> None:
     manifest = read_json(run.data / "manifest.json")
     manifest["encoder"]["dim"] = 128
     write_json(run.data / "manifest.json", manifest)
-    assert "shard-00000.arrow: holds embeddings of 512 numbers, manifest.json says 128" in run.refused()
+    assert "manifest.json: encoder.dim is 128, but shard-00000.arrow holds 512" in run.refused()
 
 
 def test_losses_of_another_encoder_than_the_data(

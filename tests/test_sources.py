@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from stand_in_hub import SHA, Hub
-from vultus.data import sources
-from vultus.data.sources import Item, Part, open_source, split_name, split_of
+from vultus.data import items as sources
+from vultus.data.items import ONE_PER_IMAGE, Item, Part, Source
+from vultus.data.sources import open_source
+from vultus.data.tables import split_name, split_of
 from vultus.errors import UserError
 from vultus.images.io import BadImage
 
@@ -107,8 +109,13 @@ def test_links(folder: Path) -> None:
     (folder / "bea" / "gone.png").symlink_to("nothing")
     (folder / "dora").symlink_to(folder / "bea")  # the photos of an identity in another folder
     keys = [item.key for item in every(open_source(str(folder)).parts[0])]
-    assert [key for key in keys if key.startswith("dora/")] == ["dora/10.PNG", "dora/2.png"]
-    assert len(keys) == 10
+    problems = {item.key: item.problem for item in every(open_source(str(folder)).parts[0]) if item.problem}
+    assert [key for key in keys if key.startswith("dora/") and key not in problems] == ["dora/10.PNG", "dora/2.png"]
+    assert len(keys) == 10 + 2 * 2
+    assert {key: problem for key, problem in problems.items() if key.startswith("bea/")} == {
+        "bea/gone.png": "a link to nothing",
+        "bea/self.png": "can't be read (Too many levels of symbolic links)",
+    }
 
 
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:
@@ -213,10 +220,108 @@ def test_missing_columns(tmp_path: Path) -> None:
     keys = ["train/0000000", "train/0000001"]
     assert [(item.key, item.identity) for item in every(part)] == list(zip(keys, keys, strict=True))
     pyarrow.parquet.write_table(table.drop_columns(["image"]), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match=r"b\.parquet: has no column 'image' \(it has Smiling\); columns") as caught:
+    with pytest.raises(
+        UserError, match=r"b\.parquet: column 'image': no such column; it has Smiling \(bool\); .*--image-col"
+    ):
         open_source(str(tmp_path))
-    assert "'image' (struct of bytes, path)" in str(caught.value)
-    assert "'celeb_id'" in str(caught.value)
+
+
+def write_table(path: Path, **columns: pa.Array) -> Path:
+    images = pa.array([png(number) for number in range(4)], pa.binary())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pa.table({"image": images} | columns), path)
+    return path
+
+
+def identities(source: Source) -> list[str]:
+    return [item.identity for part in source.parts for item in every(part)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        ({"label": pa.array([1, 1, 2, 2])}, "label"),
+        ({"identity": pa.array(["a", "a", "b", "b"]), "label": pa.array([1, 2, 3, 4])}, "identity"),
+        ({"person": pa.array(["a", "a", "b", "b"]).dictionary_encode(), "label": pa.array([1, 2, 3, 4])}, "person"),
+        ({"subject_id": pa.array([7, 7, 8, 8])}, "subject_id"),
+        ({"celeb_id": pa.array([7, 7, 8, 8]), "identity": pa.array(["a", "b", "c", "d"])}, "celeb_id"),
+        ({"identity": pa.array([[1.0], [1.0], [2.0], [2.0]]), "label": pa.array([1, 1, 2, 2])}, "label"),
+    ],
+)
+def test_columns_that_are_taken_for_the_identity(tmp_path: Path, columns: dict[str, pa.Array], chosen: str) -> None:
+    source = open_source(str(write_table(tmp_path / "a.parquet", **columns)))
+    assert source.identities == f"column {chosen}"
+    found = identities(source)
+    assert (found[0], found[2]) == (found[1], found[3])
+    assert found[0] != found[2]
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    table = pyarrow.parquet.read_table(write_table(tmp_path / "a.parquet", who=pa.array(["a", "a", "b", "b"])))
+    pyarrow.parquet.write_table(table.rename_columns(["face", "who"]), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), image_column="face", id_column="who")
+    assert identities(source) == ["a", "a", "b", "b"]
+    assert every(source.parts[0])[1].read() == png(1)
+    assert_resumes_from_everywhere(source.parts[0])
+    with pytest.raises(
+        UserError, match=r"column 'image': no such column; it has face \(binary\), who \(string\); name"
+    ):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"id_column": "who"},
+            r"--id-column who: no such column; it has image \(binary\), gap \(int64\), list \(list\)",
+        ),
+        ({"id_column": "gap"}, r"--id-column gap has no value in 2 rows \(the first: row 1\); it has image"),
+        ({"id_column": "list"}, r"--id-column list does not hold numbers or text; it has image"),
+        ({"id_column": "image"}, r"--id-column image does not hold numbers or text; it has image"),
+        ({"image_column": "photo"}, r"--image-column photo: no such column; it has image"),
+        ({"image_column": "gap"}, r"--image-column gap does not hold images, which are bytes or .* it has image"),
+    ],
+)
+def test_named_columns_that_cannot_be_used(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    columns = {"gap": pa.array([1, None, 2, None]), "list": pa.array([[1], [2], [3], [4]])}
+    path = write_table(tmp_path / "a.parquet", **columns)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(str(path), **options)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_without_identity_are_counted(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", celeb_id=pa.array([1.0, 1.0, None, float("nan")]))
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert source.notes == ("2 rows without celeb_id, each counted as a person of its own",)
+    assert identities(source) == ["1.0", "1.0", "train/0000002", "train/0000003"]
+
+
+def test_identities_that_only_some_files_have(tmp_path: Path) -> None:
+    write_table(tmp_path / "test-0.parquet", celeb_id=pa.array([1, 1, 2, 2]))
+    write_table(tmp_path / "train-0.parquet", other=pa.array([1, 1, 2, 2]))
+    with pytest.raises(
+        UserError, match=r"train-0\.parquet: has no column 'celeb_id', by which .*test-0\.parquet names"
+    ):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), "test").identities == "column celeb_id"
+
+
+def test_a_source_that_names_nobody(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", smile=pa.array([True, True, False, False]))
+    assert open_source(str(tmp_path / "a.parquet")).identities == ONE_PER_IMAGE
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "1.png").write_bytes(png(1))
+    assert open_source(str(tmp_path / "flat")).identities == ONE_PER_IMAGE
+    (tmp_path / "flat" / "ada").mkdir()
+    (tmp_path / "flat" / "ada" / "1.png").write_bytes(png(1))
+    assert open_source(str(tmp_path / "flat")).identities == f"sub-folders, and {ONE_PER_IMAGE} outside of them"
+    (tmp_path / "flat" / "1.png").unlink()
+    assert open_source(str(tmp_path / "flat")).identities == "sub-folders"
+    with pytest.raises(UserError, match="a folder of photos has no columns; leave --id-column out"):
+        open_source(str(tmp_path / "flat"), id_column="ada")
 
 
 def test_plain_bytes_and_empty_cells(tmp_path: Path) -> None:
@@ -304,17 +409,19 @@ from vultus.errors import UserError
 from vultus.data.sources import open_source
 for name in sys.argv[1:]:
     try:
-        source = open_source(name)
+        name, _, id_column = name.partition("#")
+        source = open_source(name, id_column=id_column or None)
         parts = []
         for part in source.parts:
             items = part.items(None)
             first = next(items)
             position = json.loads(json.dumps(part.position()))
             items.close()
-            rest = open_source(name, part.name, revision=source.revision).parts[0].items(position)
+            again = open_source(name, part.name, revision=source.revision, id_column=id_column or None)
+            rest = again.parts[0].items(position)
             keys = [(item.key, item.identity, len(item.read())) for item in (first, *rest)]
             parts.append([part.split, keys])
-        print(json.dumps({"parts": parts, "revision": source.revision}))
+        print(json.dumps({"parts": parts, "revision": source.revision, "identities": source.identities}))
     except UserError as error:
         print(json.dumps({"error": str(error)}))
 """
@@ -327,7 +434,12 @@ for name in sys.argv[1:]:
 
 
 def test_hub_streams_resumes_and_reports_in_one_line(tmp_path: Path, hub: str) -> None:
-    faces, wrong, gated = read_hub(tmp_path, hub, "user/faces", "user/wrong", "user/gated")
+    names = ("user/faces", "user/wrong", "user/gated", "user/faces#who")
+    faces, wrong, gated, column = read_hub(tmp_path, hub, *names)
+    assert faces["identities"] == "column celeb_id"
+    assert column["error"].startswith(
+        "user/faces, split test: --id-column who: no such column; it has image (struct), "
+    )
     size = len(png(0))
     assert faces["revision"] == SHA
     assert [[split, [key[:2] for key in keys]] for split, keys in faces["parts"]] == [

@@ -14,6 +14,7 @@ from vultus.errors import UserError
 
 VERSIONS = {
     "prepared data set": 1,  # manifest.json, key `schema`
+    "shard check": 1,  # shards/*.json of the user's cache folder, key `format`; of another version it is not used
     "run config": 2,  # config.json of a run folder, key `format`; 1 had none
     "checkpoint": 2,  # checkpoint-*.pt, key `format`; 1 had none
     "snapshot": 1,  # snapshot.safetensors, metadata key `format`

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vultus._files import atomic_path, folder_lock, make_folder
+from vultus._outputs import check_output
 from vultus._ranges import Seconds, Seed, checks_arguments
 from vultus.cli.options import ArgumentParser
 
@@ -44,7 +45,7 @@ def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Pa
     """
     from PIL import Image
 
-    from vultus.images.xmp import Origin, model_id, save_marked
+    from vultus.images.xmp import Origin, is_marked, model_id, save_marked
     from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
     from vultus.presets import get_preset
     from vultus.sampling.grids import OVERVIEW_IDENTITIES, OVERVIEW_NOISES, overview_sheet
@@ -53,6 +54,8 @@ def demo(out: str | Path, *, seconds: Seconds = 60.0, seed: Seed = 0) -> list[Pa
     from vultus.training.validation import unseen_validation
 
     out = make_folder(out)
+    written = [out / name for name in ("faces.png", "training.png", "curves.png")]
+    check_output(*written, own=lambda path: is_marked(path) or (out / "made-faces").is_dir())
     with folder_lock(out, "write"):
         snapshot = load_snapshot(default_snapshot())
         images = [out / "faces.png"]

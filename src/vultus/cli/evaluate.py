@@ -13,7 +13,8 @@ from vultus.cli.options import ArgumentParser
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure snapshots."""
     parser = ArgumentParser(prog="vultus evaluate", exit_on_error=False, description="Measure snapshots.")
-    parser.add_argument("snapshots", type=str, nargs="+", help="snapshot files, run folders, or `default`")
+    names = "snapshots, run or published folders, hf://user/name, FILE.onnx, `default`"
+    parser.add_argument("snapshots", type=str, nargs="+", help=names)
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
     parser.add_argument(
         "--split",
@@ -34,7 +35,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         help="dlib, mobilefacenet, face encoders as FILE.onnx[:raw]",
     )
     parser.add_argument("--fetch", action="store_true", help="download the weights of FID and LPIPS (340 MB)")
-    parser.add_argument("--out", type=str | None, help="folder for the table, plots and grids of faces")
+    parser.add_argument(
+        "--out", type=str | None, help="folder for the table, plots and grids of faces; default: in RUN/evaluations"
+    )
     parser.add_argument("--seed", type=Seed, default=0, help="of the noise and of the resampled people")
     parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
@@ -42,7 +45,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     from vultus.evaluation.compare import evaluate_snapshots, format_comparison
 
-    names = ("data", "split", "out", "noises", "noise_strength", "limit", "fetch", "seed", "batch", "device")
-    results = evaluate_snapshots(options.snapshots, judges=options.judge, **{name: options[name] for name in names})
+    passed = ("data", "split", "out", "noises", "noise_strength", "limit", "fetch", "seed", "batch", "device")
+    results = evaluate_snapshots(options.snapshots, judges=options.judge, **{name: options[name] for name in passed})
     print(json.dumps(results, indent=2) if options.json else format_comparison(results))
     return 0

@@ -29,7 +29,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--grid", action="store_true", help="one grid of all faces instead of single files")
     parser.add_argument("--steps", type=Steps, default=9, help="faces of --between")
     parser.add_argument(
-        "--noise_strength", type=float, default=1.0, help="factor of the noise; below 1: less variation between faces"
+        "--noise_strength", type=float, default=1.0, help="factor of the noise, 0 to 4; below 1: less variation"
     )
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
@@ -38,6 +38,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for metrics on the pixels")
     parser.add_argument("--c2pa-cert", type=str | None, help="CHAIN.pem: sign the images (C2PA, extra `sign`)")
     parser.add_argument("--c2pa-key", type=str | None, help="KEY.pem of that certificate")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing files that show something else; never the inputs"
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
     given = [name for name in ("embeddings", "photos", "random", "between") if options[name] is not None]
@@ -45,7 +48,7 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
-    from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_identities
+    from vultus.sampling.conditioning import from_embeddings, from_photos, inputs_of, one_embedding, random_identities
     from vultus.sampling.generate import generate, interpolate
     from vultus.sampling.generator import load
 
@@ -55,12 +58,15 @@ def generate_command(arguments: Sequence[str]) -> int:
         "seed": options.seed,
         "noise_strength": options.noise_strength,
         "mark": not options.no_mark,
+        "overwrite": bool(options.overwrite),
+        "inputs": [path for path in (options.c2pa_cert, options.c2pa_key) if path is not None],
     }
     if options.c2pa_cert is not None:
         from vultus.images.c2pa import Signer
 
         common["signer"] = Signer(options.c2pa_cert, options.c2pa_key)
     if options.between is not None:
+        common["inputs"] += [path for text in options.between for path in inputs_of(text)]
         a, b = (one_embedding(text, snapshot, seed=options.seed, **photo) for text in options.between)
         for path in interpolate(snapshot, a, b, options.out, steps=options.steps, **common):
             print(path)

@@ -29,6 +29,12 @@ def prepare_command(arguments: Sequence[str]) -> int:
         default=0.1,
         help="share of identities in the test split, if the source has none",
     )
+    parser.add_argument("--image-column", type=str | None, help="column of the images in a table; default: image")
+    parser.add_argument(
+        "--id-column",
+        type=str | None,
+        help="column of the identities in a table; default: celeb_id, identity, person, ... or label, if there is one",
+    )
     parser.add_argument("--align", action="store_true", help="find and align the face first (extra `align`)")
     parser.add_argument(
         "--licence", type=str | None, help="terms of the photos, recorded in every model that is trained on them"
@@ -54,6 +60,8 @@ def prepare_command(arguments: Sequence[str]) -> int:
         limit=options.limit,
         device=resolve_device(options.device),
         dtype=options.dtype,
+        image_column=options.image_column,
+        id_column=options.id_column,
     )
     print(json.dumps(manifest, indent=2) if options.json else options.out)
     return 0

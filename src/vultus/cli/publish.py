@@ -17,7 +17,11 @@ def publish_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=str | None, help="folder to write; default: RUN/publish, else ./publish")
     parser.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
     parser.add_argument("--private", action="store_true", help="create the model as a private one")
-    parser.add_argument("--evaluation", type=str | None, help="folder of evaluate --out; default: RUN/evaluation")
+    parser.add_argument(
+        "--evaluation",
+        type=str | None,
+        help="folder of an evaluation; default: the one of this snapshot in the run folder",
+    )
     parser.add_argument("--licence", type=str | None, help="licence id such as mit, unless the data are restricted")
     parser.add_argument("--dtype", type=Literal["float32", "float16"], default="float32", help="of the weights")
     parser.add_argument("--people", type=bool, default=True, help="publish the distribution of the training embeddings")

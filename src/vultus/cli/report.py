@@ -14,7 +14,11 @@ def report_command(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", type=str, nargs="+", help="run folders; several are shown side by side")
     parser.add_argument("--out", type=str | None, help="folder to write; default: the run folder, if there is one")
     parser.add_argument(
-        "--evaluation", type=str, nargs="+", default=[], help="folders of evaluate --out; default: RUN/evaluation"
+        "--evaluation",
+        type=str,
+        nargs="+",
+        default=[],
+        help="folders of evaluations; default: those in the run folders",
     )
     parser.add_argument("--with-photos", action="store_true", help="show photos of the data set beside the faces")
     parser.add_argument("--wandb", action="store_true", help="as a report on Weights & Biases (extra `track`)")

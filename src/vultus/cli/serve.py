@@ -20,7 +20,11 @@ def serve_command(arguments: Sequence[str]) -> int:
     """Parse the options, open the snapshot and serve it until a signal."""
     parser = ArgumentParser(prog="vultus serve", exit_on_error=False, description="A web page and an HTTP API.")
     parser.add_argument(
-        "snapshot", type=str, nargs="?", default="default", help="snapshot, run or published folder, hf://user/name"
+        "snapshot",
+        type=str,
+        nargs="?",
+        default="default",
+        help="snapshot, run or published folder, hf://user/name, FILE.onnx, `default`",
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0: all interfaces")
     parser.add_argument("--port", type=Port, default=8000, help="port to listen on; 0: a free one")

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vultus._files import read_json
-from vultus._formats import upgrade
+from vultus.data.integrity import check_shards
+from vultus.data.manifest import read_manifest
 from vultus.errors import UserError
 from vultus.images.io import from_pil
 
@@ -50,25 +50,17 @@ class PreparedDataset:
         manifest: the content of manifest.json.
         resolution: side R of the images in pixels.
 
-    Raises UserError if the folder is not a complete prepared data set or the split is empty.
+    Raises UserError if the folder is not a complete prepared data set, a shard is not the bytes that the manifest
+    records, or the split is empty.
     """
 
     def __init__(self, folder: str | Path, split: str | None = "train", *, max_images: int = 0, seed: int = 0) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "manifest.json").is_file():
-            reason = (
-                "not finished: run the same `vultus prepare` again"
-                if (self.folder / "progress").is_dir()
-                else "not a prepared data set: create one with `vultus prepare SOURCE --out DIR`"
-            )
-            raise UserError(f"{self.folder}: {reason}")
-        path = self.folder / "manifest.json"
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or "schema" not in manifest:
-            raise UserError(f"{path}: not the manifest of a prepared data set; prepare the data set again")
-        self.manifest: dict[str, Any] = upgrade("prepared data set", manifest["schema"], manifest, path)
+        self.manifest: dict[str, Any] = read_manifest(self.folder)
+        check_shards(self.folder, self.manifest)
         self.resolution: int = self.manifest["resolution"]
         self._tables = [self._open(shard["file"]) for shard in self.manifest["shards"]]
+        self._check_content()
         self._select(split, max_images, seed)
 
     def with_split(self, split: str | None, *, max_images: int = 0, seed: int = 0) -> Self:
@@ -97,21 +89,60 @@ class PreparedDataset:
             chosen = np.random.default_rng(seed).permutation(len(self._rows))[:max_images]
             self._rows = self._rows[np.sort(chosen)]
 
+    def as_of(self, content_sha256: str) -> Self:
+        """The data set as it was when it had this content: all rows (split None) of the shards that it had then.
+
+        `vultus prepare` adds photos to a data set as further shards, so the earlier ones are unchanged. Raises
+        UserError if the data set never had that content.
+        """
+        if content_sha256 == self.manifest["content_sha256"]:
+            return self
+        earlier = self.manifest.get("earlier", [])
+        state = next((state for state in earlier if state["content_sha256"] == content_sha256), None)
+        if state is None:
+            raise UserError(f"{self.folder}: never had the content {content_sha256[:12]}")
+        other = copy.copy(self)
+        other.__dict__.pop("identities", None)
+        other.manifest = {
+            **self.manifest,
+            **{key: state[key] for key in ("counts", "content_sha256")},
+            "shards": self.manifest["shards"][: state["shards"]],
+            "earlier": earlier[: earlier.index(state)],
+        }
+        other._tables = self._tables[: state["shards"]]
+        other._select(None, 0, 0)
+        return other
+
     def _open(self, name: str) -> pa.Table:
         path = self.folder / name
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing; prepare the data set again") from None
-        except pa.ArrowInvalid:
-            raise UserError(f"{path}: damaged; delete the folder and prepare the data set again") from None
-        dim, stored = self.manifest["encoder"]["dim"], table.schema.field("embedding").type
-        if getattr(stored, "list_size", dim) != dim:
-            raise UserError(
-                f"{path}: holds embeddings of {stored.list_size} numbers, manifest.json says {dim}; restore the "
-                "manifest, or prepare the data set again"
-            )
-        return table
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowException, OSError):
+            # Its bytes are those that were written, so they are no shard of this version.
+            raise UserError(f"{path}: not a shard that can be read; prepare the data set into another --out") from None
+
+    def _check_content(self) -> None:
+        """Raise UserError unless the shards hold what the manifest says."""
+        path, dim = self.folder / "manifest.json", self.manifest["encoder"]["dim"]
+        for shard, table in zip(self.manifest["shards"], self._tables, strict=True):
+            kind = table.schema.field("embedding").type
+            for name, stated, found in (
+                ("encoder.dim", dim, kind.list_size),
+                ("rows", shard["rows"], table.num_rows),
+            ):
+                if stated != found:
+                    raise UserError(
+                        f"{path}: {name} is {stated}, but {shard['file']} holds {found}; restore the file from a copy, "
+                        "or prepare the data set into another --out"
+                    )
+        for table in self._tables[:1]:
+            with Image.open(io.BytesIO(table.column("image")[0].as_py())) as image:
+                side = image.width
+            if side != self.resolution:
+                raise UserError(
+                    f"{path}: resolution is {self.resolution}, but the images are {side}x{side}; restore the file from "
+                    "a copy, or prepare the data set into another --out"
+                )
 
     def __len__(self) -> int:
         return len(self._rows)

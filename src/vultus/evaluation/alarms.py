@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import COPIES
 from vultus.evaluation.scores import COLLAPSE, FARS, Rows, far_label
 
 
-def find_alarms(rows: Rows, *, encoder: str, judge: str | None, perceptual: str | None) -> list[str]:
+def find_alarms(
+    rows: Rows, *, encoder: str, judge: str | None, perceptual: str | None, copies: bool = True
+) -> list[str]:
     """Warnings: collapse, noise without effect, an encoder that is fooled, copies. Each gives its values.
 
-    `encoder`, `judge` and `perceptual` are the backbones in the names of the metrics.
+    `encoder`, `judge` and `perceptual` are the backbones in the names of the metrics. `copies`: the nearest photos that
+    were compared are the training photos of the generator.
     """
     warnings = []
 
@@ -49,7 +53,7 @@ def find_alarms(rows: Rows, *, encoder: str, judge: str | None, perceptual: str 
         )
     name = f"copied_{encoder}"
     copied = rows.get(name)
-    if copied and copied.low > 0.05:
+    if copies and copied and copied.low > 0.05:
         value = text(name, copied.value)
-        warnings.append(f"copies: {value} of the faces are nearer to a training photo than 99 % of real faces are")
+        warnings.append(f"{COPIES} {value} of the faces are nearer to a training photo than 99 % of real faces are")
     return warnings

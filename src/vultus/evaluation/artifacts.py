@@ -4,9 +4,11 @@ OUT/table.md           the table
 OUT/results.json       the results
 OUT/identity.png       scores of real and generated pairs, by every encoder
 OUT/nearest.png        cosine of generated and of real unseen faces to the nearest training photo
-OUT/NAME-faces.jpg     for some people the photo, then generated faces
+OUT/NAME-faces.jpg     a row for each of some people: the photo, then generated faces
 OUT/NAME-extremes.jpg  the best and the worst faces by the judge, above them the photos
 OUT/NAME-nearest.jpg   the faces nearest to a training photo, below each its three nearest training photos
+
+Every picture says in words what its rows, columns and numbers are.
 
 The grids show photos of the data set, so its terms hold for them too. The plots need matplotlib and are left out, with
 a note, where it is not installed.
@@ -14,11 +16,14 @@ a note, where it is not installed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vultus._files import atomic_path, file_stem, make_folder, write_json, write_text
@@ -32,12 +37,32 @@ from vultus.evaluation.results import FILE
 from vultus.evaluation.scores import spread
 from vultus.evaluation.tables import Results
 from vultus.evaluation.verification import row_scores
-from vultus.images.io import grid, to_images
+from vultus.images.io import to_images, to_pil
+from vultus.images.labelled import labelled_sheet
 from vultus.images.xmp import Origin, save_marked
 
 PEOPLE, FACES, EXTREMES, NEAREST = 8, 6, 8, 8
 
-Grid = tuple[Tensor, int, list[str]]  # images uint8 [N, 3, R, R], columns, labels
+
+@dataclass(frozen=True)
+class Grid:
+    """Images uint8 [N, 3, R, R], `columns` in a row, with labels of rows and columns and a caption for each image."""
+
+    images: Tensor
+    columns: int
+    row_labels: list[str]
+    column_labels: Sequence[str] = ()
+    captions: Sequence[str] = ()
+
+    def draw(self) -> Image.Image:
+        """As one image."""
+        return labelled_sheet(
+            [to_pil(image) for image in self.images],
+            self.columns,
+            row_labels=self.row_labels,
+            column_labels=self.column_labels,
+            captions=self.captions,
+        )
 
 
 def write_results(out: str | Path, results: Results, text: str) -> list[Path]:
@@ -72,8 +97,11 @@ def write_grids(
     backbones: Backbones,
     other: PreparedDataset | None,
     settings: EvaluationSettings,
+    trained_on_this_data: bool | None = None,
 ) -> list[Path]:
     """Write grids of the faces of one snapshot beside the photos of `dataset`. Returns the paths.
+
+    `trained_on_this_data`: whether the photos of `other` are those that the snapshot was trained on.
 
     Embeddings come from the cache that the evaluation with the same settings filled.
     """
@@ -88,12 +116,14 @@ def write_grids(
         judge = backbones.judges[0]
         real = extract(RealFaces(), dataset, rows, [vectors(judge.short, judge, 1)], **settings.extraction)
         similar = row_scores(generated[judge.short][:, 0], real[judge.short][:, 0], judge.similarity)
-        grids[f"{stem}-extremes.jpg"] = _extremes(faces, dataset, rows, similar)
+        grids[f"{stem}-extremes.jpg"] = _extremes(faces, dataset, rows, similar, judge.short)
     if other is not None and other.split == "train":
-        grids[f"{stem}-nearest.jpg"] = _nearest(faces, dataset, rows, generated[backbones.short][:, 0], other)
-    for file, (images, width, labels) in grids.items():
+        embeddings = generated[backbones.short][:, 0]
+        theirs = trained_on_this_data is not False
+        grids[f"{stem}-nearest.jpg"] = _nearest(faces, dataset, rows, embeddings, other, theirs, backbones.short)
+    for file, grid in grids.items():
         origin = Origin(name, settings.seed, "evaluation", photos=True)
-        save_marked(grid(images, width, labels=labels), folder / file, origin, watermark=False)
+        save_marked(grid.draw(), folder / file, origin, watermark=False)
     return [folder / file for file in grids]
 
 
@@ -103,26 +133,51 @@ def _images(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, number: 
 
 def _people(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray) -> Grid:
     some = rows[spread(len(rows), PEOPLE)]
-    columns = [dataset.batch(some).images, *(_images(faces, dataset, some, number) for number in range(FACES))]
-    labels = ["photo", *(f"noise {number}" for number in range(FACES))]
-    return torch.stack(columns, 1).flatten(0, 1), len(columns), labels
+    photos = dataset.batch(some)
+    columns = [photos.images, *(_images(faces, dataset, some, number) for number in range(FACES))]
+    heads = ["source photo", *(f"generated with noise {number + 1}" for number in range(FACES))]
+    images = torch.stack(columns, 1).flatten(0, 1)
+    return Grid(images, len(columns), [f"person {name}" for name in photos.identities], heads)
 
 
-def _extremes(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, similar: Tensor) -> Grid:
+def _extremes(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, similar: Tensor, judge: str) -> Grid:
     order = torch.argsort(similar, descending=True).numpy()
     count = min(EXTREMES, len(order))
-    best, worst = rows[order[:count]], rows[order[-count:]]
-    parts = [part for some in (best, worst) for part in (dataset.batch(some).images, _images(faces, dataset, some))]
-    return torch.cat(parts), count, []
+    parts: list[Tensor] = []
+    labels: list[str] = []
+    captions: list[str] = []
+    for title, chosen in (("best", order[:count]), ("worst", order[-count:])):
+        photos = dataset.batch(rows[chosen])
+        parts += [photos.images, _images(faces, dataset, rows[chosen])]
+        labels += [f"source photos of the {title} faces (below: the person)"]
+        labels += [f"{title} faces, generated with noise 1 (below: score by {judge} against the photo above)"]
+        captions += [*photos.identities, *(f"{score:.2f}" for score in similar[chosen].tolist())]
+    return Grid(torch.cat(parts), count, labels, captions=captions)
 
 
 def _nearest(
-    faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, embeddings: Tensor, train: PreparedDataset
+    faces: FaceSet,
+    dataset: PreparedDataset,
+    rows: np.ndarray,
+    embeddings: Tensor,
+    train: PreparedDataset,
+    theirs: bool,
+    encoder: str,
 ) -> Grid:
     cosines = F.normalize(embeddings, dim=1) @ F.normalize(train.embeddings(), dim=1).T
     values, places = cosines.topk(3)
     count = min(NEAREST, len(rows))
     order = values[:, 0].topk(count).indices
+    photos = dataset.batch(rows[order.numpy()])
     parts = [_images(faces, dataset, rows[order.numpy()])]
-    parts += [train.batch(places[order, rank].numpy()).images for rank in range(3)]
-    return torch.cat(parts), count, [f"{value:.2f}" for value in values[order, 0].tolist()]
+    labels = ["generated with noise 1 (below: the person whose embedding it is)"]
+    captions = list(photos.identities)
+    kind = "training photo" if theirs else "training photo of this data set, on which the snapshot was NOT trained"
+    for rank, word in enumerate(("nearest", "2nd nearest", "3rd nearest")):
+        near = train.batch(places[order, rank].numpy())
+        parts.append(near.images)
+        labels.append(f"{word} {kind} (below: cosine by {encoder}, person)")
+        captions += [
+            f"{value:.2f}, {name}" for value, name in zip(values[order, rank].tolist(), near.identities, strict=True)
+        ]
+    return Grid(torch.cat(parts), count, labels, captions=captions)

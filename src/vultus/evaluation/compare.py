@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,9 +18,12 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.artifacts import write_grids, write_results
 from vultus.evaluation.backbones.loading import Backbones, load_backbones
-from vultus.evaluation.evaluate import EvaluationSettings, check_match, evaluate, gap
+from vultus.evaluation.evaluate import EvaluationSettings, check_settings, evaluate, gap, planned_context
+from vultus.evaluation.matching import check_match, trained_on
+from vultus.evaluation.stored import FOLDER, SNAPSHOT, place_for, run_folder, set_aside, snapshot_sha256
 from vultus.evaluation.tables import Results, format_gap, format_table
 from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.hub import MODEL
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.generator import load
 
@@ -51,7 +55,9 @@ def evaluate_snapshots(
         data: folder of a data set that was prepared with FaceNet.
         split: "test" holds people that were never used in training. With "both" each snapshot has two results,
             "name (test)" and "name (train)".
-        out: folder for results.json, table, plots and grids of faces; None writes nothing.
+        out: folder for results.json, table, plots and grids of faces. By default each snapshot in a run folder has a
+            folder of its own in RUN/evaluations, and of others nothing is written. An evaluation that is in `out`
+            already is moved to OUT/earlier-<number>, unless it is the same.
         noises: generated faces of each embedding.
         noise_strength: factor of the noise; below 1 faces are more alike and nearer to the average.
         limit: use this many photos, evenly spread over the split; None uses all.
@@ -70,7 +76,16 @@ def evaluate_snapshots(
     device = resolve_device(device)
     PreparedDataset(data, None)  # a wrong folder is reported before FaceNet is downloaded
     sources = _named(snapshots)
-    opened = {name: _open(source, device) for name, source in sources.items()}
+    opened: dict[str, Snapshot] = {}
+    files: dict[str, SnapshotFile] = {}
+    for name, source in sources.items():
+        if isinstance(source, Snapshot):
+            opened[name], file = source, _file_of(source)
+            source.network.to(device)
+        else:
+            opened[name], file = _open(source, device)
+        if file is not None:
+            files[name] = file
     _, results = compare(
         opened,
         data,
@@ -85,6 +100,7 @@ def evaluate_snapshots(
         seed=seed,
         noise_strength=noise_strength,
         device=device,
+        files=files,
     )
     return results
 
@@ -106,12 +122,15 @@ def compare(
     device: torch.device | str = "cpu",
     cache: Path | None = None,
     backbones: Backbones | None = None,
+    files: Mapping[str, SnapshotFile] | None = None,
 ) -> tuple[str, dict[str, dict[str, Any]]]:
     """Evaluate every snapshot; return the table as Markdown and the results by column.
 
     With `both`, every snapshot has a column for unseen people and one for as many photos of training people, and a
     second table holds the gap. `out` is a folder for table, JSON, plots and grids; it is written after every snapshot,
-    so that an interruption loses no finished result. For the rest see `evaluate` and `load_backbones`.
+    so that an interruption loses no finished result. `files` are the files that snapshots were read from: results
+    record their hashes, and without `out` they are stored in the run folders of these files (see stored.py). For the
+    rest see `evaluate` and `load_backbones`.
     """
     if out is not None:
         make_folder(out)
@@ -121,25 +140,102 @@ def compare(
     for snapshot in snapshots.values():
         check_match(snapshot, next(side for side in (test, train) if side is not None), encoder)
     backbones = backbones or load_backbones(encoder, judges=judges, device=device, fetch=fetch)
-    results: dict[str, dict[str, Any]] = {}
     settings = EvaluationSettings(noises, limit, batch, seed, device, noise_strength=noise_strength, cache=cache)
+    check_settings(settings)
+    # As many photos of training people as of unseen ones: some metrics depend on their number.
+    most = limit if test is None else min(limit or len(test), len(test))
+    parts: dict[str, list[_Part]] = {}
     for name, snapshot in snapshots.items():
-        for part in ("test", "train") if split == "both" else (split,):
-            dataset, other = sides[part]
+        parts[name] = []
+        for side in ("test", "train") if split == "both" else (split,):
+            dataset, other = sides[side]
             assert dataset is not None
-            # As many photos of training people as of unseen ones: some metrics depend on their number.
-            most = limit if test is None else min(limit or len(test), len(test))
-            counted = replace(settings, limit=most if part == "train" else limit)
-            column = f"{name} ({part})" if split == "both" else name
-            results[column] = evaluate(snapshot, dataset, backbones=backbones, other=other, settings=counted)
-            for alarm in results[column]["alarms"]:
-                message(f"vultus: alarm: {column}: {alarm}")
+            counted = replace(settings, limit=most if side == "train" else limit)
+            planned = planned_context(
+                counted.faces(snapshot), dataset, backbones, counted, trained_on(snapshot, dataset)
+            ) | {"snapshot_sha256": files[name].sha256 if files and name in files else None}
+            suffix = f" ({side})" if split == "both" else ""
+            parts[name].append(_Part(name + suffix, name + suffix, dataset, other, counted, planned))
+    if out is not None:
+        places = dict.fromkeys(snapshots, Path(out))
+        moved = set_aside(Path(out), [part.planned for own in parts.values() for part in own])
+        if moved:
+            message(f"vultus: note: {out}: an earlier evaluation in this folder was moved to {moved}")
+    else:
+        places = _places_in_runs(files or {}, split, parts)
+    results: dict[str, dict[str, Any]] = {}
+    for name, snapshot in snapshots.items():
+        for part in parts[name]:
+            result = evaluate(snapshot, part.dataset, backbones=backbones, other=part.other, settings=part.settings)
+            result["context"]["snapshot_sha256"] = part.planned["snapshot_sha256"]
+            results[part.column] = result
+            for alarm in result["alarms"]:
+                message(f"vultus: alarm: {part.column}: {alarm}")
+        if name not in places:
+            continue
+        own = results if out is not None else {part.stored: results[part.column] for part in parts[name]}
+        try:
+            for part in parts[name]:
+                faces, known = part.settings.faces(snapshot), part.planned["trained_on_this_data"]
+                keywords: dict[str, Any] = {"backbones": backbones, "other": part.other, "settings": part.settings}
+                write_grids(places[name], part.stored, faces, part.dataset, trained_on_this_data=known, **keywords)
+            write_results(places[name], own, format_comparison(own))
+        except OSError as error:
             if out is not None:
-                faces = counted.faces(snapshot)
-                write_grids(out, column, faces, dataset, backbones=backbones, other=other, settings=counted)
-        if out is not None:
-            write_results(out, results, format_comparison(results))
+                raise
+            message(f"vultus: note: {places[name]}: not stored ({error.strerror}); --out FOLDER keeps the results")
+        else:
+            if out is None:
+                message(f"vultus: {name}: stored in {places[name]}")
     return format_comparison(results), results
+
+
+@dataclass(frozen=True)
+class SnapshotFile:
+    """The file that a snapshot was read from, and its hash."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass
+class _Part:
+    """One result to be measured, and what is known of its context before.
+
+    `column` is its name in what is returned, `stored` its name in the folder where it is stored.
+    """
+
+    column: str
+    stored: str
+    dataset: PreparedDataset
+    other: PreparedDataset | None
+    settings: EvaluationSettings
+    planned: dict[str, Any]
+
+
+def _places_in_runs(
+    files: Mapping[str, SnapshotFile], split: Split, parts: Mapping[str, list[_Part]]
+) -> dict[str, Path]:
+    """The folder in its run folder for each snapshot that has one; a note says so for the others."""
+    places = {}
+    for name, file in files.items():
+        remedy = "its results are printed only; --out FOLDER keeps them"
+        run = run_folder(file.path)
+        if run is None:
+            message(f"vultus: note: {name}: not in a run folder, so {remedy}")
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=make_folder(run / FOLDER)):  # an error is reported before the work
+                places[name] = place_for(run, split, [part.planned for part in parts[name]])
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "a file stands where a folder is needed"
+            message(f"vultus: note: {run / FOLDER}: cannot be written ({reason}), so {remedy}")
+            continue
+        for part in parts[name]:
+            # Called as the folder, not as the user spelled its path.
+            short = run.resolve().name if file.path.name == SNAPSHOT else file.path.name
+            part.stored = short + part.column.removeprefix(name)
+    return places
 
 
 def format_comparison(results: Results) -> str:
@@ -175,8 +271,30 @@ def _named(snapshots: Source | Sequence[Source] | Mapping[str, Source]) -> dict[
     return named
 
 
-def _open(source: Source, device: str) -> Snapshot:
-    if isinstance(source, Snapshot):
-        source.network.to(device)
-        return source
-    return load(source, device=device)
+def _open(source: str | Path, device: str) -> tuple[Snapshot, SnapshotFile]:
+    while True:  # a training may replace the file while it is read, but the hash must be that of what was read
+        before = _state(source)
+        opened = load(source, device=device)
+        assert opened.path is not None
+        file = SnapshotFile(opened.path, snapshot_sha256(opened.path))
+        if before == _state(source):
+            return opened, file
+
+
+def _file_of(snapshot: Snapshot) -> SnapshotFile | None:
+    """The file of a loaded snapshot; None if its weights are no longer those of the file."""
+    if snapshot.path is None or not snapshot.path.is_file():
+        return None
+    again, file = _open(snapshot.path.parent if snapshot.path.name == MODEL else snapshot.path, "cpu")
+    ours, theirs = snapshot.network.state_dict(), again.network.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key]) for key in theirs)
+    return file if same else None
+
+
+def _state(source: str | Path) -> tuple[int, int] | None:
+    path = Path(source)
+    try:
+        state = (path / SNAPSHOT if path.is_dir() else path).stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size

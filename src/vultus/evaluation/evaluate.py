@@ -8,7 +8,6 @@ docs/metrics.md says what the metrics mean; scores.py computes them from arrays;
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from vultus._download import cache_folder
 from vultus._formats import VERSIONS
 from vultus.data.dataset import PreparedDataset
+from vultus.data.items import ONE_PER_IMAGE
 from vultus.errors import UserError
 from vultus.evaluation import scores
 from vultus.evaluation.alarms import find_alarms
@@ -41,11 +41,13 @@ from vultus.evaluation.extract import (
     pixels,
     vectors,
 )
+from vultus.evaluation.headlines import OTHER_DATA
+from vultus.evaluation.matching import check_match, trained_on
 from vultus.evaluation.metrics import cosine
 from vultus.evaluation.registry import MIN_PHOTOS
 from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
-from vultus.models.facenet import FACENET_WEIGHTS, Encoder
+from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.latents import check_noise_strength
 
@@ -109,7 +111,8 @@ def evaluate(
             be copied.
         settings: by default EvaluationSettings().
 
-    Returns: `format`, `context` (how it was measured), `metrics` ({metric: value, low, high and where they exist std,
+    Returns: `format`, `context` (how it was measured; `trained_on_this_data` is whether the snapshot was trained on
+    this data set, None if it does not record that), `metrics` ({metric: value, low, high and where they exist std,
     real}), `distributions` (histograms), `people` ({judge: [person, mean score, photos], best first}), `missing`
     ({metrics: reason}), `alarms`, `notes`.
 
@@ -117,7 +120,14 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     check_match(snapshot, dataset, backbones.encoder)
-    result = evaluate_faces(settings.faces(snapshot), dataset, backbones=backbones, other=other, settings=settings)
+    result = evaluate_faces(
+        settings.faces(snapshot),
+        dataset,
+        backbones=backbones,
+        other=other,
+        settings=settings,
+        trained_on_this_data=trained_on(snapshot, dataset),
+    )
     dtype = str(settings.dtype).removeprefix("torch.")
     result["context"] |= {"cur_nimg": snapshot.metadata.get("cur_nimg"), "generator_dtype": dtype}
     return result
@@ -130,11 +140,15 @@ def evaluate_faces(
     backbones: Backbones,
     other: PreparedDataset | None = None,
     settings: EvaluationSettings | None = None,
+    trained_on_this_data: bool | None = None,
 ) -> dict[str, Any]:
-    """As `evaluate`, for any set of faces that belong to the photos of `dataset`."""
+    """As `evaluate`, for any set of faces that belong to the photos of `dataset`.
+
+    `trained_on_this_data`: whether the generator was trained on this data set; None if that is not known.
+    """
     settings = settings or EvaluationSettings()
     start = time.perf_counter()
-    _check_arguments(settings)
+    check_settings(settings)
     rows = spread(len(dataset), settings.limit)
     identities = [dataset.identities[row] for row in rows]
     bootstrap = PersonBootstrap(identities, seed=settings.seed)
@@ -145,6 +159,11 @@ def evaluate_faces(
             f"people or more: prepare more photos or raise --limit"
         )
     notes: list[str] = []
+    if dataset.manifest.get("identities") == ONE_PER_IMAGE:
+        notes.append(
+            "the data set names no identities, so every image counts as a person of its own; the people of the test "
+            "split may be in the training data"
+        )
     _check_encoder(dataset, rows, backbones.encoder, settings, notes)
     work = _Evaluation(faces, dataset, other, rows, identities, bootstrap, backbones, settings)
     metrics, distributions, missing = _identity(work)
@@ -163,20 +182,14 @@ def evaluate_faces(
             encoder, embeddings, work.target, other.embeddings(), bootstrap
         )
         metrics |= nearest
+        if trained_on_this_data is False:
+            notes.append(f"{', '.join(nearest)}: {OTHER_DATA}")
     judge, distance = (parts[0].short if parts else None for parts in (backbones.judges, backbones.perceptual))
     return {
         "format": VERSIONS["evaluation"],
-        "context": {
-            "data_sha256": dataset.manifest["content_sha256"],
-            "split": split,
-            "n_images": len(rows),
+        "context": planned_context(faces, dataset, backbones, settings, trained_on_this_data)
+        | {
             "n_people": bootstrap.count,
-            "noises": settings.noises,
-            "seed": settings.seed,
-            "noise_strength": settings.noise_strength,
-            "resolution": dataset.resolution,
-            "device": str(settings.device),
-            "networks": backbones.ids,
             "intervals": f"{LEVEL:.0%}, people resampled {REPLICATES} times",
             "seconds": round(time.perf_counter() - start, 1),
         },
@@ -184,8 +197,35 @@ def evaluate_faces(
         "distributions": distributions,
         "people": {judge: [list(entry) for entry in entries] for judge, entries in people.items()},
         "missing": missing,
-        "alarms": find_alarms(metrics, encoder=encoder, judge=judge, perceptual=distance),
+        "alarms": find_alarms(
+            metrics, encoder=encoder, judge=judge, perceptual=distance, copies=trained_on_this_data is not False
+        ),
         "notes": notes,
+    }
+
+
+def planned_context(
+    faces: FaceSet,
+    dataset: PreparedDataset,
+    backbones: Backbones,
+    settings: EvaluationSettings,
+    trained_on_this_data: bool | None = None,
+) -> dict[str, Any]:
+    """The part of the `context` of a result that is known before anything is measured."""
+    return {
+        "data_sha256": dataset.manifest["content_sha256"],
+        "split": dataset.split or "all",
+        **({"identities": dataset.manifest["identities"]} if "identities" in dataset.manifest else {}),
+        "n_images": len(spread(len(dataset), settings.limit)),
+        "n_split": len(dataset),
+        "noises": settings.noises,
+        "seed": settings.seed,
+        "noise_strength": settings.noise_strength,
+        "resolution": dataset.resolution,
+        "device": str(settings.device),
+        "networks": backbones.ids,
+        "faces": faces.id,
+        "trained_on_this_data": trained_on_this_data,
     }
 
 
@@ -203,40 +243,8 @@ def _estimate(row: dict[str, float]) -> Estimate:
 # --- checks -------------------------------------------------------------------------------------------------------
 
 
-def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) -> None:
-    """Raise UserError that names both sides unless snapshot, data set and encoder fit together."""
-    theirs, ours = snapshot.metadata.get("encoder") or {}, dataset.manifest["encoder"]
-    model, data = f"{snapshot.path or 'the snapshot'}", f"{dataset.folder}"
-    for key, shown in (("id", "encoder"), ("dim", "embedding length"), ("weights_sha256", "encoder weights")):
-        if _same(theirs.get(key)) != _same(ours.get(key)):
-            raise UserError(
-                f"{model} has {shown} {theirs.get(key)}, {data} has {ours.get(key)}; prepare the data set with the "
-                f"encoder that the snapshot was trained with"
-            )
-    if ours["id"] != encoder.id or _same(ours.get("weights_sha256")) != _same(encoder.weights_sha256):
-        raise UserError(
-            f"{data} was prepared with {ours['id']} ({ours.get('weights_sha256')}), the encoder that was loaded is "
-            f"{encoder.id} ({encoder.weights_sha256}); set VULTUS_WEIGHTS to the weights it was prepared with"
-        )
-    crops = snapshot.metadata.get("crop"), dataset.manifest["crop"]
-    if crops[0] != crops[1]:
-        raise UserError(
-            f"{model} was trained on crop {json.dumps(crops[0])}, {data} has {json.dumps(crops[1])}; prepare the data "
-            f"set with the same crop"
-        )
-    if snapshot.network.resolution != dataset.resolution:
-        side, size = dataset.resolution, snapshot.network.resolution
-        raise UserError(
-            f"{model} generates {size}x{size} images, {data} has {side}x{side}; prepare with --resolution {size}"
-        )
-
-
-def _same(value: Any) -> Any:
-    """The hash of the first pinned file of FaceNet for all of them: they hold one network in float16 and float32."""
-    return FACENET_WEIGHTS[0].sha256 if value in {weights.sha256 for weights in FACENET_WEIGHTS} else value
-
-
-def _check_arguments(settings: EvaluationSettings) -> None:
+def check_settings(settings: EvaluationSettings) -> None:
+    """Raise UserError that names the option for a value out of range."""
     for name, least in (("noises", 1), ("limit", 2), ("batch", 1), ("seed", 0)):
         value = getattr(settings, name)
         if value is not None and value < least:

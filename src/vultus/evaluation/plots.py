@@ -16,6 +16,7 @@ from html import escape
 from typing import Any
 
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import headlines_of, of_other_data
 from vultus.evaluation.tables import Results, group_of
 
 COLOURS = {
@@ -25,6 +26,14 @@ COLOURS = {
     "generated, type II": "#3a6ea5",
     "real unseen faces": "#2a9d5c",
     "generated": "#d1495b",
+}
+LEGEND = {
+    "same person": "two photos of one person",
+    "different people": "photos of two people",
+    "generated, type I": "generated face, source photo (type I)",
+    "generated, type II": "generated face, other photo (type II)",
+    "real unseen faces": "photos of unseen people",
+    "generated": "generated faces",
 }
 # Of the series of a chart. Each has a contrast of 3 or more on white and on a dark page (#121212).
 PALETTE = ("#3b82c4", "#d2562a", "#2a9461", "#8e63c7", "#a97f10", "#178a95", "#c74f8b", "#808080")
@@ -84,12 +93,18 @@ def distributions(results: Results, kinds: Sequence[str]) -> Any:
                 # One below the other: the thresholds are near together.
                 place = {"transform": panel.get_xaxis_transform(), "va": "top", "fontsize": 7}
                 panel.text(threshold, 0.99 - 0.07 * number, f" FAR {far}", **place)
-            panel.set(title=name if row == 0 else None, yticks=[])
+            title = name if row == 0 else ""
+            if kind == "nearest" and of_other_data(result):
+                title += "\nphotos of this data set, on which the snapshot was NOT trained"
+            panel.set_title(title.strip(), fontsize=10)
+            panel.set(yticks=[], ylabel="density" if panel is panels[row][0] else None)
             panel.set_xlabel("cosine to the nearest training photo" if kind == "nearest" else f"score by {kind}")
             for side in ("left", "top", "right"):
                 panel.spines[side].set_visible(False)
     handles, labels = next(panel for panel in panels.flat if panel.axison).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    words = [LEGEND.get(label, label) for label in labels]
+    columns = min(len(labels), 2 * len(results))  # side by side they would be wider than a figure of one panel
+    figure.legend(handles, words, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
@@ -101,7 +116,9 @@ def intervals(results: Results, rows: Sequence[str] = (), *, columns: int = 4) -
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
-    rows = [name for name in rows or [metric.name for metric in registry.headlines(names)] if name in names]
+    shown = {metric.name for result in results.values() for metric in headlines_of(result)}
+    usual = [metric.name for metric in registry.headlines(names) if metric.name in shown]
+    rows = [name for name in rows or usual if name in names]
     columns = min(columns, max(1, len(rows)))
     height = -(-max(1, len(rows)) // columns)
     size = (2.9 * columns, (1.0 + 0.28 * len(results)) * height)

@@ -19,7 +19,8 @@ Direction = Literal["higher", "lower", "near"]  # near: the nearer to the value 
 Format = Literal["number", "percent", "small"]  # small: five decimals, for kernel distances
 
 ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "near": "="}
-GROUPS = ("identity", "realism", "reconstruction", "diversity", "memorization")
+MEMORIZATION = "memorization"  # the group of what compares with the training photos
+GROUPS = ("identity", "realism", "reconstruction", "diversity", MEMORIZATION)
 CONDITION_ENCODER = "facenet"  # in the names of metrics; identity losses contain it, so its scores flatter a generator
 HEADLINE_FAR = "1e-3"
 MIN_PHOTOS = 100  # below it, distances between distributions are not measured

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import of_other_data
 
 CONTEXT = ("cur_nimg", "split", "n_images", "n_people", "noises", "seed", "resolution", "device", "seconds")
 USUAL = {"noise_strength": 1.0}  # context that is a row only where a result differs from it
 REAL = "real photos"
+OTHER = " (other data)"  # follows values of memorization that were not measured on the data of the training
 UNKNOWN = "other"  # the group of metrics that the registry does not know
 
 Results = Mapping[str, Mapping[str, Any]]  # {name: evaluate(...)}
@@ -69,20 +71,27 @@ def build_table(results: Results, *, circumstances: bool = True) -> Table:
         real = next((one["real"] for one in estimates if one and one.get("real") is not None), None)
         digits = _decimals(name, estimates, real)
         text = "" if real is None else f"{real:.{digits}f}"
-        rows.append(Row("metric", name, arrow, text, [_cell(estimate, digits) for estimate in estimates]))
+        cells = [_cell(estimate, digits) for estimate in estimates]
+        if group == registry.MEMORIZATION:
+            shown = zip(cells, results.values(), strict=True)
+            cells = [replace(cell, text=cell.text + OTHER) if of_other_data(one) else cell for cell, one in shown]
+        rows.append(Row("metric", name, arrow, text, cells))
     if circumstances:
         rows += _context_rows([result["context"] for result in results.values()])
     return Table(list(results), rows)
 
 
 def format_table(results: Results, *, intervals: bool = True, circumstances: bool = True) -> str:
-    """`build_table` as Markdown, with `circumstances` followed by alarms, notes and what was not measured.
+    """`build_table` as Markdown, with `circumstances` between alarms, and notes and what was not measured.
 
     A cell is the value with its 95 % interval, or with `intervals` False the value alone. The column of real photos
-    is what a perfect generator would reach.
+    is what a perfect generator would reach. Alarms come before the table.
     """
-    lines = table_lines(results, intervals=intervals, circumstances=circumstances)
-    return "\n".join([*_aligned(lines), *(_remarks(results) if circumstances else [])])
+    lines = _aligned(table_lines(results, intervals=intervals, circumstances=circumstances))
+    if not circumstances:
+        return "\n".join(lines)
+    alarms = _list(results, "alarms", "Alarms")
+    return "\n".join([*alarms, *([""] if alarms else []), *lines, *_remarks(results)])
 
 
 def table_lines(results: Results, *, intervals: bool = True, circumstances: bool = True) -> list[list[str]]:
@@ -147,19 +156,21 @@ def _cell(estimate: Mapping[str, float] | None, digits: int) -> Cell:
 
 
 def _remarks(results: Results) -> list[str]:
-    lines = []
-    for kind, title in (("alarms", "Alarms"), ("notes", "Notes")):
-        texts: dict[str, list[str]] = {}
-        for name, result in results.items():
-            for text in result[kind]:
-                texts.setdefault(text, []).append(name)
-        if texts:
-            lines += ["", f"{title}:", ""]
-            lines += [f"- {', '.join(names)}: {text}" for text, names in texts.items()]
+    notes = _list(results, "notes", "Notes")
+    lines = ["", *notes] if notes else []
     missing = {names: reason for result in results.values() for names, reason in result["missing"].items()}
     if missing:
         lines += ["", "Not measured:", "", *(f"- {names}: {reason}" for names, reason in missing.items())]
     return lines
+
+
+def _list(results: Results, kind: str, title: str) -> list[str]:
+    texts: dict[str, list[str]] = {}
+    for name, result in results.items():
+        for text in result[kind]:
+            texts.setdefault(text, []).append(name)
+    lines = [f"- {', '.join(names)}: {text}" for text, names in texts.items()]
+    return [f"{title}:", "", *lines] if lines else []
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:

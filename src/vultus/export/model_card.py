@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vultus.errors import UserError
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import OTHER_DATA, headlines_of, of_other_data
 from vultus.evaluation.results import read_result
 from vultus.evaluation.tables import format_table
 
@@ -113,7 +114,7 @@ def eval_results(result: Mapping[str, Any], dataset: tuple[str, str]) -> list[Ev
             metric_name=metric.name,
             metric_value=round(float(rows[metric.name]["value"]), 5),
         )
-        for metric in registry.headlines(rows)
+        for metric in headlines_of(result)
     ]
 
 
@@ -123,11 +124,15 @@ def _results(result: Mapping[str, Any], repo: str) -> dict[str, Any]:
     split = {"test": "people never seen in training", "train": "the training people"}.get(str(context.get("split")))
     strength = context.get("noise_strength", 1)
     intervals = all("low" in row for row in rows.values())
+    photos, whole = context.get("n_images", "?"), context.get("n_split")
+    part = f" of {whole}" if whole and whole != photos else ""
     return {
-        "measured_on": f"{context.get('n_images', '?')} photos of {context.get('n_people', '?')} people "
+        "measured_on": f"{photos}{part} photos of {context.get('n_people', '?')} people "
         f"({split or 'the whole data set'}), {context.get('noises', '?')} faces for each"
         + (f", noise times {strength:g}" if strength != 1 else ""),
-        "rows": [_row(metric, rows[metric.name]) for metric in registry.headlines(rows)],
+        "rows": [_row(metric, rows[metric.name]) for metric in headlines_of(result)],
+        "alarms": result["alarms"],
+        "other_data": OTHER_DATA if of_other_data(result) else "",
         "intervals": any("low" in row for row in rows.values()),
         "table": format_table({repo: result}, intervals=intervals),
     }

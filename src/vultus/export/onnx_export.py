@@ -34,9 +34,10 @@ import torch
 
 from vultus._files import atomic_path, make_folder
 from vultus._formats import VERSIONS
+from vultus._outputs import Inputs, check_output
 from vultus.errors import UserError
 from vultus.images.xmp import model_id
-from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, encode_population, open_session
+from vultus.models.onnx_runtime import METADATA_KEY, POPULATION_KEY, SUFFIX, encode_population, open_session
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.latents import noise, sample_identities
 
@@ -71,30 +72,37 @@ class Parity:
         return f"largest difference to PyTorch in [-1, 1]: {parts}; PSNR {self.psnr:.1f} dB"
 
 
-def export_onnx(snapshot: Snapshot | str | Path, out: str | Path, *, precision: Precision = "float32") -> Parity:
+def export_onnx(
+    snapshot: Snapshot | str | Path, out: str | Path, *, precision: Precision = "float32", overwrite: bool = False
+) -> Parity:
     """Write a snapshot as the ONNX file `out`, atomically.
 
     Args:
         snapshot: a snapshot or its name: `default`, a file, a run or published folder, or hf://user/name.
-        out: the file to write.
+        out: the file to write; its name ends in .onnx.
         precision: float32, float16 (half the size) or int8 (a quarter of it, and faster; see the module).
+        overwrite: replace an existing file. Without it only an export of the same snapshot and precision is replaced.
 
     Returns: the difference from PyTorch.
 
-    Raises UserError, and writes nothing, if a library is missing, the snapshot is an exported model itself, or the
-    difference is too large: over LIMIT for float32, PSNR under LEAST for int8.
+    Raises UserError, and writes nothing, if a library is missing, the snapshot is an exported model itself, `out` may
+    not be written, or the difference is too large: over LIMIT for float32, PSNR under LEAST for int8; at any precision
+    if a value is not finite.
     """
     path = Path(out)
+    if path.suffix.lower() != SUFFIX or path.is_dir():
+        raise UserError(f"--out {out}: give a file name that ends in {SUFFIX}")
     if not isinstance(snapshot, Snapshot):
         snapshot = load_snapshot(snapshot, "cpu")
     settings = snapshot.network.settings()
     onnx = _onnx()
+    inputs = Inputs([] if snapshot.path is None else [snapshot.path])
+    same = {"model": model_id(snapshot.path), "precision": precision}
+    check_output(
+        path, inputs=inputs, own=lambda old: same.items() <= exported_metadata(old).items(), overwrite=overwrite
+    )
     make_folder(path.parent)
-    metadata = snapshot.metadata | {
-        "format": str(VERSIONS["onnx"]),
-        "model": model_id(snapshot.path),
-        "precision": precision,
-    }
+    metadata = snapshot.metadata | {"format": str(VERSIONS["onnx"])} | same
     metadata["generator"] = settings
     entries = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}
     if snapshot.population:
@@ -112,11 +120,29 @@ def export_onnx(snapshot: Snapshot | str | Path, out: str | Path, *, precision: 
                 f"{path}: not written, 8 bits change the faces of this snapshot visibly ({parity}, {LEAST:g} dB are "
                 f"needed); export it with --precision float16"
             )
-        if precision == "float32" and max(parity.largest.values()) > LIMIT:
+        if not np.isfinite([*parity.largest.values()]).all():
+            raise UserError(
+                f"{path}: not written, in {precision} it gives values that are not finite (NaN or infinity); export it "
+                f"with --precision float32"
+            )
+        if precision == "float32" and not max(parity.largest.values()) <= LIMIT:
             raise UserError(
                 f"{path}: not written, the difference is too large ({parity}); install another version of onnxruntime"
             )
     return parity
+
+
+def exported_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a file that `export_onnx` wrote; empty for any other file."""
+    try:
+        model = _onnx().load(path, load_external_data=False)
+        entries = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = json.loads(entries[METADATA_KEY])
+    except UserError:
+        raise
+    except Exception:  # protobuf has several exception classes for damaged files
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _models(snapshot: Snapshot, precision: Precision) -> Iterator[Any]:
@@ -141,10 +167,17 @@ def compare(snapshot: Snapshot, path: Path) -> Parity:
         z, c = examples(snapshot, batch, seed=batch)
         with torch.inference_mode():
             expected = generator(torch.from_numpy(z).to(device), torch.from_numpy(c).to(device)).cpu().numpy()
+        if not np.isfinite(expected).all():
+            raise UserError(
+                f"{snapshot.path or 'the snapshot'}: gives values that are not finite (NaN or infinity), nothing was "
+                f"written; use another snapshot"
+            )
         (x,) = session.run(["x"], {"z": z, "c": c})
         largest[batch] = float(np.abs(x - expected).max())
         squares.append(((x - expected) ** 2).ravel())
     error = float(np.concatenate(squares).mean(dtype=np.float64))
+    if not np.isfinite(error):
+        return Parity(largest, float("nan"))
     return Parity(largest, 10 * np.log10(4 / error) if error else float("inf"))
 
 
@@ -216,7 +249,9 @@ def _store_half(model: Any) -> Any:
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= SMALL:
             name, half = tensor.name, f"{tensor.name}.float16"
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), half))
+            with np.errstate(over="ignore"):  # infinity is noticed by the comparison with PyTorch
+                values = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, half))
             casts.append(helper.make_node("Cast", [half], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]

@@ -20,7 +20,9 @@ from vultus._files import folder_lock, make_folder, write_text
 from vultus._progress import message
 from vultus._ranges import Seed, checks_arguments
 from vultus.errors import UserError
-from vultus.evaluation.results import read_results
+from vultus.evaluation.headlines import with_training_data
+from vultus.evaluation.results import FILE, read_results
+from vultus.evaluation.stored import find_evaluations, own_columns, run_folder, snapshot_sha256
 from vultus.export.model_card import SAMPLES, licence_of, model_card, result_in
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.hub import CARD, CONFIG, MODEL, check_repo, is_published, problem, write_folder
@@ -31,7 +33,6 @@ from vultus.sampling.latents import sample_identities
 
 LICENCE = "LICENSE.md"
 FILES = (CARD, LICENCE, CONFIG, MODEL, POPULATION_FILE, SAMPLES)  # what is uploaded, and nothing else
-EVALUATION = "evaluation"  # sub-folder of a run folder for `vultus evaluate --out`
 FEW = 1000  # training photos below which the covariance of their embeddings may reveal something about single people
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -59,7 +60,8 @@ def publish(
         out: folder to write; default: `publish` in the run folder, else ./publish.
         dry_run: write the folder and upload nothing.
         private: create the model as a private one.
-        evaluation: folder of an evaluation; default: `evaluation` in the run folder, else what the snapshot carries.
+        evaluation: folder of an evaluation; default: the one of this snapshot that is stored in its run folder (of
+            several the one on most photos of unseen people), else what the snapshot carries.
         licence: licence id of the hub, where the data are not restricted; default: the terms of the data.
         dtype: of the weights, "float32" or "float16".
         population: publish the distribution of the training embeddings.
@@ -81,8 +83,6 @@ def publish(
                 raise UserError(f"{folder}: is uploaded as it is; --{name} needs a snapshot or a run folder")
     else:
         folder = Path(out or (source / "publish" if source.is_dir() else "publish"))
-        if evaluation is None and (source / EVALUATION / "results.json").is_file():
-            evaluation = source / EVALUATION
         write_publication(
             opened,
             repo,
@@ -113,7 +113,8 @@ def write_publication(
         snapshot: the generator and its metadata.
         repo: user/name, which the card names.
         out: an empty or new folder, or one of an earlier call.
-        evaluation: folder of an evaluation, and the column of this snapshot; default: what the snapshot carries.
+        evaluation: folder of an evaluation, and the name of this snapshot, for results that do not record its hash;
+            default: the one that is stored in the run folder, else what the snapshot carries.
         licence: licence id of the hub, where the data are not restricted; default: the terms of the data.
         dtype: of the weights in the file, float32 or float16.
         population: publish the distribution of the training embeddings. Samples need it either way.
@@ -125,7 +126,7 @@ def write_publication(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype}: not known; choose {' or '.join(DTYPES)}")
     terms = licence_of(snapshot.metadata.get("licence"), licence)
-    result = _result(snapshot, *evaluation) if evaluation else result_in(snapshot.metadata.get("metrics"))
+    result = _given(snapshot, *evaluation) if evaluation else _stored(snapshot)
     out = Path(out)
     if any((out / name).exists() for name in FILES) and not is_published(out):
         raise UserError(f"{out}: contains other files that would be overwritten; choose another --out")
@@ -173,19 +174,46 @@ def _samples(snapshot: Snapshot, seed: int) -> tuple[Image.Image, str] | None:
     )
 
 
-def _result(snapshot: Snapshot, folder: Path, column: str) -> dict[str, Any]:
-    """The result of this snapshot in FOLDER/results.json: its column, the one on unseen people, or the only one."""
-    path = folder / "results.json"
+def _stored(snapshot: Snapshot) -> dict[str, Any] | None:
+    """The result of this snapshot that is stored in its run folder, else what the snapshot carries."""
+    carried = result_in(snapshot.metadata.get("metrics"))
+    path = snapshot.path
+    run = None if path is None else run_folder(path)
+    if path is None or run is None:
+        return carried
+    current = snapshot.metadata.get("cur_nimg")
+    found = find_evaluations(run, snapshot_sha256(path), current)
+    if found and found[0].current:
+        message(f"note: the card shows the evaluation in {found[0].folder}")
+        return _of_its_data(snapshot, found[0].result)
+    if found:
+        images = found[0].result["context"].get("cur_nimg")
+        message(
+            f"note: the evaluation in {found[0].folder} is of another snapshot of this run ({images} images; this one: "
+            f"{current}), so the card does not show it; run vultus evaluate {run} --data DATA first"
+        )
+    return carried
+
+
+def _given(snapshot: Snapshot, folder: Path, name: str) -> dict[str, Any]:
+    """The result of this snapshot in FOLDER/results.json: by its hash, else its name, else the only one."""
+    path = folder / FILE
     results = read_results(path)
-    names = [name for name in (column, f"{column} (test)") if name in results]
-    names = names or [name for name in results if len(results) == 1]
-    if not names:
-        raise UserError(f"{path}: no column {column}, only {', '.join(results)}; evaluate this snapshot")
-    result = result_in(results[names[0]])
-    evaluated, current = (result or {}).get("context", {}).get("cur_nimg"), snapshot.metadata.get("cur_nimg")
-    if result is None or (evaluated is not None and current is not None and evaluated != current):
-        raise UserError(f"{path}: measured at {evaluated} images, the snapshot is of {current}; evaluate it again")
-    return result
+    sha256 = None if snapshot.path is None else snapshot_sha256(snapshot.path)
+    current = snapshot.metadata.get("cur_nimg")
+    stored = own_columns(folder, results, Path(name), sha256, current, own=True)
+    if stored is None:
+        raise UserError(f"{path}: no column {name}, only {', '.join(results)}; evaluate this snapshot")
+    if not stored.current:
+        evaluated = stored.result["context"].get("cur_nimg")
+        images = f"at {evaluated} images, the snapshot is of {current}"
+        why = images if evaluated != current else "on another snapshot of as many images"
+        raise UserError(f"{path}: measured {why}; evaluate it again")
+    return _of_its_data(snapshot, stored.result)
+
+
+def _of_its_data(snapshot: Snapshot, result: dict[str, Any]) -> dict[str, Any]:
+    return with_training_data(result, (snapshot.metadata.get("data") or {}).get("content_sha256"))
 
 
 # --- the upload -------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vultus.errors import UserError
-from vultus.images.io import FORMATS, FileFormat
-from vultus.images.xmp import Origin, source_of
+from vultus.images.xmp import MEDIA_TYPES, MarkedFormat, Origin, source_of
 
 MISSING = "signing needs the C2PA library: pip install 'vultus[sign]'"
 CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -49,7 +48,7 @@ class Signer:
         # A thumbnail of an image of 128 pixels would only make the file larger.
         self._context = self._c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
 
-    def __call__(self, data: bytes, kind: FileFormat, origin: Origin) -> bytes:
+    def __call__(self, data: bytes, kind: MarkedFormat, origin: Origin) -> bytes:
         """The file with the manifest. Every call gives other bytes: the manifest has an id, the signature a salt."""
         agent = {"name": "vultus", "version": version("vultus")}
         action = {
@@ -65,7 +64,7 @@ class Signer:
         signed = io.BytesIO()
         try:
             with self._c2pa.Builder(json.dumps(manifest), self._context) as builder:
-                builder.sign(self._signer, FORMATS[kind].media_type, io.BytesIO(data), signed)
+                builder.sign(self._signer, MEDIA_TYPES[kind], io.BytesIO(data), signed)
         except self._c2pa.C2paError as error:
             raise self._error(error) from None
         return signed.getvalue()
@@ -107,18 +106,21 @@ def _algorithm(certificates: Path, chain: bytes, key: Path, secret: bytes) -> st
     raise UserError(f"{key}: C2PA does not support this type of key; use P-256, P-384, P-521, RSA or Ed25519")
 
 
-def read_credentials(data: bytes, kind: FileFormat) -> dict[str, Any] | None:
+def read_credentials(data: bytes, kind: str) -> dict[str, Any] | None:
     """The C2PA manifest in a file: `state` (Valid, Trusted, Invalid), `source`, `signer`.
 
-    None if there is no manifest or the library is not installed. Valid means that the file is unchanged since it was
-    signed with the certificate of `signer`. Trusted would need a trust list, and the library contains none.
+    None if there is no manifest, the format is none that vultus writes, or the library is not installed. Valid means
+    that the file is unchanged since it was signed with the certificate of `signer`. Trusted would need a trust list,
+    and the library contains none.
     """
+    if kind not in MEDIA_TYPES:
+        return None
     try:
         c2pa: Any = importlib.import_module("c2pa")
     except ImportError:
         return None
     try:
-        reader = c2pa.Reader.try_create(FORMATS[kind].media_type, io.BytesIO(data))
+        reader = c2pa.Reader.try_create(MEDIA_TYPES[kind], io.BytesIO(data))
         if reader is None:
             return None
         with reader:

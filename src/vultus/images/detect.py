@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,45 @@ from PIL import Image
 
 from vultus.errors import UserError
 from vultus.images.c2pa import read_credentials
-from vultus.images.io import FORMATS, BadImage, decode_image, file_format
+from vultus.images.io import FORMATS, MAX_PIXELS, BadImage, decode_image
 from vultus.images.watermark import detect_watermark
-from vultus.images.xmp import SOURCES, SyntheticMetadata, read_metadata
+from vultus.images.xmp import MEDIA_TYPES, SOURCES, WRITABLE, SyntheticMetadata, read_marks
+
+SUFFIXES = (*WRITABLE, ".bmp")  # of the files that are examined in a folder
+MAX_FILE_BYTES = 200_000_000  # a larger file is no image and could fill the memory
+
+
+def find_images(paths: Sequence[str | Path]) -> Iterator[tuple[Path, str | None]]:
+    """(path, None) of every image: files as they are given, folders with their sub-folders in the order of the names.
+
+    In a folder the suffix decides what is an image; hidden files are left out. A folder that cannot be read or has no
+    image, and a path that does not exist, give (path, reason).
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path, None
+            continue
+        count = 0
+        for found, reason in _walk(path):
+            count += 1
+            yield found, reason
+        if not count:
+            yield path, f"no images in this folder (looked for {', '.join(SUFFIXES)})"
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    failed: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=failed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(place) / name, None
+    for error in failed:
+        yield Path(error.filename), f"cannot be read ({error.strerror})"
 
 
 def examine(path: str | Path) -> dict[str, Any]:
-    """Examine a PNG, JPEG or WebP file. Returns values that json can write:
+    """Examine an image file: PNG, JPEG, WebP, GIF, TIFF, AVIF or BMP. Returns values that json can write:
 
     - file: the path.
     - synthetic: whether the metadata, the credentials or the watermark say so. False is no proof of the contrary: all
@@ -24,7 +58,7 @@ def examine(path: str | Path) -> dict[str, Any]:
     - metadata: source (the IPTC DigitalSourceType), tool, model, seed, description; None if there are none.
     - credentials: state, source and signer of a C2PA manifest (see images/c2pa.py); None if there is none, or if the
       extra `sign` is not installed.
-    - watermark: found, score and p_value (see images/watermark.py).
+    - watermark: found, score and p_value (see images/watermark.py); of an animation, in its first image.
 
     Raises UserError if the file cannot be read or is no such image.
 
@@ -33,14 +67,13 @@ def examine(path: str | Path) -> dict[str, Any]:
         True
     """
     try:
-        data = Path(path).read_bytes()
-        pixels = decode_image(data)
+        data = _read(Path(path))
+        pixels, kind = _decode(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an image file") from None
     except BadImage as error:
-        raise UserError(f"{path}: {error}; give a PNG, JPEG or WebP image of at least 32x32 pixels") from None
-    with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-        metadata, kind = read_metadata(image), file_format(image)
+        raise UserError(f"{path}: {error}; give an image of at least 32x32 pixels") from None
+    metadata = read_marks(data)
     credentials = read_credentials(data, kind)
     signed = SyntheticMetadata(credentials["source"]).synthetic if credentials else False
     watermark = detect_watermark(pixels)
@@ -51,6 +84,41 @@ def examine(path: str | Path) -> dict[str, Any]:
         "credentials": credentials,
         "watermark": vars(watermark),
     }
+
+
+def _read(path: Path) -> bytes:
+    """The content of a regular file; a device has no end. Raises OSError or BadImage."""
+    if path.exists() and not path.is_file():
+        raise BadImage("a folder, not a file" if path.is_dir() else "not a regular file")
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"file too large: the limit is {MAX_FILE_BYTES // 1_000_000} MB")
+    return data
+
+
+def _decode(data: bytes) -> tuple[Image.Image, str]:
+    """The first image of a file as RGB, and its format. Raises BadImage with the reason."""
+    formats = list(dict.fromkeys([*FORMATS, *MEDIA_TYPES, "BMP"]))
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images behind it
+            if kind not in FORMATS and image.width * image.height <= MAX_PIXELS:
+                data = _as_png(image)
+    except Exception:  # Pillow's readers raise many kinds of errors; decode_image says what is wrong
+        if data[:1]:
+            return decode_image(data), ""
+        raise BadImage("empty file") from None
+    return decode_image(data), kind
+
+
+def _as_png(image: Image.Image) -> bytes:
+    """The same pixels as a PNG file, which decode_image reads."""
+    buffer = io.BytesIO()
+    if image.mode not in ("RGB", "L", "RGBA", "I;16"):
+        image = image.convert("RGBA" if image.mode in ("P", "PA", "LA", "RGBa") else "RGB")
+    image.save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
 
 
 def describe(result: dict[str, Any]) -> str:

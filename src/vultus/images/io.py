@@ -8,6 +8,7 @@ between the two happens here. torch is imported only by the functions that use t
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,31 @@ class FormatInfo:
     media_type: str
 
 
-FORMATS: dict[FileFormat, FormatInfo] = {  # all that are read and written; a GIF is written only
+FORMATS: dict[FileFormat, FormatInfo] = {  # all that faces are written in; PHOTO_FORMATS are read
     "JPEG": FormatInfo((".jpg", ".jpeg"), "image/jpeg"),
     "PNG": FormatInfo((".png",), "image/png"),
     "WEBP": FormatInfo((".webp",), "image/webp"),
 }
 SUFFIXES: dict[str, FileFormat] = {suffix: name for name, info in FORMATS.items() for suffix in info.suffixes}
+
+# Formats that photos are read in, by Pillow's name, and the part of Pillow that a build can lack. Only raster formats
+# with a signature, which are decoded within this process: none that starts another program (EPS), holds pages, layers
+# or video (PDF, PSD, MPEG), or is recognised by its suffix alone (TGA).
+PHOTO_FORMATS: dict[str, str | None] = {
+    "JPEG": "jpg",
+    "PNG": "zlib",
+    "WEBP": "webp",
+    "GIF": None,
+    "BMP": None,
+    "TIFF": None,
+    "AVIF": "avif",
+    "JPEG2000": "jpg_2000",
+    "PPM": None,
+    "QOI": None,
+}
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs")
+AVIF_BRANDS = (b"avif", b"avis")
 
 # The limit in decode_image is lower than Pillow's and names the size, so Pillow's warning would be a second message.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -57,43 +77,136 @@ class TooLarge(BadImage):
     """An image of more pixels than allowed."""
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode untrusted JPEG, PNG or WebP bytes to an RGB image in upright orientation.
+class NoDecoder(BadImage):
+    """An image of a format that needs an extra, or a Pillow that is built with it."""
 
-    EXIF orientation is applied, CMYK and grey become RGB, 16 bits become 8, transparency is composited on white, an
-    animation gives its first frame. Raises BadImage with the reason, and no other exception for any bytes.
+
+@functools.cache
+def photo_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case with the dot, of the files that are taken for photos.
+
+    They are those that Pillow registers for PHOTO_FORMATS. HEIC and AVIF are among them even where they cannot be
+    read, so that such a file is reported and not passed over.
     """
+    Image.init()
+    registered = Image.registered_extensions().items()
+    return frozenset(
+        {suffix for suffix, name in registered if name in PHOTO_FORMATS or name == "MPO"} | {".avif", *HEIF_SUFFIXES}
+    )
+
+
+@functools.cache
+def _pillow_formats() -> tuple[str, ...]:
+    """The PHOTO_FORMATS that the installed Pillow reads."""
+    Image.init()
+    return tuple(
+        name for name, part in PHOTO_FORMATS.items() if name in Image.OPEN and (part is None or features.check(part))
+    )
+
+
+@functools.cache
+def _heif_formats() -> tuple[str, ...]:
+    """("HEIF",) if the extra `heic` is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ()
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def photo_media_types() -> dict[str, str]:
+    """{media type: format} of the photos that can be read here, for uploads."""
+    types = {
+        "image/png": "PNG",
+        "image/jpeg": "JPEG",
+        "image/webp": "WEBP",
+        "image/avif": "AVIF",
+        "image/bmp": "BMP",
+        "image/gif": "GIF",
+        "image/heic": "HEIF",
+        "image/heif": "HEIF",
+        "image/jp2": "JPEG2000",
+        "image/tiff": "TIFF",
+    }
+    read = (*_pillow_formats(), *_heif_formats())
+    return {kind: name for kind, name in types.items() if name in read}
+
+
+def _formats_of(data: bytes) -> tuple[str, ...]:
+    """The formats to try on these bytes. Raises NoDecoder for HEIC and AVIF where they cannot be read."""
+    if data[4:8] != b"ftyp":
+        return _pillow_formats()
+    # ISO 14496-12: the first box lists the brands, four bytes each, that the file conforms to.
+    box = data[8 : min(int.from_bytes(data[:4], "big"), 512)]
+    brands = {box[start : start + 4] for start in range(0, len(box), 4)}
+    if not brands.isdisjoint(AVIF_BRANDS):
+        if "AVIF" not in _pillow_formats():
+            raise NoDecoder("an AVIF image, which the installed Pillow cannot read: pip install -U pillow")
+    elif not brands.isdisjoint(HEIF_BRANDS):
+        if not _heif_formats():
+            raise NoDecoder("a HEIC image; to read it: pip install 'vultus[heic]'")
+        return _heif_formats()
+    return _pillow_formats()
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open encoded bytes without decoding the pixels. Raises BadImage if they are not an image that can be read."""
     if not data:
         raise BadImage("empty file")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        return Image.open(io.BytesIO(data), formats=_formats_of(data))
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not a JPEG, PNG or WebP image, nor of another format that is read") from None
+    except Exception as error:
+        raise _damaged(error) from None
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the untrusted bytes of an image to an RGB image in upright orientation.
+
+    The formats are PHOTO_FORMATS as far as the installed Pillow reads them, and HEIC with the extra `heic`. EXIF
+    orientation is applied, CMYK, palettes and grey become RGB, 16 bits become 8, transparency is composited on white,
+    an animation gives its first frame. Raises BadImage with the reason, and no other exception for any bytes.
+    """
+    try:
+        image = open_image(data)
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"too large: {width}x{height}, the limit is {max_pixels // 1_000_000} megapixels")
         if min(width, height) < MIN_SIDE:
             raise BadImage(f"too small: {width}x{height}, the shorter side needs {MIN_SIDE} pixels")
+        in_16_bits = image.format == "PPM"  # Pillow scales every depth above 8 to 16 bits, in mode I
         image.load()
         with contextlib.suppress(Exception):  # damaged EXIF: the pixels are intact
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return _to_rgb(image, in_16_bits)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"too large: the limit is {max_pixels // 1_000_000} megapixels") from None
-    except UnidentifiedImageError:
-        raise BadImage("not a JPEG, PNG or WebP image") from None
     except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on damaged files.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"damaged image ({reason})") from None
+        raise _damaged(error) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _damaged(error: Exception) -> BadImage:
+    """Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on damaged files."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return TooLarge("too large: more pixels than any photo has")
+    return BadImage(f"damaged image ({' '.join(str(error).split()) or type(error).__name__})")
+
+
+def _to_rgb(image: Image.Image, in_16_bits: bool) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        largest = values.max(initial=0)
+        scale = 255 / 65535 if in_16_bits or largest > 255 else 1.0
+        if image.mode == "F" and largest <= 1:  # the usual range of floating-point images
+            scale = 255.0
         return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -18,17 +18,18 @@ import io
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageSequence, PngImagePlugin, features
 
 from vultus._files import atomic_path, sha256_file
-from vultus.images.io import SUFFIXES, FileFormat
+from vultus._outputs import REPLACE, Inputs
+from vultus.errors import UserError
 from vultus.images.watermark import add_watermark
 
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -57,7 +58,33 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
-Sign = Callable[[bytes, FileFormat, "Origin"], bytes]  # c2pa.Signer
+MarkedFormat = Literal["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF"]
+MEDIA_TYPES: dict[str, str] = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "TIFF": "image/tiff",
+    "AVIF": "image/avif",
+    "GIF": "image/gif",
+}
+# The files that can be written with marks: by suffix, the format.
+WRITABLE: dict[str, MarkedFormat] = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+}
+if features.check("avif"):  # Pillow can be built without
+    WRITABLE[".avif"] = "AVIF"
+TIFF_DESCRIPTION, TIFF_SOFTWARE, TIFF_XMP = 270, 305, 700  # numbers of the fields
+
+GIF_XMP = b"\x21\xff\x0bXMP DataXMP"  # start of the application extension
+GIF_END = b"\x01" + bytes(range(255, -1, -1)) + b"\x00"  # its end, see mark_gif
+
+Sign = Callable[[bytes, MarkedFormat, "Origin"], bytes]  # c2pa.Signer
 
 
 @dataclass(frozen=True)
@@ -123,16 +150,16 @@ def xmp_packet(origin: Origin) -> bytes:
 
 
 def encode_marked(
-    image: Image.Image, kind: FileFormat, origin: Origin, *, watermark: bool = True, quality: int = 95
+    image: Image.Image, kind: MarkedFormat, origin: Origin, *, watermark: bool = True, quality: int = 95
 ) -> bytes:
     """Encode an RGB image as a file with the metadata of `origin`.
 
     Args:
         image: RGB.
-        kind: PNG keeps the pixels; JPEG is written without chroma subsampling.
+        kind: PNG and TIFF keep the pixels; JPEG and AVIF are written without chroma subsampling; a GIF has 256 colours.
         origin: the content of the metadata.
         watermark: add the invisible watermark to the pixels.
-        quality: of JPEG and WebP.
+        quality: of JPEG, WebP and AVIF.
 
     The same arguments give the same bytes.
     """
@@ -149,24 +176,87 @@ def encode_marked(
         image.save(buffer, "PNG", pnginfo=text, compress_level=1, compress_type=zlib.Z_RLE)
     elif kind == "JPEG":
         image.save(buffer, "JPEG", quality=quality, subsampling=0, comment=description.encode(), xmp=packet)
-    else:
+    elif kind == "WEBP":
         image.save(buffer, "WEBP", quality=quality, xmp=packet)
+    elif kind == "AVIF":
+        image.save(buffer, "AVIF", quality=quality, subsampling="4:4:4", xmp=packet)
+    elif kind == "TIFF":
+        fields: dict[int, Any] = {TIFF_DESCRIPTION: description, TIFF_SOFTWARE: "vultus", TIFF_XMP: packet}
+        image.save(buffer, "TIFF", compression="tiff_adobe_deflate", tiffinfo=fields)
+    else:
+        image.quantize(256).save(buffer, "GIF", comment=description.encode())
+        return mark_gif(buffer.getvalue(), origin)
     return buffer.getvalue()
 
 
 def save_marked(
-    image: Image.Image, path: Path, origin: Origin, *, watermark: bool = True, signer: Sign | None = None
+    image: Image.Image,
+    path: Path,
+    origin: Origin,
+    *,
+    watermark: bool = True,
+    signer: Sign | None = None,
+    inputs: Inputs | None = None,
+    overwrite: bool = True,
 ) -> None:
-    """Write the file of `encode_marked` atomically, as PNG, JPEG or WebP by the suffix, signed if there is a signer.
+    """Write the file of `encode_marked` atomically, in the format of the suffix (WRITABLE); with a signer, signed.
 
-    The watermark is for faces that are given to others. Sample grids of a training run keep their pixels.
+    The watermark is for faces that are given to others. Sample grids of a training run keep their pixels. For `inputs`
+    and `overwrite` see write_marked.
     """
-    kind = SUFFIXES[path.suffix.lower()]
+    kind = WRITABLE[path.suffix.lower()]
     data = encode_marked(image, kind, origin, watermark=watermark)
     if signer is not None:
         data = signer(data, kind, origin)
+    write_marked(data, path, inputs=inputs, overwrite=overwrite)
+
+
+def write_marked(data: bytes, path: Path, *, inputs: Inputs | None = None, overwrite: bool = True) -> None:
+    """Write a marked image file atomically.
+
+    Raises UserError if `path` is one of `inputs`; and, without `overwrite`, if a file is there that vultus did not
+    write, or one that shows something else. The same image again is no error.
+    """
+    if inputs is not None:
+        inputs.check(path)
+    if not overwrite and os.path.lexists(path):
+        check_marked(path)
+        old = path.read_bytes()
+        if old == data:
+            return
+        if not _same_image(old, data):
+            other = read_marks(old).description or "another image"
+            raise UserError(f"{path}: exists and shows something else ({other[:120]}); {REPLACE}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def check_marked(path: Path) -> None:
+    """Raise UserError if there is something at `path` that is no image file written by vultus."""
+    if os.path.lexists(path) and not is_marked(path):
+        raise UserError(f"{path}: exists and was not written by vultus; {REPLACE}")
+
+
+def is_marked(path: Path) -> bool:
+    """Whether `path` is an image file that vultus wrote, as its metadata say."""
+    try:
+        return path.is_file() and (read_marks(path.read_bytes()).tool or "").startswith("vultus")
+    except OSError:
+        return False
+
+
+def _same_image(a: bytes, b: bytes) -> bool:
+    """Whether two image files show the same pixels, with the same marks but for the version of vultus."""
+    if replace(read_marks(a), tool=None) != replace(read_marks(b), tool=None):
+        return False
+    try:
+        with Image.open(io.BytesIO(a), formats=[*MEDIA_TYPES]) as one, Image.open(io.BytesIO(b)) as other:
+            if (one.size, getattr(one, "n_frames", 1)) != (other.size, getattr(other, "n_frames", 1)):
+                return False
+            pairs = zip(ImageSequence.Iterator(one), ImageSequence.Iterator(other), strict=True)
+            return all(left.convert("RGB").tobytes() == right.convert("RGB").tobytes() for left, right in pairs)
+    except Exception:  # a damaged file: Pillow's decoders raise many kinds of errors
+        return False
 
 
 def mark_gif(data: bytes, origin: Origin) -> bytes:
@@ -177,8 +267,7 @@ def mark_gif(data: bytes, origin: Origin) -> bytes:
     end of the extension.
     """
     assert data.endswith(b"\x3b")
-    slide = b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
-    return data[:-1] + b"\x21\xff\x0bXMP DataXMP" + xmp_packet(origin) + slide + b"\x3b"
+    return data[:-1] + GIF_XMP + xmp_packet(origin) + GIF_END + b"\x3b"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -202,6 +291,20 @@ class SyntheticMetadata:
             "compositeSynthetic",
             "compositeWithTrainedAlgorithmicMedia",
         )
+
+
+def read_marks(data: bytes) -> SyntheticMetadata:
+    """The metadata of an image file; `SyntheticMetadata()` for any file that is no image or has none."""
+    if data[:4] == b"GIF8":
+        # Pillow does not read the packet of a GIF; ours is behind the images.
+        start = data.rfind(GIF_XMP)
+        end = data.find(GIF_END, start)
+        return read_packet(data[start + len(GIF_XMP) : end]) if 0 <= start < end else SyntheticMetadata()
+    try:
+        with Image.open(io.BytesIO(data), formats=[*MEDIA_TYPES]) as image:
+            return read_metadata(image)
+    except Exception:  # Pillow's readers raise many kinds of errors
+        return SyntheticMetadata()
 
 
 def read_metadata(image: Image.Image) -> SyntheticMetadata:

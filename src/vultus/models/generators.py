@@ -15,6 +15,7 @@ Initialization:
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +49,10 @@ class GeneratorNetwork(nn.Module, HubMixin):
     Attributes:
         population: the population prior (see sampling/population.py), or empty; save_pretrained stores it.
         metadata: the metadata of the snapshot without `generator`; save_pretrained stores it.
+        path: the file that the weights were read from, for messages; or None.
     """
+
+    path: Path | None = None
 
     def __init__(self, resolution: int, z_dim: int, c_dim: int) -> None:
         super().__init__()

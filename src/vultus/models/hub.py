@@ -24,6 +24,7 @@ from vultus._files import atomic_path, make_folder, read_json, write_json
 from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError
+from vultus.models.integrity import check_metadata, check_population, checked_network
 
 CONFIG, MODEL, PEOPLE, CARD = "config.json", "model.safetensors", "people.safetensors", "README.md"
 PREFIX = "hf://"
@@ -39,10 +40,12 @@ class HubMixin(ModelHubMixin):
     Attributes:
         population: the population prior, or empty (see sampling/population.py).
         metadata: the metadata of the snapshot without `generator`.
+        path: the file that the weights were read from, or None.
     """
 
     population: dict[str, Tensor]
     metadata: dict[str, Any]
+    path: Path | None
 
     def settings(self) -> dict[str, Any]:
         """The fields of GeneratorConfig that this network was built with."""
@@ -82,13 +85,14 @@ class HubMixin(ModelHubMixin):
             revision=revision,
         )
         stored = read_folder(folder)
-        network = cls.build(**stored.settings)
+        network: Self = checked_network(cls.build, stored.settings, stored.state, folder / MODEL)
         if not isinstance(network, cls):
             kinds = f"holds a {type(network).__name__}, not a {cls.__name__}"
             raise UserError(f"{folder}: {kinds}; load it with GeneratorNetwork.from_pretrained")
         assert isinstance(network, nn.Module)
-        fill(network, stored.state, folder)
+        check_population(stored.population, stored.settings["c_dim"], folder / PEOPLE)
         network.population, network.metadata = stored.population, stored.metadata
+        network.path = folder / MODEL
         network.to(map_location).eval()
         return network
 
@@ -135,6 +139,7 @@ def read_folder(folder: Path) -> Stored:
         raise UserError(f"{path}: not the config of a vultus generator")
     config = upgrade("model folder", about["format"], config, path)
     about = config.pop("vultus")
+    check_metadata(about, path)
     del about["format"]
     population = read_tensors(folder / PEOPLE) if about.pop("people", False) else {}
     settings = to_dict(from_dict(GeneratorConfig, config, str(path)))
@@ -178,14 +183,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -
     data = safetensors.torch.save(stored, metadata={"format": "pt"})  # the hub expects this entry
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-
-
-def fill(network: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
-    """Load `state` into `network`. Raises UserError if its keys or shapes are not exactly those of the network."""
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{where}: its weights do not fit its config ({' '.join(str(error).split())[:120]})") from None
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from vultus._files import sha256_file
 from vultus._formats import upgrade
 from vultus.errors import UserError, in_one_line
 from vultus.models.generators import GeneratorNetwork
+from vultus.models.integrity import MAX_RESOLUTION, check_metadata, check_population
 
 SUFFIX = ".onnx"
 METADATA_KEY, POPULATION_KEY = "vultus", "vultus.people"
@@ -73,8 +74,8 @@ def is_onnx(name: str | Path) -> bool:
 def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
     """Open a file that `vultus export` wrote; `threads` as in `open_session`.
 
-    Raises UserError if it is missing, damaged, of another program or of a newer version, or if ONNX Runtime is not
-    installed.
+    Raises UserError if it is missing, damaged, of another program or of a newer version, if its values are not finite,
+    or if ONNX Runtime is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,10 +87,40 @@ def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
         stored = upgrade("onnx", stored["metadata"]["format"], stored, path)
         population, metadata = decode_population(stored["population"]), stored["metadata"]
         del metadata["format"]
-        network = OnnxGenerator(path, metadata["generator"], session)
-    except (KeyError, TypeError, ValueError):
+        check_metadata(metadata, path)
+        sizes = {key: int(metadata["generator"][key]) for key in ("resolution", "z_dim", "c_dim")}
+        inputs = {one.name: one.shape[1:] for one in session.get_inputs()}
+        if inputs != {"z": [sizes["z_dim"]], "c": [sizes["c_dim"]]} or not 0 < sizes["resolution"] <= MAX_RESOLUTION:
+            raise ValueError
+        network = OnnxGenerator(path, sizes, session)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a generator that vultus exported; export its snapshot again") from None
+    check_population(population, network.c_dim, path)
+    _check_weights(path, network)
     return OnnxModel(network.eval(), population, metadata)
+
+
+def _check_weights(path: Path, network: OnnxGenerator) -> None:
+    """Raise UserError if weights of the file are not finite, or one face is not.
+
+    ONNX Runtime gives no access to the weights, so they are read with the library onnx where that is installed. The
+    face has noise and embedding without a zero, so that each weight is used.
+    """
+    try:
+        onnx: Any = importlib.import_module("onnx")
+    except ImportError:
+        pass
+    else:
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.DEFAULT:
+                values = onnx.numpy_helper.to_array(tensor)
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise UserError(f"{path}: tensor {tensor.name} holds NaN or infinity; export the snapshot again")
+    x = network(torch.ones(1, network.z_dim), torch.full((1, network.c_dim), network.c_dim**-0.5))
+    if x.shape != (1, 3, network.resolution, network.resolution):
+        raise UserError(f"{path}: gives arrays of shape {list(x.shape)}; export the snapshot again")
+    if not x.isfinite().all():
+        raise UserError(f"{path}: gives values that are not finite (NaN or infinity); export another snapshot")
 
 
 def open_session(

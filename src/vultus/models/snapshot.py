@@ -20,9 +20,10 @@ from torch import Tensor
 from vultus._files import atomic_path
 from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
-from vultus.errors import UserError
+from vultus.errors import UserError, in_one_line
 from vultus.models.generators import GeneratorNetwork, build_generator
-from vultus.models.hub import MODEL, PREFIX, fetch, fill, is_published
+from vultus.models.hub import MODEL, PREFIX, fetch, is_published
+from vultus.models.integrity import check_metadata, check_population, checked_network, parse_json
 from vultus.models.onnx_runtime import is_onnx, open_onnx
 
 DEFAULT = "default"  # name of the snapshot that is embedded in the package
@@ -76,7 +77,8 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
 
     `path` is a snapshot file, a run folder, a model folder, an ONNX file, `hf://user/name` for a model on the hub, or
     `default` for the embedded snapshot. A bare user/name is a local path, so that a misspelt folder causes no request.
-    Raises UserError that names the file and the remedy if it is missing, damaged or of a newer version.
+    Raises UserError that names the file and the remedy if it is missing, damaged, of a newer version, or holds a value
+    that is not finite.
     """
     if path == DEFAULT:
         path = default_snapshot()
@@ -103,17 +105,23 @@ def _read_file(path: Path, device: torch.device | str) -> Snapshot:
         with safetensors.safe_open(path, "pt") as file:
             values = file.metadata() or {}
             tensors = {key: _float32(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # of safetensors, and of torch where a tensor is too large
+        reason = in_one_line(error)
         raise UserError(f"{path}: damaged or not a safetensors file ({reason}); copy or train it again") from None
     if not {"format", "vultus"} <= values.keys():
         raise UserError(f"{path}: not a vultus snapshot; give a file that vultus train wrote")
-    stored = upgrade("snapshot", values["format"], {"metadata": json.loads(values["vultus"]), "tensors": tensors}, path)
+    stored = {"metadata": parse_json(values["vultus"], path), "tensors": tensors}
+    stored = upgrade("snapshot", values["format"], stored, path)
     metadata, tensors = stored["metadata"], stored["tensors"]
-    network = build_generator(**to_dict(from_dict(GeneratorConfig, metadata["generator"], str(path))))
-    fill(network, _under("generator.", tensors), path)
+    check_metadata(metadata, path)
+    if not isinstance(metadata.get("generator"), dict):
+        raise UserError(f"{path}: its metadata hold no generator settings; give a file that vultus train wrote")
+    settings = to_dict(from_dict(GeneratorConfig, metadata["generator"], str(path)))
+    network: GeneratorNetwork = checked_network(build_generator, settings, _under("generator.", tensors), path)
+    network.path = path
     # save_pretrained stores these with the network.
     network.population = _under("people.", tensors)
+    check_population(network.population, network.c_dim, path)
     network.metadata = {key: value for key, value in metadata.items() if key != "generator"}
     return Snapshot(network.to(device).eval().requires_grad_(False), network.population, metadata, path)
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from vultus.errors import UserError
 from vultus.evaluation import registry
+from vultus.evaluation.headlines import headlines_of, of_other_data
 from vultus.evaluation.plots import Line, histogram, line_chart
-from vultus.reporting.run_folder import EVALUATION, Evaluation, Run, base_name, number, read_evaluations, read_runs
+from vultus.evaluation.stored import base_name
+from vultus.reporting.run_folder import Evaluation, Run, number, read_evaluations, read_runs
 from vultus.reporting.run_summary import RunSummary, summarize_run
 
 SHOWN = 5  # people at each end of the list of identity scores
@@ -134,6 +136,11 @@ class ReportContent:
         return [summary.run.name for summary in self.runs]
 
     @property
+    def other_data(self) -> list[str]:
+        """Columns whose data set is not the one that the snapshot was trained on."""
+        return [name for name, result in self.evaluation.columns.items() if of_other_data(result)]
+
+    @property
     def evaluated_on(self) -> list[str]:
         """Whose faces are shown: one sentence where it is the same for all runs, else one for each."""
         texts = list(dict.fromkeys(summary.evaluated_on for summary in self.runs))
@@ -165,7 +172,7 @@ def read_content(
 
     Args:
         runs: one or more run folders.
-        evaluation: folders that `vultus evaluate --out` wrote; default: `evaluation` in each run folder.
+        evaluation: folders that `vultus evaluate` wrote; default: what is stored in each run folder.
 
     Raises UserError for a folder that is no run, or that holds no evaluation.
     """
@@ -275,7 +282,8 @@ def _sentence(metric: registry.NamedMetric, row: Mapping[str, float]) -> str:
 def _headlines(runs: Sequence[Run], evaluation: Evaluation) -> list[Headline]:
     """The headline metrics of the evaluation, or else the last values of the validation in training."""
     results = [evaluation.columns.get(evaluation.of_run.get(run.name, "")) for run in runs]
-    names = [name for result in results if result for name in result["metrics"]]
+    chosen = [[metric.name for metric in headlines_of(result)] if result else [] for result in results]
+    names = [name for own in chosen for name in own]
     # The same metric on other numbers of images is another metric: of each family, show the one that most runs have.
     usual: dict[tuple[Any, ...], registry.NamedMetric] = {}
     for metric in registry.headlines(dict.fromkeys(names)):
@@ -284,7 +292,12 @@ def _headlines(runs: Sequence[Run], evaluation: Evaluation) -> list[Headline]:
             usual[key] = metric
     rows = []
     for metric in usual.values():
-        values = [result["metrics"].get(metric.name) if result else None for result in results]
+        values = [
+            result["metrics"].get(metric.name)
+            if result and (metric.name in own or metric.family.group != registry.MEMORIZATION)
+            else None
+            for result, own in zip(results, chosen, strict=True)
+        ]
         real = next((value["real"] for value in values if value and number(value.get("real"))), None)
         cells = [metric.text(value["value"]) if value and number(value["value"]) else "" for value in values]
         rows.append(Headline(metric.label, "" if real is None else metric.text(real), cells))
@@ -328,19 +341,25 @@ def _remarks(runs: Sequence[Run], evaluation: Evaluation) -> list[str]:
     for run in runs:
         result = evaluation.columns.get(evaluation.of_run.get(run.name, ""))
         if result is None:
-            command = f"vultus evaluate {run.folder} --data DATA --out {run.folder / EVALUATION}"
+            command = f"vultus evaluate {run.folder} --data DATA"
             remarks.append(f"{run.name} is not evaluated yet: {command}")
             continue
         context = result["context"]
         current = run.snapshot.get("cur_nimg", run.cur_nimg)
-        if number(context.get("cur_nimg")) and context["cur_nimg"] < current:
-            remarks.append(
-                f"{run.name} was evaluated at {context['cur_nimg']:,} images; the snapshot is of {current:,} images"
+        nimg, older = context.get("cur_nimg"), run.name in evaluation.older
+        if number(nimg) and (nimg < current or (older and nimg != current)):
+            remarks.append(f"{run.name} was evaluated at {nimg:,} images; the snapshot is of {current:,} images")
+        elif older:
+            remarks.append(f"{run.name}: the evaluation is of another snapshot of this run, not of the one shown here")
+        if of_other_data(result):
+            trained, evaluated = (
+                str(sha or "") for sha in (run.data.get("content_sha256"), context.get("data_sha256"))
             )
-        trained, evaluated = run.data.get("content_sha256"), context.get("data_sha256")
-        if trained and evaluated and trained != evaluated:
+            known = bool(trained and evaluated and trained != evaluated)
+            theirs, ours = (f" ({evaluated[:12]})", f" ({trained[:12]})") if known else ("", "")
             remarks.append(
-                f"{run.name} was evaluated on other data ({evaluated[:12]}) than it was trained on ({trained[:12]})"
+                f"{run.name} was evaluated on other data{theirs} than it was trained on{ours}: what is compared with "
+                f"training photos says nothing about memorization"
             )
     for key, words in (("split", "splits"), ("n_images", "numbers of photos"), ("data_sha256", "data sets")):
         values = {str(result["context"].get(key)) for result in evaluation.columns.values()}

@@ -22,19 +22,23 @@ import numpy.typing as npt
 from PIL import Image
 
 from vultus._files import atomic_path, file_stem, make_folder, write_text
+from vultus._outputs import check_output
 from vultus._progress import message
+from vultus.evaluation.headlines import OTHER_DATA
 from vultus.evaluation.plots import STANDALONE, STYLE, compact, to_svg
 from vultus.evaluation.tables import build_table, format_table, markdown
 from vultus.images.io import to_pil
+from vultus.images.labelled import labelled_sheet
 from vultus.images.xmp import Origin, encode_marked
 from vultus.reporting.content import Chart, ReportContent, read_content
-from vultus.reporting.run_folder import EVALUATION, Evaluation, Run
+from vultus.reporting.run_folder import Evaluation, Run
 from vultus.training.sample_files import Samples
 
 FILES = "report-files"
 SIZES = (128, 96, 64, 48)  # sides of a face in pixels, tried until the page is small enough
 MAX_BYTES = 5_000_000  # of the page
 QUALITY = 82  # of JPEG
+LABEL_SIZE = 16  # of the letters at the largest side of a face, which a page shows smaller
 OVER_TIME, SHEETS = 7, 12  # columns of the faces over time; folded sheets
 EVALUATION_SHEETS = {
     "extremes": "the best and the worst faces by the judge, above them the source photos",
@@ -45,14 +49,13 @@ NO_CHARTS = "Charts are left out: matplotlib is not installed (pip install 'vult
 
 @dataclass(frozen=True)
 class Jpeg:
-    """An encoded image with its caption. `labels` are shown above its columns."""
+    """An encoded image with its caption."""
 
     caption: str
     data: bytes
     width: int
     height: int
     slug: str
-    labels: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -94,7 +97,7 @@ def report(
     Args:
         runs: run folders; several are shown side by side.
         out: folder to write; default: the run folder, if there is only one.
-        evaluation: folders that `vultus evaluate --out` wrote; default: `evaluation` in each run folder.
+        evaluation: folders that `vultus evaluate` wrote; default: what is stored in each run folder.
         with_photos: show photos of the data set beside the faces.
 
     Returns: the paths of report.html and report.md.
@@ -118,6 +121,8 @@ def print_remarks(content: ReportContent) -> None:
 def write_report(content: ReportContent, out: str | Path, *, with_photos: bool = False) -> list[Path]:
     """Write report.html, report.md and the files of the latter into the folder `out`; return the paths of the two."""
     folder = make_folder(out)
+    known = (folder / "config.json").is_file()  # a run folder, perhaps with a report of an earlier version
+    check_output(folder / "report.html", folder / "report.md", own=lambda _: (folder / FILES).is_dir() or known)
     svgs = _svgs(content.charts)
     for side in SIZES:
         images = [
@@ -177,7 +182,7 @@ def render(
         chart_paths=_chart_paths(content, svgs),
         image_path=_image_path,
         with_photos=with_photos,
-        evaluation_folder=EVALUATION,
+        other_data=OTHER_DATA,
     )
     return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
 
@@ -210,15 +215,13 @@ def run_images(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool
     if not run.samples:
         return RunImages()
     latest = run.samples[-1]
-    photo = ("photo",) if with_photos else ()
-    noises = latest.generated.shape[1]
-    sheet = _sheet(
-        [_row(latest, person, with_photos) for person in range(len(latest.photos))],
+    photo = ("source photo",) if with_photos else ()
+    sheet = _samples_sheet(
+        latest,
         side,
         f"{run.name}: people in rows, noise in columns, after {latest.cur_nimg:,} images",
         "last",
-        (*photo, *(f"noise {n + 1}" for n in range(noises))),
-        photos=with_photos,
+        with_photos=with_photos,
     )
     trained = [samples for samples in run.samples if samples.cur_nimg > 0]  # an untrained generator gives grey images
     chosen = _spread(trained if len(trained) > 1 else run.samples, OVER_TIME)
@@ -233,16 +236,16 @@ def run_images(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool
             side,
             f"{run.name}: people in rows, images seen in columns, always the same noise",
             "times",
-            (*photo, *(compact(samples.cur_nimg) for samples in chosen)),
+            (*photo, *(f"{compact(samples.cur_nimg)} images" for samples in chosen)),
             photos=with_photos,
         )
     folded = [
-        _sheet(
-            [_row(samples, person, with_photos) for person in range(len(samples.photos))],
+        _samples_sheet(
+            samples,
             side // 2,
             f"{run.name}, {samples.cur_nimg:,} images",
             f"sheet-{samples.cur_nimg:010d}",
-            photos=with_photos,
+            with_photos=with_photos,
         )
         for samples in _spread(run.samples, SHEETS)
     ]
@@ -250,27 +253,35 @@ def run_images(run: Run, evaluation: Evaluation, side: int, *, with_photos: bool
     return RunImages(sheet, over_time, tuple(folded), tuple(shown))
 
 
-def _row(samples: Samples, person: int, with_photos: bool) -> Faces:
-    return [*([samples.photos[person]] if with_photos else []), *samples.generated[person]]
+def _samples_sheet(samples: Samples, side: int, caption: str, slug: str, *, with_photos: bool) -> Jpeg:
+    """One sample sheet of the training: a row for each person."""
+    rows = [
+        [*([samples.photos[person]] if with_photos else []), *samples.generated[person]]
+        for person in range(len(samples.photos))
+    ]
+    heads = [*(["source photo"] if with_photos else []), *(f"noise {n + 1}" for n in range(samples.generated.shape[1]))]
+    return _sheet(rows, side, caption, slug, heads, photos=with_photos)
 
 
-def _sheet(
-    rows: Sequence[Faces], side: int, caption: str, slug: str, labels: Sequence[str] = (), *, photos: bool
-) -> Jpeg:
-    """Faces side by side. There is no gap, which would be bright on a dark page."""
-    sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side))
-    for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            face = to_pil(pixels)
-            method = Image.Resampling.NEAREST if face.width <= side else Image.Resampling.LANCZOS
-            sheet.paste(face.resize((side, side), method), (x * side, y * side))
-    return _encode(sheet, caption, slug, labels, photos=photos)
+def _sheet(rows: Sequence[Faces], side: int, caption: str, slug: str, heads: Sequence[str], *, photos: bool) -> Jpeg:
+    """Faces side by side, a row for each person, with the words that say so."""
+    images = []
+    for pixels in (pixels for row in rows for pixels in row):
+        face = to_pil(pixels)
+        method = Image.Resampling.NEAREST if face.width <= side else Image.Resampling.LANCZOS
+        images.append(face.resize((side, side), method))
+    labels = [f"person {person + 1}" for person in range(len(rows))]
+    size = max(9, round(LABEL_SIZE * side / SIZES[0]))
+    sheet = labelled_sheet(
+        images, len(rows[0]), row_labels=labels, column_labels=heads, font_size=size, dark=True, least=0
+    )
+    return _encode(sheet, caption, slug, photos=photos)
 
 
-def _encode(sheet: Image.Image, caption: str, slug: str, labels: Sequence[str] = (), *, photos: bool) -> Jpeg:
+def _encode(sheet: Image.Image, caption: str, slug: str, *, photos: bool) -> Jpeg:
     origin = Origin("", detail=caption, photos=photos)
     data = encode_marked(sheet, "JPEG", origin, watermark=False, quality=QUALITY)
-    return Jpeg(caption, data, sheet.width, sheet.height, slug, tuple(labels))
+    return Jpeg(caption, data, sheet.width, sheet.height, slug)
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:
@@ -290,6 +301,6 @@ def _evaluation_sheets(run: Run, evaluation: Evaluation, side: int) -> list[Jpeg
         if path.is_file():
             with Image.open(path) as opened:
                 sheet = opened.convert("RGB")
-            sheet.thumbnail((side * 8, side * 8))
+            sheet.thumbnail((max(side, 96) * 10, max(side, 96) * 10))  # its labels must stay readable
             images.append(_encode(sheet, f"{run.name}: {words}", kind, photos=True))
     return images

@@ -6,9 +6,9 @@ they are left out, with a line in `remarks` for each.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,18 @@ import safetensors
 from vultus._files import is_locked, read_json
 from vultus._run_config import read_run_config
 from vultus.errors import UserError
-from vultus.evaluation.results import read_results
+from vultus.evaluation.headlines import with_training_data
+from vultus.evaluation.results import FILE, read_results
+from vultus.evaluation.stored import (
+    EARLIER_FOLDER,
+    SNAPSHOT,
+    StoredEvaluation,
+    base_name,
+    find_evaluations,
+    own_columns,
+    snapshot_sha256,
+)
 from vultus.training.sample_files import Samples, read_samples
-
-EVALUATION = "evaluation"  # sub-folder of a run folder for `vultus evaluate --out`
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Run:
     running: bool = False
     diverged: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """The sha256 of the snapshot's file; None without one."""
+        return snapshot_sha256(self.folder / SNAPSHOT) if self.snapshot else None
 
     @property
     def cur_nimg(self) -> int:
@@ -114,7 +127,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     remarks: list[str] = []
     config, data = _config(folder / "config.json", remarks)
     steps, measured = _stats(folder / "stats.jsonl", remarks)
-    snapshot, parameters = _snapshot(folder / "snapshot.safetensors", remarks)
+    snapshot, parameters = _snapshot(folder / SNAPSHOT, remarks)
     samples, unreadable = read_samples(folder / "samples", int(config["generator"]["resolution"]))
     remarks += [text.removeprefix(f"{folder / 'samples'}/") for text in unreadable]  # a report names no machine's paths
     if not samples and not unreadable:
@@ -209,60 +222,76 @@ def _optional(path: Path, remarks: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of one or more `vultus evaluate --out`.
+    """Results of one or more evaluations.
 
     Attributes:
         columns: {name: result as evaluate() returns it}; a run's own column has the run's name.
         sources: {name: (folder, name of the column in that folder's results.json)}.
         of_run: {name of a run: its column}, the one of unseen people where there are two.
+        older: names of runs whose columns were measured on another snapshot than the one in the folder now.
     """
 
     columns: dict[str, dict[str, Any]]
     sources: dict[str, tuple[Path, str]]
     of_run: dict[str, str]
+    older: frozenset[str] = frozenset()
 
 
 def read_evaluations(runs: Sequence[Run], given: Iterable[str | Path] = ()) -> Evaluation:
-    """The results in the folders `given`; default: in the `evaluation` folder of every run.
+    """The results in the folders `given`; default: those of each run's snapshot in its folder (evaluation/stored.py).
+
+    Where a run folder has several evaluations of its snapshot, the one on most photos of unseen people is read.
 
     Raises UserError for a given folder without results and for a damaged results.json.
     """
+    places = [Path(folder) for folder in given]
+    for folder in places:
+        if not (folder / FILE).is_file():
+            raise UserError(f"{folder}: no {FILE} in it; give the --out of vultus evaluate")
+    found: list[tuple[Path, dict[str, dict[str, Any]], list[tuple[Run, StoredEvaluation]]]] = []
+    for folder in places:
+        results = read_results(folder)
+        own = [(run, stored) for run in runs if (stored := _columns_of(run, runs, folder, results)) is not None]
+        found.append((folder, results, own))
+    for run in runs if not places else ():
+        first = find_evaluations(run.folder, run.sha256, run.snapshot.get("cur_nimg"))[:1]
+        found += [(stored.folder, stored.results, [(run, stored)]) for stored in first]
+        folder = run.folder / EARLIER_FOLDER  # there may be baselines beside the run's own columns
+        if (folder / FILE).is_file():
+            results = read_results(folder)
+            mine = own_columns(folder, results, run.folder, run.sha256, None, own=True)
+            others = {name: one for name, one in results.items() if mine is None or name not in mine.columns}
+            found.append((folder, others, []))
     columns: dict[str, dict[str, Any]] = {}
     sources: dict[str, tuple[Path, str]] = {}
     of_run: dict[str, str] = {}
-    places: list[tuple[Path, Run | None]] = [(Path(folder), None) for folder in given]
-    for folder, _ in places:
-        if not (folder / "results.json").is_file():
-            raise UserError(f"{folder}: no results.json in it; give the --out of vultus evaluate")
-    places = places or [(run.folder / EVALUATION, run) for run in runs]
-    for folder, owner in places:
-        if not (folder / "results.json").is_file():
-            continue
-        results = read_results(folder / "results.json")
-        bases = {base_name(column) for column in results}
+    older = set()
+    for folder, results, own in found:
+        owners = {column: (run, stored) for run, stored in own for column in stored.columns}
         for column, result in results.items():
-            base = base_name(column)
-            part = column.removeprefix(base)
-            run = owner if owner is not None and len(bases) == 1 else _of_name(base, runs)
-            name = run.name + part if run else column
+            owner = owners.get(column)
+            if owner:
+                result = with_training_data(result, owner[0].data.get("content_sha256"))
+            name = owner[0].name + column.removeprefix(base_name(column)) if owner else column
             if name in columns:
                 if columns[name] == result:
                     continue  # the same baseline beside several runs
                 name = f"{name} [{folder}]"
             columns[name], sources[name] = result, (folder, column)
-            if run and part != " (train)":
-                of_run.setdefault(run.name, name)
-    return Evaluation(columns, sources, of_run)
+            if owner and column == owner[1].columns[0]:
+                of_run.setdefault(owner[0].name, name)
+                if not owner[1].current:
+                    older.add(owner[0].name)
+    return Evaluation(columns, sources, of_run, frozenset(older))
 
 
-def base_name(column: str) -> str:
-    """The snapshot of a column: "runs/mine" of "runs/mine (test)"."""
-    return re.sub(r" \((?:test|train)\)$", "", column)
-
-
-def _of_name(base: str, runs: Sequence[Run]) -> Run | None:
-    """The run whose path an evaluation has as the name of a column: the same folder, or the only one of that name."""
-    path = Path(base.removesuffix("/snapshot.safetensors"))
-    matching = [run for run in runs if run.folder.resolve() == path.resolve()]
-    matching = matching or [run for run in runs if run.folder.resolve().name == path.name]
-    return matching[0] if len(matching) == 1 else None
+def _columns_of(
+    run: Run, runs: Sequence[Run], folder: Path, results: dict[str, dict[str, Any]]
+) -> StoredEvaluation | None:
+    """The columns of a run in a given folder; None where their name fits several runs and no hash decides."""
+    stored = own_columns(folder, results, run.folder, run.sha256, run.snapshot.get("cur_nimg"))
+    if stored is None or stored.result["context"].get("snapshot_sha256") == run.sha256 is not None:
+        return stored
+    path = Path(base_name(stored.columns[0]).removesuffix(f"/{SNAPSHOT}"))
+    alike = [other for other in runs if other.folder.resolve().name == path.resolve().name]
+    return stored if path.resolve() == run.folder.resolve() or len(alike) == 1 else None

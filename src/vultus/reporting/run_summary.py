@@ -11,7 +11,7 @@ from typing import Any
 from vultus.config import ADVERSARIAL, differences, to_dict
 from vultus.evaluation.plots import compact
 from vultus.presets import PRESETS
-from vultus.reporting.run_folder import EVALUATION, Run
+from vultus.reporting.run_folder import Run
 
 # Weights of a loss that are one term each: (field, words). Which fields there are depends on method and version.
 TERMS = (
@@ -142,6 +142,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("weight average (EMA)", f"half-life {optim['ema_nimg']:,} images" if "ema_nimg" in optim else "-"),
         ("training photos", f"{photos:,} of {people:,} people" + (", mirrored" if loader.get("mirror") else "")),
         ("held-out people", f"{unseen:,}"),
+        *([("identities", str(run.data["identities"]))] if run.data.get("identities") else []),
         ("embedding", f"{encoder.get('id', '?')}, {encoder.get('dim', '?')} numbers"),
         ("data (sha256)", str(run.data.get("content_sha256", "-"))[:12]),
         ("terms of the data", str(run.data.get("licence") or "not recorded")),
@@ -200,7 +201,7 @@ def _commands(run: Run) -> str:
     lines = [
         f"# DATA: the prepared data set whose content_sha256 begins with {sha256}",
         shlex.join(command),
-        shlex.join(["vultus", "evaluate", out, "--data", "DATA", "--out", f"{out}/{EVALUATION}"]),
+        shlex.join(["vultus", "evaluate", out, "--data", "DATA"]),
     ]
     given = [session["command"] for session in run.sessions if isinstance(session.get("command"), list)]
     texts = [shlex.join(["vultus" if n == 0 else str(word) for n, word in enumerate(words)]) for words in given]

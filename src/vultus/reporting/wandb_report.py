@@ -207,7 +207,11 @@ def build_report(content: ReportContent, *, samples: bool = True, entity: str = 
     except ImportError:
         raise UserError("--wandb: wandb-workspaces is not installed; run pip install 'vultus[track]'") from None
     runs = [one.run for one in content.runs]
-    blocks: list[Any] = [wr.TableOfContents()]
+    blocks: list[Any] = [
+        wr.MarkdownBlock(text=f"**Alarm: {markdown(names)}**: {markdown(text)}") for names, text in content.alarms
+    ]
+    blocks += [wr.MarkdownBlock(text=markdown(line)) for line in content.remarks]
+    blocks.append(wr.TableOfContents())
     for one in content.runs:
         state = f" **{one.state.capitalize()}.**" if one.state else ""
         blocks.append(wr.MarkdownBlock(text=f"**{markdown(one.run.name)}**: {markdown(one.description)}{state}"))
@@ -216,8 +220,6 @@ def build_report(content: ReportContent, *, samples: bool = True, entity: str = 
         head = ["", *content.names, "real photos"]
         rows = [[row.label, *(cell or "-" for cell in row.cells), row.real] for row in content.headlines]
         blocks += [wr.H2("How good is it?"), wr.MarkdownBlock(text=_table(head, rows))]
-    blocks += [wr.MarkdownBlock(text=f"**{markdown(names)}**: {markdown(text)}") for names, text in content.alarms]
-    blocks += [wr.MarkdownBlock(text=markdown(line)) for line in content.remarks]
     if samples and any(run.samples for run in runs):
         browsers = [
             wr.MediaBrowser(

@@ -22,14 +22,17 @@ from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
-from vultus.images.io import MAX_PIXELS, SUFFIXES, BadImage, centre_crop, decode_image, from_pil, to_x
+from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, photo_suffixes, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.embedding_files import open_embeddings
+from vultus.sampling.embedding_files import open_embeddings, split_source
 from vultus.sampling.latents import sample_identities
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
+
+RANDOM = re.compile(r"random(?::(\d+))?")  # a random identity by its number
+DIGITS = 18  # of the number of an identity or row
 
 Skipped = tuple[str, str]  # photo, reason
 
@@ -43,18 +46,22 @@ class ConditionSource:
         chunks: (names [n], unit-norm embeddings float32 [n, c_dim]) in order; a name is the start of the names of the
             files that are generated from its embedding.
         skipped: the photos left out so far; filled while `chunks` is read.
+        inputs: the files that are read, and the folders of photos; generated faces are not written there.
     """
 
     count: int
     chunks: Iterable[tuple[list[str], Tensor]]
     skipped: list[Skipped] = field(default_factory=list)
+    inputs: Sequence[Path] = ()
 
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
     embeddings = open_embeddings(source, _c_dim(snapshot))
     embeddings.check()
-    return ConditionSource(embeddings.count, _numbered(embeddings.chunks(), embeddings.count))
+    path, _ = split_source(source)
+    chunks = _numbered(embeddings.chunks(), embeddings.count)
+    return ConditionSource(embeddings.count, chunks, inputs=[path] if path.is_file() else ())
 
 
 @checks_arguments
@@ -98,7 +105,7 @@ def from_photos(
     check_encoder(snapshot)
     encoder = encoder or _load_encoder(device)
     skipped: list[Skipped] = []
-    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped)
+    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped, [Path(path) for path in paths])
 
 
 def one_embedding(
@@ -111,16 +118,34 @@ def one_embedding(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """One embedding [c_dim] by name: a photo, `random` or `random:N` (identity number N), or `FILE#ROW` (default 0)."""
-    if Path(text).suffix.lower() in SUFFIXES:
+    if Path(text).suffix.lower() in photo_suffixes():
         source = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
         return next(iter(source.chunks))[1][0]
-    if match := re.fullmatch(r"random(?::(\d+))?", text):
+    if match := RANDOM.fullmatch(text):
         check_population(snapshot)
-        return sample_identities(snapshot.population, 1, seed=seed, start=int(match[1] or 0))[0]
-    path, row = text, 0
-    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
-        path, row = match[1], int(match[2])
+        return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
+    path, row = _split_row(text)
     return open_embeddings(path, _c_dim(snapshot)).row(row)
+
+
+def inputs_of(text: str) -> list[Path]:
+    """The file that `one_embedding` reads for this text, if any."""
+    if RANDOM.fullmatch(text):
+        return []
+    return [split_source(_split_row(text)[0])[0]]
+
+
+def _split_row(text: str) -> tuple[str, int]:
+    """FILE#ROW -> (FILE, ROW); the row is 0 where none is given."""
+    if not Path(text).exists() and (match := re.fullmatch(r"(.+)#(\d+)", text)):
+        return match[1], _number(match[2], text)
+    return text, 0
+
+
+def _number(digits: str, text: str) -> int:
+    if len(digits) > DIGITS:
+        raise UserError(f"{text[:80]}: the number is too large; give at most {DIGITS} digits")
+    return int(digits)
 
 
 def embed(
@@ -129,7 +154,7 @@ def embed(
     """FaceNet embeddings (VGGFace2, 512 dimensions) of photos: float32 [N, 512], unit norm, on the CPU.
 
     Args:
-        photos: image files (JPEG, PNG, WebP), one or several; or images uint8 [N, 3, R, R] that are framed like the
+        photos: image files, one or several; or images uint8 [N, 3, R, R] that are framed like the
             training photos, for instance generated faces, which are not aligned.
         align: find the largest face of a photo and align it. None: if the extra `align` is installed. Without
             alignment the centre square of the photo is taken as it is.
@@ -226,9 +251,12 @@ def _count(path: Path) -> int:
         return 1
     if not path.is_dir():
         raise UserError(f"{path}: no such photo or folder")
-    count = FolderPart(path).total
+    try:
+        count = FolderPart(path).total
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); change its permissions") from None
     if not count:
-        raise UserError(f"{path}: no photos in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{path}: no photos in this folder (looked for {', '.join(sorted(photo_suffixes()))})")
     return count
 
 

@@ -33,7 +33,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from vultus._files import read_json
+from vultus.data.integrity import check_shards
+from vultus.data.manifest import read_manifest
 from vultus.errors import UserError
 
 CHUNK = 1024  # rows that are read at a time
@@ -117,10 +118,7 @@ def normalise_rows(rows: np.ndarray, source: str, start: int = 0) -> tuple[np.nd
 def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
     """Open a source (see above) and check its shape and type. Raises UserError that names it and the remedy."""
     text = str(source)
-    path, name = Path(text), None
-    if not path.exists() and ":" in text:
-        head, _, tail = text.rpartition(":")
-        path, name = Path(head), tail or None
+    path, name = split_source(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     reader = _read_folder if path.is_dir() else _READERS.get(path.suffix.lower())
@@ -128,6 +126,15 @@ def open_embeddings(source: str | Path, dim: int = 512) -> Embeddings:
         raise UserError(f"{path}: cannot read embeddings from {path.suffix or 'this'}; use {', '.join(SUFFIXES)}")
     with _reading(path):
         return reader(text, path, name, dim)
+
+
+def split_source(source: str | Path) -> tuple[Path, str | None]:
+    """`PATH:NAME` or `PATH` -> (PATH, NAME or None)."""
+    path = Path(source)
+    if not path.exists() and ":" in str(source):
+        head, _, tail = str(source).rpartition(":")
+        return Path(head), tail or None
+    return path, None
 
 
 @contextlib.contextmanager
@@ -359,24 +366,28 @@ def _parquet_rows(source: str, path: Path, name: str, dim: int) -> Iterator[np.n
 def _read_folder(source: str, path: Path, name: str | None, dim: int) -> Embeddings:
     if not (path / "manifest.json").is_file():
         raise UserError(f"{path}: not a prepared data set (no manifest.json); prepare it, or give an embedding file")
-    manifest = read_json(path / "manifest.json")
+    manifest = read_manifest(path)
+    check_shards(path, manifest)
     splits = manifest["counts"]["splits"]
     if name is not None and name not in splits:
         raise UserError(f"{path}: has no split {name!r}; it has {', '.join(splits)}")
     count = sum(split["images"] for key, split in splits.items() if name in (None, key))
     _row_count(source, (count, manifest["encoder"]["dim"]), dim)
     files = [path / shard["file"] for shard in manifest["shards"]]
-    return Embeddings(source, count, dim, functools.partial(_shard_rows, files, name))
+    return Embeddings(source, count, dim, functools.partial(_shard_rows, files, name, dim))
 
 
-def _shard_rows(files: list[Path], split: str | None) -> Iterator[np.ndarray]:
+def _shard_rows(files: list[Path], split: str | None, dim: int) -> Iterator[np.ndarray]:
     for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: missing; prepare the data set again")
         with _reading(file), pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as shard:
             for number in range(shard.num_record_batches):
                 batch = shard.get_batch(number)
                 column = batch.column("embedding")
+                if column.type.list_size != dim:
+                    raise UserError(
+                        f"{file.parent / 'manifest.json'}: encoder.dim is {dim}, but {file.name} holds "
+                        f"{column.type.list_size}; restore the file from a copy, or prepare the data set again"
+                    )
                 values = column.flatten().to_numpy().reshape(len(column), -1)
                 if split is not None:
                     values = values[batch.column("split").to_numpy(zero_copy_only=False) == split]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vultus._files import atomic_path, make_folder
+from vultus._files import make_folder
+from vultus._outputs import Inputs
 from vultus._progress import progress
 from vultus._ranges import Count, Seed, Steps, checks_arguments
 from vultus.errors import UserError
-from vultus.images.io import SUFFIXES, to_images, to_pil
 from vultus.images.io import grid as lay_out
+from vultus.images.io import to_images, to_pil
 from vultus.images.watermark import mark_pixels
-from vultus.images.xmp import Origin, Sign, mark_gif, model_id, save_marked
+from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, model_id, save_marked, write_marked
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
@@ -38,6 +40,8 @@ from vultus.sampling.latents import check_noise_strength, noise, slerp
 STEP = 16  # faces to a call of the generator, always
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
 PER_FOLDER = 1000  # faces in one folder; more are split into numbered sub-folders
+# Suffixes that no folder has on purpose; beside those of Pillow.
+VIDEO = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".heic", ".heif", ".jxl", ".svg"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Summary:
 def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """z [N, z_dim], c [N, c_dim] -> images uint8 [N, 3, R, R] on the CPU, in calls of exactly STEP faces.
 
-    The generator computes in `dtype`, float32 if None, on the device of its parameters.
+    The generator computes in `dtype`, float32 if None, on the device of its parameters. Raises UserError if it gives
+    values that are not finite.
     """
     device, kind = next(generator.parameters()).device, dtype or torch.float32
     z, c = z.detach().cpu().float(), c.detach().cpu().float()
@@ -63,9 +68,20 @@ def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype
     with torch.inference_mode():
         for start in range(0, len(z), STEP):
             rows = [_padded(values[start : start + STEP]).to(device, kind) for values in (z, c)]
-            parts.append(to_images(generator(*rows)).cpu()[: len(z) - start])
+            x = check_finite(generator(*rows)[: len(z) - start], generator)
+            parts.append(to_images(x).cpu())
     # This keeps the memory format of the generator's output, on which the last bits of the watermark depend.
     return torch.cat(parts)
+
+
+def check_finite(x: Tensor, generator: GeneratorNetwork) -> Tensor:
+    """`x` [N, 3, R, R], which the generator gave. Raises UserError unless all values are finite: NaN would be black."""
+    if not x.isfinite().all():
+        raise UserError(
+            f"{generator.path or 'the generator'}: gives values that are not finite (NaN or infinity); its weights are "
+            f"damaged or the training failed, use another snapshot"
+        )
+    return x
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -95,34 +111,42 @@ def generate(
     noise_strength: float = 1.0,
     mark: bool = True,
     signer: Sign | None = None,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
 ) -> Summary:
     """Write `num` faces of each embedding as PNG files, or all in one grid.
 
     Args:
         snapshot: the generator; it runs on the device that it was loaded to, an exported model on the CPU.
         source: the embeddings; memory does not grow with their number.
-        out: folder of NAME_VARIANT.png (in sub-folders from more than PER_FOLDER faces on); with `grid` a file .png,
-            .jpg or .webp, or a folder for grid.png.
+        out: folder of NAME_VARIANT.png (in sub-folders from more than PER_FOLDER faces on); with `grid` a file with a
+            suffix of xmp.WRITABLE, or a folder for grid.png.
         num: faces of each embedding, with different noise.
         seed: of the noise. The same seed gives the same faces.
         batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
         grid: one image of at most MAX_GRID faces: a row for each embedding, or a square grid if `num` is 1.
         dtype: what the generator computes in, float32 if None. Other dtypes and devices round differently.
-        noise_strength: factor of the noise; below 1 the faces of an embedding are more alike and closer to the average.
+        noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to the
+            average.
         mark: add the invisible watermark to every face. False leaves the pixels as generated, which metrics need; the
             metadata name the image as synthetic either way (see images/xmp.py).
         signer: adds a C2PA manifest (images.c2pa.Signer).
+        inputs: further files that the caller read; like those of `source` they are never replaced.
+        overwrite: replace existing files that show something else.
 
-    Existing files of the same names are replaced, each atomically. Raises UserError before any work if `out` or a
-    number is not valid.
+    An existing file is replaced only by the same image, unless `overwrite` is set; nothing is written into a folder
+    whose photos are the source. Raises UserError otherwise, and before any work if `out` or a number is not valid.
     """
-    out = Path(out)
     check_noise_strength(noise_strength)
     total = source.count * num
     grid_path = _grid_path(out, total) if grid else None
-    if not grid and out.suffix.lower() in SUFFIXES:
-        raise UserError(f"{out}: a folder is needed for single images; name a folder or add --grid")
-    make_folder(grid_path.parent if grid_path else out)
+    out = grid_path.parent if grid_path else _folder(out, "single images")
+    folders = [path for path in source.inputs if path.is_dir()]
+    read = Inputs([path for path in [*source.inputs, *inputs, *_file_of(snapshot)] if path not in folders], folders)
+    read.check(grid_path or out)
+    if grid_path and not overwrite:
+        check_marked(grid_path)
+    make_folder(out)
     model = _model(snapshot)
     z_dim = snapshot.network.z_dim
     kept: list[Tensor] = []
@@ -136,12 +160,14 @@ def generate(
             if grid_path:
                 kept.append(images)
             else:
-                _save_faces([face for face, _ in group], images, out, total, Origin(model, seed), signer)
+                faces = [face for face, _ in group]
+                _save_faces(faces, images, out, total, Origin(model, seed), signer, read, overwrite=overwrite)
             number += len(group)
             embeddings = group[-1][0].index + 1
             bar.update(len(group))
     if grid_path:
-        save_marked(_grid(torch.cat(kept), num), grid_path, Origin(model, seed), watermark=False, signer=signer)
+        sheet, origin = _grid(torch.cat(kept), num), Origin(model, seed)
+        save_marked(sheet, grid_path, origin, watermark=False, signer=signer, inputs=read, overwrite=overwrite)
     return Summary(number, embeddings, source.skipped, grid_path or out)
 
 
@@ -152,21 +178,24 @@ def save_images(
     generator: Snapshot | None = None,
     seed: int | None = None,
     watermark: bool = True,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write generated faces as `vultus generate` does: marked as synthetic, with its file names.
 
     Args:
         images: uint8 [N, 3, R, R], or [N, num, 3, R, R] as Generator.sample gives them.
         out: a folder of INDEX_VARIANT.png, for instance 000000_0.png (in sub-folders from more than 1,000 faces on);
-            or a file .png, .jpg or .webp for all faces in one grid: a row for each embedding, a square grid if there
-            is one face of each.
+            or a file .png, .jpg, .webp, .tif, .avif or .gif for all faces in one grid: a row for each embedding, a
+            square grid if there is one face of each.
         generator: the generator of the faces. Its id is written to the metadata.
         seed: the seed of the faces, for the metadata.
         watermark: add the invisible watermark to the pixels. False keeps the pixels as they are, which metrics need;
             the metadata name the image as synthetic either way.
+        overwrite: replace existing files that show something else. Without it they raise UserError; the same image
+            again does not.
 
-    Returns the paths of the files. Existing files of the same names are replaced, each atomically. Raises UserError for
-    images of another dtype or shape, and for more than 1,024 faces in one grid.
+    Returns the paths of the files, each of which is written atomically. Raises UserError for images of another dtype or
+    shape, for more than 1,024 faces in one grid, and for a suffix of an image or video that cannot be written.
 
     Examples:
         >>> generator = vultus.load()
@@ -182,22 +211,25 @@ def save_images(
         raise UserError(
             f"save_images: images have shape {list(images.shape)}; [N, 3, R, R] or [N, num, 3, R, R] is needed"
         )
-    out, (count, num) = Path(out), images.shape[:2]
+    count, num = images.shape[:2]
     flat = images.flatten(0, 1).cpu()
     origin = Origin(_model(generator) if generator is not None else "", seed)
-    if out.suffix.lower() in SUFFIXES:
+    if Path(out).suffix.lower() in WRITABLE and not _is_folder(out):
         path = _grid_path(out, len(flat))
+        if not overwrite:
+            check_marked(path)
         make_folder(path.parent)
-        save_marked(_grid(_marked(flat) if watermark else flat, num), path, origin, watermark=False)
+        sheet = _grid(_marked(flat) if watermark else flat, num)
+        save_marked(sheet, path, origin, watermark=False, overwrite=overwrite)
         return [path]
-    make_folder(out)
+    folder = make_folder(_folder(out, "single images", remedy=f"for a grid a file {', '.join(WRITABLE)}"))
     places = itertools.product(range(count), range(num))
     faces = [_Face(number, index, variant, index_name(index, count)) for number, (index, variant) in enumerate(places)]
     paths = []
     for start in range(0, len(flat), STEP):
         part = flat[start : start + STEP]
         part = _marked(part) if watermark else part
-        paths += _save_faces(faces[start : start + STEP], part, out, len(flat), origin)
+        paths += _save_faces(faces[start : start + STEP], part, folder, len(flat), origin, overwrite=overwrite)
     return paths
 
 
@@ -211,7 +243,15 @@ def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[_Face, Tenso
 
 
 def _save_faces(
-    faces: Sequence[_Face], images: Iterable[Tensor], out: Path, total: int, origin: Origin, signer: Sign | None = None
+    faces: Sequence[_Face],
+    images: Iterable[Tensor],
+    out: Path,
+    total: int,
+    origin: Origin,
+    signer: Sign | None = None,
+    inputs: Inputs | None = None,
+    *,
+    overwrite: bool,
 ) -> list[Path]:
     """Write one file for each face, of `total` faces in the folder `out`; return the paths."""
     paths = []
@@ -219,15 +259,41 @@ def _save_faces(
         folder = make_folder(out / f"{face.number // PER_FOLDER:04d}") if total > PER_FOLDER else out
         paths.append(folder / f"{face.name}_{face.variant}.png")
         about = Origin(origin.model, origin.seed, f"embedding {face.index}, noise {face.variant}")
-        save_marked(to_pil(image), paths[-1], about, watermark=False, signer=signer)
+        picture = to_pil(image)
+        save_marked(picture, paths[-1], about, watermark=False, signer=signer, inputs=inputs, overwrite=overwrite)
     return paths
 
 
-def _grid_path(out: Path, total: int) -> Path:
-    """Where a grid of `total` faces is written. Raises UserError if they are too many."""
+def _grid_path(out: str | Path, total: int) -> Path:
+    """Where a grid of `total` faces is written. Raises UserError if they are too many, or for another suffix."""
     if total > MAX_GRID:
         raise UserError(f"{total} faces do not fit in one grid of {MAX_GRID}; write single files or generate fewer")
-    return out if out.suffix.lower() in SUFFIXES else out / "grid.png"
+    path = Path(out)
+    if _is_folder(out) or not path.suffix:
+        return path / "grid.png"
+    if path.suffix.lower() not in WRITABLE:
+        raise UserError(
+            f"--out {path}: a grid cannot be written as {path.suffix}; use {', '.join(WRITABLE)}, or {path}{os.sep} "
+            f"for a folder"
+        )
+    return path
+
+
+def _folder(out: str | Path, purpose: str, *, remedy: str = "add --grid") -> Path:
+    """The folder `out`. Raises UserError for the name of an image or video file, which is a mistake."""
+    path = Path(out)
+    if not _is_folder(out) and path.suffix.lower() in Image.registered_extensions().keys() | VIDEO:
+        raise UserError(f"{path}: a folder is needed for {purpose}; name a folder, or {remedy}")
+    return path
+
+
+def _is_folder(out: str | Path) -> bool:
+    """Whether `out` is a folder, or its name ends as that of a folder."""
+    return str(out).endswith(("/", os.sep)) or Path(out).is_dir()
+
+
+def _file_of(snapshot: Snapshot) -> list[Path]:
+    return [] if snapshot.path is None else [snapshot.path]
 
 
 def _grid(images: Tensor, num: int) -> Image.Image:
@@ -252,29 +318,37 @@ def interpolate(
     milliseconds: int = 120,
     mark: bool = True,
     signer: Sign | None = None,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
 ) -> list[Path]:
     """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
 
     Writes between.png (a row of `steps` faces) and between.gif (forward and back, `milliseconds` a frame) into the
     folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
-    UserError unless `steps` is 2 to 240, and for a negative noise_strength.
+    UserError unless `steps` is 2 to 240.
     """
     check_noise_strength(noise_strength)
-    out = make_folder(out)
+    out = _folder(out, "between.png and between.gif", remedy="leave the suffix out")
+    strip, animation = out / "between.png", out / "between.gif"
+    read = Inputs([*inputs, *_file_of(snapshot)])
+    for path in (strip, animation):
+        read.check(path)
+        if not overwrite:
+            check_marked(path)
+    make_folder(out)
     # torch.linspace rounds differently.
     c = slerp(a, b, torch.from_numpy(np.linspace(0, 1, steps, dtype=np.float32)))
     z = noise(seed, 0, 1, snapshot.network.z_dim) * noise_strength
     images = render(snapshot.network, z.expand(steps, -1), c, dtype)
     images = _marked(images) if mark else images
-    strip, animation = out / "between.png", out / "between.gif"
     origin = Origin(_model(snapshot), seed)
-    save_marked(lay_out(images, steps), strip, origin, watermark=False, signer=signer)
+    sheet = lay_out(images, steps)
+    save_marked(sheet, strip, origin, watermark=False, signer=signer, inputs=read, overwrite=overwrite)
     frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
     buffer = io.BytesIO()
     options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
     frames[0].save(buffer, "GIF", save_all=True, comment=origin.description.encode(), **options)
-    with atomic_path(animation) as temporary:
-        temporary.write_bytes(mark_gif(buffer.getvalue(), origin))
+    write_marked(mark_gif(buffer.getvalue(), origin), animation, inputs=read, overwrite=overwrite)
     return [strip, animation]
 
 

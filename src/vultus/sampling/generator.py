@@ -62,14 +62,14 @@ class Generator(Snapshot):
             c: embeddings [N, c_dim], or [c_dim] for N = 1. Rows are normalised.
             num: faces of each embedding, with different noise.
             seed: of the noise. The same seed gives the same faces.
-            noise_strength: factor of the noise; below 1 the faces of an embedding are more alike and closer to the
-                average, at 0 they are equal.
+            noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to
+                the average, at 0 they are equal.
 
         Face [i, k] depends on (snapshot, c[i], seed, i, k) alone, and is the face INDEX_VARIANT.png that
         `vultus generate --embeddings FILE --num N --seed S --no-mark` writes for the same embeddings.
 
-        Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, and a
-        negative noise_strength.
+        Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, another
+        noise_strength, and where the generator's output is not finite.
         """
         check_noise_strength(noise_strength)
         rows = self._rows(c)
@@ -86,6 +86,8 @@ class Generator(Snapshot):
         """
         if count < 0:
             raise UserError(f"cannot sample {count} random identities; give at least 0")
+        if start < 0:
+            raise UserError(f"cannot start at identity {start}; give at least 0")
         check_population(self)
         return sample_identities(self.population, count, seed=seed, start=start)
 

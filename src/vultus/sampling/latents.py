@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vultus.errors import UserError
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+MAX_NOISE_STRENGTH = 4.0  # generators are trained at 1; far above, a face is no function of the embedding any more
 _BLOCK = 64  # identities are computed in aligned blocks of this size, see sample_identities
 _IDENTITIES, _NOISE = 1, 2  # independent streams of one seed
 
@@ -34,7 +36,7 @@ def _normals(stream: int, seed: int, start: int, count: int, size: int, variant:
     index and the variant, so no two rows share numbers and no row depends on the rows before it.
     """
     rows = np.empty((count, size), dtype=np.float32)
-    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    key = np.array([int(seed) % 2**64, stream], dtype=np.uint64)
     for row in range(count):
         counter = np.array([0, 0, start + row, variant], dtype=np.uint64)
         np.random.Generator(np.random.Philox(counter=counter, key=key)).standard_normal(out=rows[row], dtype=np.float32)
@@ -50,9 +52,9 @@ def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) ->
 
 
 def check_noise_strength(noise_strength: float) -> None:
-    """Raise UserError unless `noise_strength` is a finite number of 0 or more."""
-    if not 0 <= noise_strength < math.inf:
-        raise UserError(f"--noise_strength {noise_strength}: must be a number of 0 or more")
+    """Raise UserError unless `noise_strength` is a number from 0 to MAX_NOISE_STRENGTH."""
+    if not (isinstance(noise_strength, Real) and 0 <= noise_strength <= MAX_NOISE_STRENGTH):
+        raise UserError(f"--noise_strength {noise_strength}: must be a number from 0 to {MAX_NOISE_STRENGTH:g}")
 
 
 def sample_identities(

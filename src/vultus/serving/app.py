@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from vultus.serving.batching import NotFinite
 from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
-from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, Api
+from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, UPLOAD_TYPES, Api
 from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.schemas import Embedding, Faces, Model, request_models
 from vultus.serving.settings import ServerSettings
@@ -110,7 +110,7 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
         "/faces",
         summary="Faces of embeddings, or of a photo",
         responses=images | with_body | error_responses(400, 415),
-        openapi_extra=_request_body(faces_type, BINARY, NPY, *PHOTO_TYPES),
+        openapi_extra=_request_body(faces_type, BINARY, NPY, *UPLOAD_TYPES),
     )
     async def faces(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
         """Options are query parameters; with JSON they may also stand beside the embeddings, and then take precedence.
@@ -125,7 +125,7 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
         "/embeddings",
         summary="The embedding of a photo",
         responses={200: {"model": Embedding}} | with_body | error_responses(415),
-        openapi_extra=_request_body(None, *PHOTO_TYPES),
+        openapi_extra=_request_body(None, *UPLOAD_TYPES),
     )
     async def embeddings(request: Request) -> Response:
         return await api.embeddings(request)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from vultus.sampling.latents import MAX_NOISE_STRENGTH
+
 Format = Literal["png", "webp", "jpeg", "npy"]
 MAX_SEED = 2**53 - 1  # largest integer that JavaScript represents exactly
 MAX_ENTRY = 1e6  # absolute value of an embedding's entry; those of FaceNet are below 1
@@ -24,7 +26,11 @@ Seed = Annotated[
 ]
 Strength = Annotated[
     float,
-    Field(ge=0, le=4, description="factor on the noise; below 1 the faces are less varied and closer to the average"),
+    Field(
+        ge=0,
+        le=MAX_NOISE_STRENGTH,
+        description="factor on the noise; below 1 the faces are less varied and closer to the average",
+    ),
 ]
 
 

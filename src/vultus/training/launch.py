@@ -22,6 +22,7 @@ from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import load_second_encoder
 from vultus.presets import fitted, get_preset
 from vultus.training.checkpoint import load_checkpoint
+from vultus.training.grown_data import begun_with
 from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
 from vultus.training.trainer import Budget, default_budget
@@ -142,6 +143,7 @@ def run(
     """
     out = Path(out)
     check_trackers(track)
+    dataset = dataset if fresh else begun_with(out, dataset)
     device = resolve_device(device)
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
     photos = dataset.with_split("train", max_images=config.loader.max_images, seed=config.seed)

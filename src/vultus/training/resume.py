@@ -35,6 +35,7 @@ OF_A_RUN = (
     "wandb-report.json",
     "trackio",
     "evaluation",
+    "evaluations",
     "publish",
     "report.html",
     "report.md",

@@ -136,6 +136,8 @@ def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: st
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
     data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
+    if "identities" in dataset.manifest:  # older versions did not record it
+        data["identities"] = dataset.manifest["identities"]
     dtype: Any = config.dtype
     begun = check_folder(out, config, dataset)
     if begun is not None:

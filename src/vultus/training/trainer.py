@@ -35,6 +35,7 @@ from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
 from vultus.training.environment import Session, peak_memory
+from vultus.training.grown_data import begun_with
 from vultus.training.resume import SNAPSHOT, check_data, move_aside
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import RunState
@@ -102,6 +103,7 @@ def train(
     check_trackers(track)
     check_config(config)
     opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
+    opened = opened if fresh else begun_with(out, opened)
     photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
     check_data(config, photos, encoder)
     budget = budget or default_budget(config, photos)
@@ -181,6 +183,8 @@ def _loop(
 
 def _session(run: RunState, track: Sequence[str]) -> Session:
     data = {key: run.record["data"].get(key) for key in ("content_sha256", "counts", "licence")}
+    if "identities" in run.record["data"]:
+        data["identities"] = run.record["data"]["identities"]
     return Session(
         run.out, data=data, device=run.device, dtype=run.config.dtype, cur_nimg=run.cur_nimg, trackers=list(track)
     )

@@ -1,0 +1,44 @@
+"""Which metrics of a result are shown first. Without torch.
+
+Memorization is measured against the training split of the data set of an evaluation. If the snapshot was trained on
+other data, that says nothing about it: tables mark the values, and they are no headlines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vultus.evaluation import registry
+
+COPIES = "copies:"  # the beginning of the alarm
+OTHER_DATA = (
+    "not the data set that this snapshot was trained on (by its hash), so these values say nothing about memorization"
+)
+
+
+def of_other_data(result: Mapping[str, Any]) -> bool:
+    """Whether the data set of a result is known to be another than the snapshot was trained on."""
+    return result.get("context", {}).get("trained_on_this_data") is False
+
+
+def with_training_data(result: Mapping[str, Any], content_sha256: Any) -> dict[str, Any]:
+    """A result that says whether its data set is the one with this hash, on which the snapshot was trained.
+
+    Results of earlier versions do not say it; others, and those where a hash is unknown, stay as they are.
+    """
+    context = result["context"]
+    measured = context.get("data_sha256")
+    if context.get("trained_on_this_data") is not None or not content_sha256 or not measured:
+        return dict(result)
+    same = bool(measured == content_sha256)
+    alarms = [text for text in result["alarms"] if same or not text.startswith(COPIES)]
+    return {**result, "context": {**context, "trained_on_this_data": same}, "alarms": alarms}
+
+
+def headlines_of(result: Mapping[str, Any]) -> list[registry.NamedMetric]:
+    """The metrics of a result to show first; without memorization if the photos are `of_other_data`."""
+    metrics = registry.headlines(result["metrics"])
+    if of_other_data(result):
+        metrics = [metric for metric in metrics if metric.family.group != registry.MEMORIZATION]
+    return metrics
