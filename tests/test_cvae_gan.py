@@ -14,6 +14,7 @@ from test_train import assert_same, losses, state
 from vultus.cli.main import main
 from vultus.config import CVAEGANConfig, OptimConfig, check_config
 from vultus.errors import UserError
+from vultus.models.alexnet import stlpips_path
 from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder
 from vultus.models.facenet import FaceFeatures, FaceNet, InceptionResnetV1
 from vultus.models.snapshot import load_snapshot
@@ -314,3 +315,97 @@ def test_preset_on_the_command_line(
     ):
         assert main([*run, "--images", "8", *small, option, "1"]) == 2
         assert reason in capsys.readouterr().err
+
+
+# --- settings that the presets do not use yet -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(stlpips_path() is None, reason="needs the extra: pip install 'vultus[eval]'")
+def test_texture_discriminator_tells_photos_and_generated_images_apart() -> None:
+    """T learns on images whose textures differ, its loss reaches G, and a run without it has no T."""
+    loss = replace(WITHOUT_FACENET.loss, texture_weight=1.0, texture_fraction=0.5)
+    gan = model(replace(WITHOUT_FACENET, loss=loss))
+    images, c = photos()
+    gan.calibrate(images)
+    with torch.no_grad():
+        scaled = [f * s for f, s in zip(gan._textures(images / 127.5 - 1), gan.T.scale, strict=True)]
+    assert all(torch.isclose(f.square().mean(), torch.tensor(1.0), atol=1e-3) for f in scaled)
+    before = [float(gan.step(images, c, 4 * number)["T_adversarial"]) for number in range(12)]
+    assert before[-1] < before[0]
+    step = gan._generate(*gan._begin(images, c, 0), 0)
+    step.x = step.x.detach().requires_grad_()
+    {name: value for name, _, value in gan._generator_terms(step)}["G_texture"].backward()
+    assert step.x.grad is not None
+    assert (step.x.grad.abs().amax((1, 2, 3)) > 0).tolist() == [True, True, False, False]
+    assert "T" in gan.networks()
+    assert "T" not in model(WITHOUT_FACENET).networks()
+
+
+def test_maps_of_the_noise_change_the_image_where_they_lie() -> None:
+    generator = replace(WITHOUT_FACENET.generator, resolution=64, z_dim=20 + 64, noise_maps=1)
+    discriminator = replace(WITHOUT_FACENET.discriminator, resolution=64)
+    gan = model(replace(WITHOUT_FACENET, generator=generator, discriminator=discriminator))
+    torch.manual_seed(0)
+    z, c = torch.randn(1, 84), photos(1)[1]
+    other = z.clone()
+    other[0, 20 + 8 * 7 : 20 + 8 * 7 + 2] += 3.0  # the lower left corner of the map
+    with torch.no_grad():
+        network = gan.G.eval()
+        change = (network(z, c) - network(other, c)).abs().mean(1)[0]
+    assert change[40:, :24].mean() > 5 * change[:24, 40:].mean()
+    mean, log_variance = gan.E(torch.rand(2, 3, 64, 64) * 2 - 1)
+    assert mean.shape == log_variance.shape == (2, 84)
+    losses = gan.step(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8), photos()[1], 0)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_posterior_encoder_reads_the_photo_at_its_size(size: int) -> None:
+    encoder = PosteriorEncoder(10, size)
+    rough = torch.rand(1, 3, size // 2, size // 2)
+    fine = rough.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 2 * size pixels: nothing finer than size / 2
+    detail = (torch.rand(1, 3, 2 * size, 2 * size) - 0.5).repeat(1, 1, 1, 1)
+    detail = detail - F.avg_pool2d(detail, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)  # finer than size
+    assert torch.allclose(encoder(fine)[0], encoder(fine + detail)[0], atol=1e-5)
+    assert not torch.allclose(encoder(fine)[0], encoder(fine.flip(3))[0], atol=1e-3)
+
+
+def test_free_nats_have_no_gradient() -> None:
+    mean = torch.tensor([[0.1, 2.0], [0.1, -2.0]], requires_grad=True)
+    value = terms.kl_normal(mean, torch.zeros(2, 2), 0.5)
+    assert value.item() == pytest.approx(0.5 + 2.0)
+    value.backward()
+    assert mean.grad is not None
+    assert mean.grad[:, 0].eq(0).all()
+    assert mean.grad[:, 1].ne(0).all()
+    assert terms.kl_normal(mean, torch.zeros(2, 2)).item() == pytest.approx(0.005 + 2.0)
+
+
+@pytest.mark.parametrize("fine_width", [0, 4])
+def test_stage_at_the_full_resolution(fine_width: int) -> None:
+    """With it, G makes and D sees patterns of single pixels independently of their place in a 2x2 block."""
+    config = replace(
+        WITHOUT_FACENET,
+        generator=replace(WITHOUT_FACENET.generator, fine_width=fine_width),
+        discriminator=replace(WITHOUT_FACENET.discriminator, fine_width=fine_width),
+    )
+    gan = model(config)
+    assert gan.G.settings().get("fine_width", 0) == fine_width
+    losses = gan.step(*photos(), 0)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    assert gan.G(torch.randn(2, gan.G.z_dim), photos(2)[1]).shape == (2, 3, 32, 32)
+    kinds = {type(module).__name__ for module in gan.G.modules()}
+    assert ("FineStage" in kinds) == (fine_width > 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "message"),
+    [
+        ("generator", {"kind": "dcgan", "fine_width": 4}, "--generator.fine_width is 4; kind dcgan has none"),
+        ("generator", {"kind": "dcgan", "noise_maps": 1}, "--generator.noise_maps is 1; kind dcgan has none"),
+        ("generator", {"z_dim": 128, "noise_maps": 2}, "--generator.z_dim is 128; with --generator.noise_maps 2"),
+    ],
+)
+def test_settings_of_other_networks_are_named(part: str, setting: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(replace(SMALL, **{part: replace(getattr(SMALL, part), **setting)}))

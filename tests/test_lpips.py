@@ -20,14 +20,12 @@ from vultus.evaluation.backbones.lpips import (
     ALEXNET_WEIGHTS,
     LPIPS,
     LPIPS_HEADS,
-    SCALE,
-    SHAPES,
-    SHIFT,
     STLPIPS,
     load_lpips,
     load_stlpips,
-    stlpips_path,
 )
+from vultus.models import alexnet
+from vultus.models.alexnet import SCALE, SHAPES, SHIFT, stlpips_path
 
 needs_weights = pytest.mark.skipif(stlpips_path() is None, reason="needs the extra: pip install 'vultus[eval]'")
 
@@ -166,11 +164,11 @@ def test_real_weights_mind_content_more_than_a_shift(stlpips: STLPIPS) -> None:
 def test_the_package_is_found_without_running_it(stlpips: STLPIPS) -> None:
     """Its code imports torchvision and IPython, which are not needed."""
     assert "stlpips_pytorch" not in sys.modules
-    assert stlpips.weights_sha256 == perceptual.STLPIPS_SHA256
+    assert stlpips.weights_sha256 == alexnet.STLPIPS_SHA256
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr(alexnet, "PACKAGE", "no_such_package_at_all")
     assert stlpips_path() is None
     with pytest.raises(UserError, match=r"pip install 'vultus\[eval\]'"):
         load_stlpips()
@@ -191,7 +189,7 @@ def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         file.seek(-1, 2)
         file.write(bytes([byte ^ 1]))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(perceptual, "PACKAGE", "tampered_stlpips")
+    monkeypatch.setattr(alexnet, "PACKAGE", "tampered_stlpips")
     with pytest.raises(UserError, match=f"{copy}: missing or damaged"):
         load_stlpips()
 

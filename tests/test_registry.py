@@ -64,7 +64,7 @@ def test_metrics_that_are_missing_are_registered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("vultus.evaluation.backbones.efficientnet.PACKAGE", "no_such_package")
-    monkeypatch.setattr("vultus.evaluation.backbones.lpips.PACKAGE", "no_such_package")
+    monkeypatch.setattr("vultus.models.alexnet.PACKAGE", "no_such_package")
     missing = load_backbones(TinyEncoder(), judges=()).missing
     stems = [stem for names in missing for stem in names.split(", ")]
     assert {"fid", "fd_effnet", "lpips", "stlpips"} <= set(stems)

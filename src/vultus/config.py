@@ -156,6 +156,9 @@ class CVAEGANLossConfig(LossConfig):
         feature_weight: weight of the feature discriminator, which sees FaceNet's features only.
         feature_match: weight of its conditional logits, of features and embedding together.
         feature_fraction: part of the batch on which FaceNet's features are computed.
+        texture_weight: weight of a discriminator of AlexNet's features (see models/alexnet.py), which sees the whole
+            image, hair and background included.
+        texture_fraction: part of the batch that it sees.
         second_encoder: a face encoder besides FaceNet whose identity loss is computed on images of sampled noise:
             `mobilefacenet`, or `dlib` (which then judges nothing). Its target is halfway between the source photo and
             the mean of the person's other training photos.
@@ -176,6 +179,8 @@ class CVAEGANLossConfig(LossConfig):
     feature_weight: Weight = 0.0
     feature_match: Weight = 0.0
     feature_fraction: Share = 0.5
+    texture_weight: Weight = 0.0
+    texture_fraction: Share = 0.5
     second_encoder: Literal["none", "mobilefacenet", "dlib"] = "none"
     second_weight: Weight = 0.0
     second_fraction: Share = 0.25

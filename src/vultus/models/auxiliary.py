@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vultus.models.alexnet import CHANNELS
 from vultus.models.generators import MAP_SIDE
 from vultus.models.layers import SLOPE, Conv2d, Linear, init_he
 
@@ -59,6 +60,49 @@ class PosteriorEncoder(nn.Module):
         both = list(self.head(h.flatten(1).float()).chunk(2, 1))
         mean, log_variance = (torch.cat(part, 1) for part in zip(both, parts, strict=True)) if parts else both
         return mean, log_variance.clamp(*LOG_VARIANCE)
+
+
+class TextureDiscriminator(nn.Module):
+    """Discriminator of the features of AlexNet from three depths, without a condition -> patch logits [N, 1, ., .]
+    float32 for each.
+
+    FaceNet's crop has neither hair nor background, and little texture; these features have. Projected GANs (Sauer et
+    al. 2021, arXiv:2111.01007) without the random projections. All layers have spectral normalization. `scale` brings
+    the features to a root mean square of 1; see calibrate().
+    """
+
+    LAYERS = (1, 2, 4)  # of AlexNet
+    scale: Tensor
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                (Conv2d(CHANNELS[layer], width, 1), Conv2d(width, 2 * width, 4, 2, 1), Conv2d(2 * width, 1, 3, 1, 1))
+            )
+            for layer in self.LAYERS
+        )
+        self.apply(init_he)
+        for convolution in [layer for layer in self.modules() if isinstance(layer, Conv2d)]:
+            spectral_norm(convolution)
+        self.gain = nn.Parameter(torch.ones(len(self.LAYERS)))
+        self.register_buffer("scale", torch.ones(len(self.LAYERS)))
+
+    @torch.no_grad()
+    def calibrate(self, features: list[Tensor]) -> None:
+        """Set `scale` from the features of real photos."""
+        self.scale.copy_(torch.stack([1 / feature.float().square().mean().sqrt() for feature in features]))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Features of the LAYERS, from the trunk, in any dtype."""
+        logits = []
+        for h, head, scale, gain in zip(features, self.heads, self.scale, self.gain, strict=True):
+            layers = list(head.children())
+            h = h * scale.to(h.dtype)
+            for layer in layers[:-1]:
+                h = F.leaky_relu(layer(h), SLOPE)
+            logits.append(layers[-1](h).float() * gain)
+        return logits
 
 
 class FeatureDiscriminator(nn.Module):

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from vultus.config import CVAEGANConfig, to_dict
 from vultus.images.io import to_x
-from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder
+from vultus.models.alexnet import AlexNetTrunk, ShiftTolerantTrunk, stlpips_convolutions, stlpips_state
+from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder, TextureDiscriminator
 from vultus.models.discriminators import ProjectionDiscriminator, build_discriminator
 from vultus.models.facenet import FaceFeatures, FaceNet
 from vultus.models.generators import build_generator
@@ -54,10 +55,11 @@ class CVAEGANStep(Step):
 
 
 class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
-    """G, E (posterior encoder), D and F (on FaceNet's features) with their optimizers; arguments as of Method."""
+    """G, E (posterior encoder), D, F (on FaceNet's features) and T (on AlexNet's, with `texture_weight`) with their
+    optimizers; arguments as of Method."""
 
     GENERATOR_SIDE: ClassVar[tuple[str, ...]] = ("G", "E")
-    DISCRIMINATOR_SIDE: ClassVar[tuple[str, ...]] = ("D", "F")
+    DISCRIMINATOR_SIDE: ClassVar[tuple[str, ...]] = ("D", "F", "T")
     D: ProjectionDiscriminator
 
     def _build(self) -> None:
@@ -68,6 +70,12 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             raise ValueError("method cvae-gan needs a discriminator of kind projection")
         self.D = D
         self.F = FeatureDiscriminator(self.G.c_dim)
+        self.trunk: AlexNetTrunk | None = None
+        if self.config.loss.texture_weight:
+            self.T = TextureDiscriminator()
+            self.trunk = ShiftTolerantTrunk(
+                stlpips_convolutions(*stlpips_state()), device=self.device, dtype=self.dtype
+            )
         self.face: FaceFeatures | None = None
         if self.config.loss.needs_encoder():
             if not isinstance(self.encoder, FaceNet):
@@ -75,7 +83,10 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             self.face = FaceFeatures(self.encoder)
 
     def calibrate(self, images: Tensor) -> None:
-        """Scale FaceNet's features to unit size on these photos."""
+        """Scale the features of FaceNet and AlexNet to unit size on these photos."""
+        if self.trunk is not None:
+            with torch.no_grad():
+                self.T.calibrate(self._textures(to_x(images.to(self.device))))
         if self.face is not None:
             with torch.no_grad():
                 features = self.face.shallow(to_x(images.to(self.device)), self.config.loss.identity_size)
@@ -124,6 +135,8 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
         loss = self.config.loss
         if loss.adversarial_weight:
             yield "D_adversarial", 1.0, self._pixel_loss(step)
+        if self.trunk is not None:
+            yield "T_adversarial", 1.0, self._texture_loss(step)
         if step.features is None or step.real_features is None:
             return
         fake, real = (step.features[0].detach(), step.features[1].detach()), step.real_features
@@ -154,6 +167,24 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             total = total + loss.patch_weight * patch
         return total
 
+    def _textures(self, x: Tensor) -> list[Tensor]:
+        """AlexNet's features of images, as T reads them."""
+        assert self.trunk is not None
+        features = self.trunk.features(x)
+        return [features[layer] for layer in self.T.LAYERS]
+
+    def _texture_count(self, step: CVAEGANStep) -> int:
+        return max(1, round(len(step.x) * self.config.loss.texture_fraction))
+
+    def _texture_loss(self, step: CVAEGANStep) -> Tensor:
+        """T's loss, on images that are augmented as those of D."""
+        count = self._texture_count(step)
+        x = self._augmented(torch.cat([step.x_real[:count], step.x[:count].detach()]), step.cur_nimg, 2)
+        with torch.no_grad():
+            features = self._textures(x)
+        depths = [losses.hinge_real(logits[:count]) + losses.hinge_fake(logits[count:]) for logits in self.T(features)]
+        return torch.stack(depths).mean()
+
     def _feature_match_loss(self, fake: Tensor, real: Tensor, c: Tensor, log: dict[str, Tensor]) -> Tensor:
         """F's loss on pairs of features and embedding: photos with theirs, against generated images and photos with
         another person's."""
@@ -172,6 +203,10 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             yield "G_adversarial", loss.adversarial_weight, losses.hinge_generator(logits + self.D.match(features, c))
             if loss.patch_weight:
                 yield "G_patch", loss.adversarial_weight * loss.patch_weight, losses.hinge_generator(patches)
+        if self.trunk is not None:
+            x = self._augmented(step.x[: self._texture_count(step)], step.cur_nimg, 3)
+            textures = [losses.hinge_generator(logits) for logits in self.T(self._textures(x))]
+            yield "G_texture", loss.texture_weight, torch.stack(textures).mean()
         if step.features is not None:
             if loss.feature_weight:
                 patches_of_depths = [losses.hinge_generator(logits) for logits in self.F(step.features)]
@@ -211,7 +246,7 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
         assert self.second is not None
         count = max(1, round(len(step.x) * self.config.loss.second_fraction))
         chosen = prior_first(len(step.x), step.coded)[:count]
-        draw = step_generator(self.config.seed + 4, step.cur_nimg)  # on the host: these decide shapes, not values
+        draw = step_generator(self.config.seed + 9, step.cur_nimg)  # on the host: these decide shapes, not values
         jitter = (2 * torch.rand(3, generator=draw) - 1).tolist()
         x = step.x[chosen]
         x = x.flip(3) if bool(torch.rand((), generator=draw) < 0.5) else x

@@ -103,7 +103,7 @@ class Method(ABC, Generic[C, S]):
 
     @abstractmethod
     def _build(self) -> None:
-        """Build the networks named in GENERATOR_SIDE and DISCRIMINATOR_SIDE."""
+        """Build the networks named in GENERATOR_SIDE and DISCRIMINATOR_SIDE, without those that no loss needs."""
 
     @abstractmethod
     def _generate(self, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> S:
@@ -132,7 +132,7 @@ class Method(ABC, Generic[C, S]):
         step = self._generate(*self._begin(images, c, cur_nimg), cur_nimg)
         step.second = None if second is None else second.to(self.device, non_blocking=True)
         self._update_discriminators(step)
-        discriminators = [self.networks()[name] for name in self.DISCRIMINATOR_SIDE]
+        discriminators = self._side(self.DISCRIMINATOR_SIDE)
         for network in discriminators:
             network.requires_grad_(False)
         total = self._total(step, self._generator_terms(step))
@@ -140,7 +140,7 @@ class Method(ABC, Generic[C, S]):
         total.backward()
         for network in discriminators:
             network.requires_grad_(True)
-        step.log["G_grad_norm"] = gradient_norm(*(self.networks()[name] for name in self.GENERATOR_SIDE))
+        step.log["G_grad_norm"] = gradient_norm(*self._side(self.GENERATOR_SIDE))
         self.G_optim.step()
         self._average(cur_nimg + len(images))
         step.log["G_total"] = total
@@ -163,7 +163,7 @@ class Method(ABC, Generic[C, S]):
         if total.requires_grad:
             self.D_optim.zero_grad(set_to_none=True)
             total.backward()
-            step.log["D_grad_norm"] = gradient_norm(*(self.networks()[name] for name in self.DISCRIMINATOR_SIDE))
+            step.log["D_grad_norm"] = gradient_norm(*self._side(self.DISCRIMINATOR_SIDE))
             self.D_optim.step()
 
     def _total(self, step: S, terms: Iterator[Term]) -> Tensor:
@@ -198,11 +198,15 @@ class Method(ABC, Generic[C, S]):
 
     def networks(self) -> dict[str, nn.Module]:
         """All networks that are trained, by name."""
-        return {name: getattr(self, name) for name in (*self.GENERATOR_SIDE, *self.DISCRIMINATOR_SIDE)}
+        names = (*self.GENERATOR_SIDE, *self.DISCRIMINATOR_SIDE)
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def _side(self, names: tuple[str, ...]) -> list[nn.Module]:
+        return [network for name, network in self.networks().items() if name in names]
 
     def _adam(self, names: tuple[str, ...]) -> torch.optim.Adam:
         optim = self.config.optim
-        parameters = [parameter for name in names for parameter in self.networks()[name].parameters()]
+        parameters = [parameter for network in self._side(names) for parameter in network.parameters()]
         return torch.optim.Adam(parameters, lr=optim.lr, betas=(optim.beta1, optim.beta2), foreach=True)
 
     def _parts(self) -> dict[str, Any]:
