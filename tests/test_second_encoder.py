@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import judge_available, load_judge
+from vultus.evaluation.headlines import headlines_of, loss_encoders
+from vultus.evaluation.tables import build_table
 from vultus.images.io import box_x, centre_crop, decode_image, from_pil, to_x
 from vultus.models import mobilefacenet
 from vultus.models.dlib_resnet import DlibResNet
@@ -200,3 +203,40 @@ def test_setting_of_another_encoder_names_the_known_ones(capsys: pytest.CaptureF
     command = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "r"), "--loss.second_encoder", "arcface"]
     assert main(command) == 2
     assert "mobilefacenet" in capsys.readouterr().err
+
+
+# --- what a loss contains judges nothing ------------------------------------------------------------------------------
+
+
+def test_encoders_in_the_losses_are_recorded_and_marked() -> None:
+    loss = replace(WITHOUT_FACENET.loss, second_encoder="mobilefacenet", second_weight=1.0, identity_weight=1.0)
+    assert loss.encoders() == ["facenet", "mobilefacenet"]
+    assert replace(loss, second_weight=0.0).encoders() == ["facenet"]
+    assert WITHOUT_FACENET.loss.encoders() == []
+    row = {"value": 0.5, "low": 0.4, "high": 0.6}
+    names = [f"type1_{encoder}_far1e-3" for encoder in ("facenet", "dlib", "mobilefacenet")]
+    result = {
+        "metrics": {"identity_mobilefacenet": row} | dict.fromkeys(names, row),
+        "context": {"loss_encoders": ["facenet", "mobilefacenet"]},
+    }
+    other = {**result, "context": {"loss_encoders": []}}
+    table = {row.name: [cell.text for cell in row.cells] for row in build_table({"ours": result, "theirs": other}).rows}
+    assert table["type1_dlib_far1e-3"] == ["0.500", "0.500"]
+    assert table["type1_mobilefacenet_far1e-3"] == ["0.500 (in the loss)", "0.500"]
+    assert table["identity_mobilefacenet"] == ["0.500 (in the loss)", "0.500"]
+    assert [metric.name for metric in headlines_of(result)] == ["identity_mobilefacenet", "type1_dlib_far1e-3"]
+    assert {metric.name for metric in headlines_of(other)} == {"identity_mobilefacenet", *names}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"loss_encoders": ["facenet", "dlib"]}, ["facenet", "dlib"]),
+        ({"loss_encoders": [], "preset": "vultus-cpu"}, []),
+        ({"preset": "vultus-cpu"}, ["facenet"]),
+        ({"preset": "reference-dcgan"}, []),
+        ({}, ["facenet"]),
+    ],
+)
+def test_snapshots_of_earlier_versions_tell_by_their_preset(metadata: dict[str, Any], expected: list[str]) -> None:
+    assert loss_encoders(metadata) == expected

@@ -128,6 +128,11 @@ class LossConfig:
         """The second face encoder that is part of the training, or `none`."""
         return "none"
 
+    def encoders(self) -> list[str]:
+        """The face encoders that are part of the training, by their names in metrics. They judge nothing of it."""
+        second = self.second_encoder_name()
+        return ["facenet"] * self.needs_encoder() + [second] * (second != "none")
+
 
 @dataclass(frozen=True)
 class GANLossConfig(LossConfig):

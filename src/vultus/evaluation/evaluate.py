@@ -41,7 +41,7 @@ from vultus.evaluation.extract import (
     pixels,
     vectors,
 )
-from vultus.evaluation.headlines import OTHER_DATA
+from vultus.evaluation.headlines import OTHER_DATA, loss_encoders
 from vultus.evaluation.matching import check_match, trained_on
 from vultus.evaluation.metrics import cosine
 from vultus.evaluation.registry import MIN_PHOTOS
@@ -112,9 +112,9 @@ def evaluate(
         settings: by default EvaluationSettings().
 
     Returns: `format`, `context` (how it was measured; `trained_on_this_data` is whether the snapshot was trained on
-    this data set, None if it does not record that), `metrics` ({metric: value, low, high and where they exist std,
-    real}), `distributions` (histograms), `people` ({judge: [person, mean score, photos], best first}), `missing`
-    ({metrics: reason}), `alarms`, `notes`.
+    this data set, None if it does not record that; `loss_encoders` are the face encoders in its losses), `metrics`
+    ({metric: value, low, high and where they exist std, real}), `distributions` (histograms), `people` ({judge:
+    [person, mean score, photos], best first}), `missing` ({metrics: reason}), `alarms`, `notes`.
 
     Raises UserError where snapshot, data set and encoder do not fit together, or there are fewer than 2 people.
     """
@@ -129,7 +129,18 @@ def evaluate(
         trained_on_this_data=trained_on(snapshot, dataset),
     )
     dtype = str(settings.dtype).removeprefix("torch.")
-    result["context"] |= {"cur_nimg": snapshot.metadata.get("cur_nimg"), "generator_dtype": dtype}
+    in_loss = loss_encoders(snapshot.metadata)
+    result["context"] |= {
+        "cur_nimg": snapshot.metadata.get("cur_nimg"),
+        "generator_dtype": dtype,
+        "loss_encoders": in_loss,
+    }
+    judges = [judge.short for judge in backbones.judges]
+    if judges and set(judges) <= set(in_loss):
+        result["notes"].append(
+            f"the losses of this snapshot contain {' and '.join(judges)}, so nobody judges it who is not part of its "
+            f"training; add a --judge"
+        )
     return result
 
 

@@ -17,6 +17,32 @@ OTHER_DATA = (
 )
 
 
+IN_LOSS = " (in the loss)"  # follows values of an encoder that the losses of the training contained
+WITHOUT_ENCODER = ("reference-mse", "reference-dcgan", "tiny")  # presets whose losses contain none
+
+
+def loss_encoders(metadata: Mapping[str, Any]) -> list[str]:
+    """The face encoders that the losses of a snapshot contained, by their names in metrics, of its metadata.
+
+    Snapshots of earlier versions record the preset only.
+    """
+    without = metadata.get("preset") in WITHOUT_ENCODER
+    return list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
+
+
+def encoders_in_loss(result: Mapping[str, Any]) -> list[str]:
+    """The same of a result. For those of earlier versions, which do not say it: the encoder of the condition."""
+    return list(result.get("context", {}).get("loss_encoders", [registry.CONDITION_ENCODER]))
+
+
+def in_loss(name: str, result: Mapping[str, Any]) -> bool:
+    """Whether this metric of a result is known to be the verdict of an encoder that the losses contained."""
+    metric = registry.find(name)
+    if metric is None or metric.family.group != "identity":
+        return False
+    return metric.fields["backbone"] in result.get("context", {}).get("loss_encoders", ())
+
+
 def of_other_data(result: Mapping[str, Any]) -> bool:
     """Whether the data set of a result is known to be another than the snapshot was trained on."""
     return result.get("context", {}).get("trained_on_this_data") is False
@@ -37,8 +63,9 @@ def with_training_data(result: Mapping[str, Any], content_sha256: Any) -> dict[s
 
 
 def headlines_of(result: Mapping[str, Any]) -> list[registry.NamedMetric]:
-    """The metrics of a result to show first; without memorization if the photos are `of_other_data`."""
-    metrics = registry.headlines(result["metrics"])
+    """The metrics of a result to show first; without memorization if the photos are `of_other_data`, and without the
+    verdicts of encoders that the losses contained where another encoder judged."""
+    metrics = registry.headlines(result["metrics"], encoders_in_loss(result))
     if of_other_data(result):
         metrics = [metric for metric in metrics if metric.family.group != registry.MEMORIZATION]
     return metrics

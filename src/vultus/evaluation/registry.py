@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -332,18 +332,17 @@ def order(name: str) -> tuple[int, int]:
     return GROUPS.index(metric.family.group), METRICS.index(metric.family)
 
 
-def headlines(names: Iterable[str]) -> list[NamedMetric]:
+def headlines(names: Iterable[str], in_loss: Collection[str] = (CONDITION_ENCODER,)) -> list[NamedMetric]:
     """Of these metrics, the ones to show first, in the order of a table.
 
-    Acceptance and ranks by the encoder of the condition are left out where another encoder measured them too: identity
-    losses contain that encoder.
+    Acceptance and ranks by an encoder that the losses contain (`in_loss`) are left out where another encoder measured
+    them too.
     """
     metrics = [metric for name in names if (metric := find(name)) and metric.headline]
-    judged = {m.family for m in metrics if m.fields.get("backbone") != CONDITION_ENCODER}
-    chosen = [m for m in metrics if not _flatters(m) or m.family not in judged]
+    judged = {m.family for m in metrics if m.fields.get("backbone") not in in_loss}
+    chosen = [m for m in metrics if not (_verifies(m) and m.fields["backbone"] in in_loss) or m.family not in judged]
     return sorted(chosen, key=lambda metric: order(metric.name))
 
 
-def _flatters(metric: NamedMetric) -> bool:
-    verification = metric.family.template.startswith(("type", "rank"))
-    return verification and metric.fields["backbone"] == CONDITION_ENCODER
+def _verifies(metric: NamedMetric) -> bool:
+    return metric.family.template.startswith(("type", "rank"))

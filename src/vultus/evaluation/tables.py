@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vultus.evaluation import registry
-from vultus.evaluation.headlines import of_other_data
+from vultus.evaluation.headlines import IN_LOSS, in_loss, of_other_data
 
 CONTEXT = ("cur_nimg", "split", "n_images", "n_people", "noises", "seed", "resolution", "device", "seconds")
 USUAL = {"noise_strength": 1.0}  # context that is a row only where a result differs from it
@@ -75,6 +75,8 @@ def build_table(results: Results, *, circumstances: bool = True) -> Table:
         if group == registry.MEMORIZATION:
             shown = zip(cells, results.values(), strict=True)
             cells = [replace(cell, text=cell.text + OTHER) if of_other_data(one) else cell for cell, one in shown]
+        both = zip(cells, results.values(), strict=True)
+        cells = [replace(c, text=c.text + IN_LOSS) if c.value is not None and in_loss(name, r) else c for c, r in both]
         rows.append(Row("metric", name, arrow, text, cells))
     if circumstances:
         rows += _context_rows([result["context"] for result in results.values()])

@@ -12,7 +12,7 @@ from typing import Any
 
 from vultus.errors import UserError
 from vultus.evaluation import registry
-from vultus.evaluation.headlines import headlines_of, of_other_data
+from vultus.evaluation.headlines import IN_LOSS, headlines_of, in_loss, of_other_data
 from vultus.evaluation.plots import Line, histogram, line_chart
 from vultus.evaluation.stored import base_name
 from vultus.reporting.run_folder import Evaluation, Run, number, read_evaluations, read_runs
@@ -299,7 +299,12 @@ def _headlines(runs: Sequence[Run], evaluation: Evaluation) -> list[Headline]:
             for result, own in zip(results, chosen, strict=True)
         ]
         real = next((value["real"] for value in values if value and number(value.get("real"))), None)
-        cells = [metric.text(value["value"]) if value and number(value["value"]) else "" for value in values]
+        cells = [
+            metric.text(value["value"]) + (IN_LOSS if result and in_loss(metric.name, result) else "")
+            if value and number(value["value"])
+            else ""
+            for value, result in zip(values, results, strict=True)
+        ]
         rows.append(Headline(metric.label, "" if real is None else metric.text(real), cells))
     if not rows:
         for metric in filter(None, map(registry.find, IN_TRAINING)):

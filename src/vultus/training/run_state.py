@@ -127,6 +127,7 @@ class RunState:
             "crop": manifest["crop"],
             "data": {"content_sha256": manifest["content_sha256"], "images": len(self.dataset)},
             "licence": manifest.get("licence"),
+            "loss_encoders": self.config.loss.encoders(),
         }
         save_snapshot(self.out / SNAPSHOT, network=self.model.G_ema, population=self.population, metadata=metadata)
         return metadata
