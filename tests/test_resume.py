@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from test_launch import OPTIONS, SMALL
 from test_train import assert_same, state, without_facenet
@@ -264,3 +265,45 @@ def test_losses_of_another_encoder_than_the_data(
     code, _, error = run.command(*networks)
     assert code == 0
     assert "no validation on unseen people" in error
+
+
+# --- begin with the weights of another run ----------------------------------------------------------------------------
+
+
+def test_init_begins_with_the_weights_of_another_run(run: Run, tmp_path: Path) -> None:
+    """All tensors of the same shape, for a run with other settings; it resumes without them; the other is unchanged."""
+    assert run.command()[0] == 0
+    before = contents(run.out)
+    second = Run(run.data, tmp_path / "second", run.capsys)
+    frozen = ["--optim.lr", "1e-12", "--loss.mse_weight", "3", "--init", str(run.out)]
+    code, _, error = second.command(*frozen)
+    assert code == 0
+    assert f"weights of {run.out} after 8 images\n" in error
+    assert read_json(second.out / "config.json")["init"] == {"run": run.out.name, "cur_nimg": 8}
+    ours, theirs = (state(folder)["gan"]["G"] for folder in (second.out, run.out))
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in ours if key.endswith("weight"))
+    code, _, error = second.command(*frozen[:-2], images=16)
+    assert code == 0
+    assert "resuming from" in error
+    assert "init" in read_json(second.out / "config.json")
+    assert contents(run.out) == before
+
+
+def test_init_of_other_networks_takes_what_has_the_same_shape(run: Run, tmp_path: Path) -> None:
+    assert run.command()[0] == 0
+    second = Run(run.data, tmp_path / "second", run.capsys)
+    code, _, error = second.command("--init", str(run.out), "--discriminator.base_width", "12")
+    assert code == 0
+    assert "tensors have other shapes or names and start afresh" in error
+
+
+def test_init_of_a_folder_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    assert f"--init {tmp_path}: no checkpoint-*.pt is in this folder" in run.refused("--init", str(tmp_path))
+
+
+def test_fresh_from_the_run_that_is_moved_aside(run: Run) -> None:
+    assert run.command()[0] == 0
+    code, _, error = run.command("--fresh", "--init", str(run.out))
+    assert code == 0
+    assert "after 8 images" in error
+    assert (run.out / "old-1" / SNAPSHOT).is_file()

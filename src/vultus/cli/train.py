@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "method": (str, f"one of {', '.join(CONFIGS)}; each has settings of its own"),
     "data": (str, "prepared data set"),
     "out": (str, "run folder; a run that is there is resumed"),
+    "init": (str | None, "run folder whose last checkpoint gives the weights to begin with"),
     "hours": (Hours | None, "budget: hours of training, all sessions together"),
     "images": (Images | None, "budget: images seen"),
     "device": (str, "auto, cuda, mps or cpu"),
@@ -91,6 +92,7 @@ def train_command(arguments: Sequence[str]) -> int:
         project=options["project"],
         fresh=parsed.fresh,
         dry_run=parsed.dry_run,
+        init=options.get("init"),
     )
     if not parsed.dry_run:
         print(path)

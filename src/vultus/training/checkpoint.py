@@ -7,6 +7,7 @@ stored. It is read with weights_only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,28 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
         )
         raise UserError(f"{paths[-1]}: cannot be read ({type(error).__name__}); {remedy}") from None
     return upgrade("checkpoint", version, state, paths[-1]), paths[-1]
+
+
+@dataclass(frozen=True)
+class Init:
+    """The weights that another run has reached: states of networks by their names, as in its newest checkpoint."""
+
+    folder: Path
+    cur_nimg: int
+    networks: dict[str, Any]
+
+
+def load_init(folder: str | Path) -> Init:
+    """The newest checkpoint of the run folder `folder`, for another run to begin from.
+
+    Raises UserError that names the folder if it has no checkpoint.
+    """
+    folder = Path(folder)
+    found = load_checkpoint(folder)
+    if found is None:
+        raise UserError(f"--init {folder}: no checkpoint-*.pt is in this folder; give a run folder that has one")
+    state, _ = found
+    return Init(folder, int(state["cur_nimg"]), state["gan"])
 
 
 @upgrades("checkpoint", 1)

@@ -21,7 +21,7 @@ from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, FaceNet, fas
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import load_second_encoder
 from vultus.presets import fitted, get_preset
-from vultus.training.checkpoint import load_checkpoint
+from vultus.training.checkpoint import load_checkpoint, load_init
 from vultus.training.grown_data import begun_with
 from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
@@ -47,6 +47,7 @@ def train(
     project: str = "vultus",
     fresh: bool = False,
     dry_run: bool = False,
+    init: str | Path | None = None,
 ) -> Path:
     """Train a generator; the same run as `vultus train` with these options, bit for bit on a CPU.
 
@@ -63,6 +64,8 @@ def train(
         track: tensorboard, wandb, trackio.
         project: the trackers' project.
         fresh: start over; a run that is in `out` is moved into the sub-folder `old-1` (2, 3, ...) of it.
+        init: run folder whose newest checkpoint gives the weights to begin with; parts of the networks that have
+            another shape start afresh. No effect on a run that is resumed.
         dry_run: print what would be done, and write nothing. What would be refused, raises UserError.
 
     Returns the path of the snapshot. Raises UserError as trainer.train() does, for a budget out of range, an unknown
@@ -92,6 +95,7 @@ def train(
         project=project,
         fresh=fresh,
         dry_run=dry_run,
+        init=init,
     )
 
 
@@ -136,6 +140,7 @@ def run(
     project: str,
     fresh: bool = False,
     dry_run: bool = False,
+    init: str | Path | None = None,
 ) -> Path:
     """Train with these settings on `dataset` (all rows): loads FaceNet, validates on unseen people if it can.
 
@@ -151,12 +156,15 @@ def run(
     check_config(config)
     check_place(out)
     begun = None if fresh else check_folder(out, config, photos)
+    start = load_init(init) if init is not None and begun is None else None
     if dry_run:
         dtype = begun.config["dtype"] if begun else _dtype(config.dtype, device)
         lines = {"would": _action(out, budget or default_budget(config, photos), fresh=fresh)}
         lines |= _facts(config, photos, dtype=dtype, device=device, images=images, hours=hours) | {
             "run folder": str(out)
         }
+        if start is not None:
+            lines["weights"] = f"of {start.folder} after {start.cur_nimg} images"
         print("\n".join(f"{key + ':':<12} {value}" for key, value in lines.items()))
         return out / SNAPSHOT
     encoder = _facenet(device, needed=config.loss.needs_encoder())
@@ -174,6 +182,7 @@ def run(
         track=track,
         project=project,
         fresh=fresh,
+        init=init,
     )
 
 

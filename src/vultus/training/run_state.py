@@ -11,6 +11,8 @@ import torch
 
 from vultus._files import write_json
 from vultus._formats import VERSIONS
+from vultus._progress import message
+from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
@@ -18,7 +20,7 @@ from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
 from vultus.models.second_encoder import SecondEncoder
 from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
-from vultus.training.checkpoint import load_checkpoint, save_checkpoint
+from vultus.training.checkpoint import PATTERN, Init, load_checkpoint, save_checkpoint
 from vultus.training.methods import METHODS
 from vultus.training.resume import SNAPSHOT, check_data, check_folder
 from vultus.training.run_log import cut_stats
@@ -39,6 +41,7 @@ class RunState:
         device: cuda, mps or cpu.
         encoder: FaceNet, needed where config.loss.needs_encoder().
         second: a second face encoder, needed where config has a loss for one.
+        init: weights to begin a new run with; see Method.take_weights(). Not used if there is a checkpoint.
 
     Raises UserError if settings, data and folder do not fit together.
     """
@@ -51,10 +54,13 @@ class RunState:
         device: str,
         encoder: Encoder | None,
         second: SecondEncoder | None = None,
+        init: Init | None = None,
     ) -> None:
         check_data(config, dataset, encoder)
         self.dataset, self.out, self.device = dataset, out, device
-        self.record = _settle(config, dataset, out, device)
+        begins = next(out.glob(PATTERN), None) is None
+        start = init if begins else None
+        self.record = _settle(config, dataset, out, device, begins=begins, start=start)
         self.config = train_config(self.record["config"], str(out / "config.json"))
         method = METHODS[self.config.method]
         self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
@@ -66,6 +72,15 @@ class RunState:
             dataset.embeddings(range(start, min(start + CHUNK, len(dataset)))) for start in starts
         )
         self._resume()
+        if start is not None:
+            self._begin_from(start)
+
+    def _begin_from(self, start: Init) -> None:
+        left = self.model.take_weights(start.networks)
+        if not start.networks or all(f"G.{name}" in left for name, _ in self.model.G.named_parameters()):
+            raise UserError(f"--init {start.folder}: its generator has no weights of these shapes; leave --init out")
+        rest = f"; {len(left)} tensors have other shapes or names and start afresh" if left else ""
+        message(f"{self.out}: weights of {start.folder} after {start.cur_nimg} images{rest}")
 
     def _resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop statistics written after it."""
@@ -133,7 +148,9 @@ class RunState:
         return metadata
 
 
-def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: str) -> dict[str, Any]:
+def _settle(
+    config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, *, begins: bool, start: Init | None
+) -> dict[str, Any]:
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
     data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
@@ -146,5 +163,9 @@ def _settle(config: TrainConfig, dataset: PreparedDataset, out: Path, device: st
     elif dtype == "auto":
         dtype = next(name for name, value in DTYPES.items() if value == fastest_dtype(device))
     record = {"format": VERSIONS["run config"], "config": to_dict(replace(config, dtype=dtype)), "data": data}
+    if start is not None:
+        record["init"] = {"run": start.folder.name, "cur_nimg": start.cur_nimg}
+    elif not begins:
+        record |= {key: value for key, value in read_run_config(path).items() if key == "init"}
     write_json(path, record)
     return record

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -215,6 +215,19 @@ class Method(ABC, Generic[C, S]):
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, besides (seed, images seen)."""
         return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def take_weights(self, state: Mapping[str, Any]) -> list[str]:
+        """Load the tensors of another run's state_dict() that have the same network, name and shape.
+
+        Returns the names of those that were not loaded, "G.conv.weight" and so on. Optimizers start afresh.
+        """
+        left = []
+        for part, network in (self.networks() | {"G_ema": self.G_ema}).items():
+            own, given = network.state_dict(), state.get(part, {})
+            same = {key: given[key] for key, value in own.items() if key in given and given[key].shape == value.shape}
+            network.load_state_dict(own | same)
+            left += [f"{part}.{key}" for key in own.keys() - same.keys()]
+        return sorted(left)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict()."""
