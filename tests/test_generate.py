@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vultus.cli.main import main
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.models.facenet import FaceNet
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
-from vultus.sampling.conditioning import from_embeddings, from_photos, one_embedding, random_identities
+from vultus.sampling.conditioning import as_one, from_embeddings, from_photos, one_embedding, random_identities
 from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
 from vultus.sampling.latents import noise
 from vultus.sampling.population import fit_population
@@ -285,3 +286,24 @@ print(json.dumps(peaks))
     assert len(images(tmp_path / "3500")) == 3500
     small, large = json.loads(result.stdout)
     assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 20 * 2**20
+
+
+def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of a file as one embedding; a row of somebody else is named."""
+    person, somebody = unit(1), unit(1, seed=5)
+    rows = torch.cat(
+        [F.normalize(person + 0.02 * torch.randn(4, 512, generator=torch.Generator().manual_seed(1))), somebody]
+    )
+    np.save(tmp_path / "c.npy", rows.numpy())
+    [(names, c)] = as_one(from_embeddings(tmp_path / "c.npy", snapshot)).chunks
+    assert names == ["mean"]
+    assert torch.allclose(c, F.normalize(rows.sum(0), dim=0)[None], atol=1e-6)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "000004 is unlike the others" in error
+    out = tmp_path / "out"
+    command = ["generate", str(snapshot.path), "--embeddings", str(tmp_path / "c.npy"), "--as-one", "--num", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert sorted(images(out)) == ["mean_0.png", "mean_1.png"]
+    assert main(["generate", str(snapshot.path), "--random", "3", "--as-one", "--out", str(out)]) == 2
+    assert "--as-one takes the mean of --photos or --embeddings" in capsys.readouterr().err

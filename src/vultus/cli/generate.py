@@ -19,6 +19,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--embeddings", type=str | None, help="FILE.npy, .npz, .safetensors, .parquet[:COLUMN]")
     parser.add_argument("--photos", type=str, nargs="+", help="photos, or folders of photos")
+    parser.add_argument(
+        "--as-one", action="store_true", help="the mean of all photos or embeddings: several photos of one person"
+    )
     parser.add_argument("--random", type=Count | None, help="number of random identities")
     parser.add_argument(
         "--between", type=str, nargs=2, help="interpolate between two embeddings: photo, FILE#ROW or random:N"
@@ -46,9 +49,18 @@ def generate_command(arguments: Sequence[str]) -> int:
     given = [name for name in ("embeddings", "photos", "random", "between") if options[name] is not None]
     if len(given) != 1:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
+    if options.as_one and options.photos is None and options.embeddings is None:
+        raise UserError("--as-one takes the mean of --photos or --embeddings; give one of these")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
-    from vultus.sampling.conditioning import from_embeddings, from_photos, inputs_of, one_embedding, random_identities
+    from vultus.sampling.conditioning import (
+        as_one,
+        from_embeddings,
+        from_photos,
+        inputs_of,
+        one_embedding,
+        random_identities,
+    )
     from vultus.sampling.generate import generate, interpolate
     from vultus.sampling.generator import load
 
@@ -77,6 +89,8 @@ def generate_command(arguments: Sequence[str]) -> int:
         source = from_photos(options.photos, snapshot, **photo)
     else:
         source = random_identities(snapshot, options.random, seed=options.seed)
+    if options.as_one:
+        source = as_one(source)
     summary = generate(
         snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **common
     )
