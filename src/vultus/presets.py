@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vultus._loss_config import CVAEGANLossConfig, GANLossConfig
 from vultus.config import (
     CVAEGANConfig,
-    CVAEGANLossConfig,
     DiscriminatorConfig,
     GANConfig,
-    GANLossConfig,
     GeneratorConfig,
     LoaderConfig,
     OptimConfig,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vultus.config import LossConfig
+from vultus._loss_config import LossConfig
 
 MSE_FLOOR = 0.1  # share of mse_weight that is left at the end of mse_nimg
 
