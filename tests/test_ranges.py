@@ -38,7 +38,8 @@ ZERO = {
     "loss.label_smoothing", "loss.mismatch", "loss.augment", "loss.augment_until", "loss.feature_match",
     "loss.coded_fraction", "loss.identity_fraction", "loss.feature_fraction", "loss.adversarial_weight",
     "loss.mse_weight", "loss.identity_weight", "loss.kl_weight", "loss.perceptual_weight", "loss.patch_weight",
-    "loss.feature_weight",
+    "loss.feature_weight", "loss.kl_free", "loss.texture_weight", "loss.texture_fraction", "loss.second_weight",
+    "loss.second_fraction", "generator.noise_maps", "generator.fine_width", "discriminator.fine_width",
 }  # fmt: skip
 
 
