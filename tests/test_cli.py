@@ -173,7 +173,7 @@ def test_commands_on_real_faces(
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     device = ["--device", "cpu"]
-    assert main(["prepare", str(shared / "celeba"), "--out", "data", "--limit", "120", *device]) == 0
+    assert main(["prepare", str(shared / "celeba"), "--out", "data", "--limit", "60", *device]) == 0
     small = ["--generator.base_width", "8", "--generator.max_width", "32", "--discriminator.base_width", "8",
              "--discriminator.max_width", "32", "--optim.batch", "16"]  # fmt: skip
     assert main(["train", "--data", "data", "--out", "run", "--images", "48", *small, *device]) == 0
