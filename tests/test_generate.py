@@ -295,8 +295,7 @@ print(json.dumps(peaks))
     )
     assert len(images(tmp_path / "1900")) == 1900
     small, large = json.loads(result.stdout)
-<<<<<<< HEAD
-    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 20 * 2**20
+    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 10 * 2**20
 
 
 def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,6 +317,3 @@ def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.C
     assert sorted(images(out)) == ["mean_0.png", "mean_1.png"]
     assert main(["generate", str(snapshot.path), "--random", "3", "--as-one", "--out", str(out)]) == 2
     assert "--as-one takes the mean of --photos or --embeddings" in capsys.readouterr().err
-=======
-    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 10 * 2**20
->>>>>>> trim
