@@ -31,7 +31,7 @@ Served = ServerProcess | ServerThread
 def default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """With the default limits, in a process that may open 1024 files."""
     folder = tmp_path_factory.mktemp("connections") / "default"
-    with serving_process(folder, "--device", "cpu", weights="", max_files=MAX_FILES) as served:
+    with serving_process(folder, "--device", "cpu", weights=WEIGHTS, max_files=MAX_FILES) as served:
         yield served
 
 
@@ -294,9 +294,9 @@ def test_wrong_request(hasty: ServerProcess, name: str) -> None:
 
 @needs_facenet
 @pytest.mark.parametrize("name", PHOTOS)
-def test_wrong_photo(hasty: ServerProcess, name: str) -> None:
+def test_wrong_photo(default: ServerProcess, name: str) -> None:
     data, status = PHOTOS[name]
-    with connect(hasty, of_faces(data, PNG)) as connection:
+    with connect(default, of_faces(data, PNG)) as connection:
         check_answer(read_to_end(connection), status)
 
 
