@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vultus._ranges import Count, Seed, Steps
+from vultus._ranges import Count, NoiseStrength, Seed, Steps
 from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
@@ -29,7 +29,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--grid", action="store_true", help="one grid of all faces instead of single files")
     parser.add_argument("--steps", type=Steps, default=9, help="faces of --between")
     parser.add_argument(
-        "--noise_strength", type=float, default=1.0, help="factor of the noise, 0 to 4; below 1: less variation"
+        "--noise_strength", type=NoiseStrength, default=1.0, help="factor of the noise; below 1: less variation"
     )
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
@@ -48,6 +48,7 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
+    from vultus.data.items import counted
     from vultus.sampling.conditioning import from_embeddings, from_photos, inputs_of, one_embedding, random_identities
     from vultus.sampling.generate import generate, interpolate
     from vultus.sampling.generator import load
@@ -80,7 +81,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     summary = generate(
         snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **common
     )
-    skipped = f", {len(summary.skipped)} photos skipped" if summary.skipped else ""
-    print(f"{summary.faces} faces of {summary.embeddings} embeddings{skipped}", file=sys.stderr)
+    skipped = f", {counted(len(summary.skipped), 'photo')} skipped" if summary.skipped else ""
+    faces, embeddings = counted(summary.faces, "face"), counted(summary.embeddings, "embedding")
+    print(f"{faces} of {embeddings}{skipped}", file=sys.stderr)
     print(summary.out)
     return 0
