@@ -64,6 +64,7 @@ def test_the_program_returns_the_exit_code() -> None:
     [
         (["train", "--data", "none", "--out", "run"], "none: not a prepared data set"),
         (["train", "--preset", "best", "--data", "d", "--out", "r"], "--preset best: no such preset"),
+        (["train", "--method", "vae", "--data", "d", "--out", "r"], "--method vae: no such method"),
         (["train", "--data", "d", "--out", "r", "--optim.lrr", "1"], "optim.lrr"),
         (["train", "--data", "d", "--out", "r", "--optim.lr", "fast"], "optim.lr"),
         (["train", "--data", "d", "--out", "r", "--hours", "1", "--images", "3"], "--hours and --images"),
@@ -72,6 +73,7 @@ def test_the_program_returns_the_exit_code() -> None:
         (["generate", "default", "--out", "o"], "give one of --embeddings"),
         (["generate", "default", "--random", "1", "--out", "o", "--device", "tpu"], "--device tpu: not available"),
         (["generate", "default", "--random", "1", "--grid", "--num", "9999", "--out", "o"], "do not fit in one grid"),
+        (["generate", "default", "--between", "random:1", "random:x", "--out", "o"], "random:x: a random identity is"),
         (["evaluate", "default", "--data", "none"], "none: not a prepared data set"),
         (["prepare", "/nonexistent-folder", "--out", "o"], "/nonexistent-folder"),
         (["report", "nowhere"], "nowhere: no such run folder"),

@@ -160,7 +160,7 @@ def test_a_split_that_is_not_there(run: Callable[..., Any], tiny_dataset: Write,
     dataset = PreparedDataset(data, "test")
     _, results = run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)})
     assert "real" not in results["a"]["metrics"]["fd_pool_120_test"]  # no other real photos to compare with
-    with pytest.raises(UserError, match="no image in split 'train'"):
+    with pytest.raises(UserError, match="the train split holds no image; prepare more people"):
         run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)}, split="both")
 
 

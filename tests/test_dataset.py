@@ -205,7 +205,9 @@ def test_a_split_that_is_empty(tiny_dataset: Callable[..., Path]) -> None:
     dataset = PreparedDataset(folder)
     messages = []
     for select in (lambda: PreparedDataset(folder, "test"), lambda: dataset.with_split("test")):
-        with pytest.raises(UserError, match="no image in split 'test'") as caught:
+        with pytest.raises(
+            UserError, match="the test split holds no image; prepare more people, or with a larger --test_fraction"
+        ) as caught:
             select()
         messages.append(str(caught.value))
     assert messages[0] == messages[1]

@@ -77,7 +77,7 @@ def test_the_data_set_is_opened_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "small"}, "--preset small: no such preset"),
+        ({"preset": "small"}, "preset small: no such preset"),
         ({"images": 8, "hours": 1.0}, "images and hours are both budgets; give one"),
         ({"images": 8, "settings": {"epochs": 1}}, "images and epochs are both budgets; give one"),
         ({"data": "nowhere"}, "nowhere: not a prepared data set"),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +240,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("images: -5\n", "images must be a whole number from 1 to 1e12, not -5"),
         ("hours: .nan\n", "hours must be a number above 0 up to 100000, not nan"),
         ("data: 3\n", "data must be text, not 3"),
+        ("preset: best\n", "preset best: no such preset; there are "),
+        ("method: vae\n", "method vae: no such method; there are "),
     ],
 )
 def test_a_bad_file_is_named(
@@ -249,6 +253,44 @@ def test_a_bad_file_is_named(
     error = refused(capsys, *run, "--config", str(path))
     assert error.startswith(f"{path}: ")
     assert message in error
+
+
+@pytest.mark.parametrize("command", ["generate none --random 1 --out o", "evaluate none --data d"])
+@pytest.mark.parametrize("strength", ["-1", "4.1", "1e30", "nan"])
+def test_the_noise_strength_is_an_option_with_a_range(
+    command: str, strength: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is checked like the others, before the snapshot is loaded."""
+    expected = f"--noise_strength must be a number from 0 to 4, not {strength}"
+    assert refused(capsys, *command.split(), "--noise_strength", strength) == expected
+
+
+def test_whole_numbers_may_be_written_as_the_limits_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_data: Path
+) -> None:
+    run = ["train", "--preset", "tiny", "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--dry-run"]
+    (tmp_path / "settings.yaml").write_text("optim: {batch: 8e0}\nlog_every_nimg: 2e3\n")
+    assert main([*run, "--images", "1e3", "--config", str(tmp_path / "settings.yaml")]) == 0
+    assert "1000 images, in batches of 8" in capsys.readouterr().out.replace(",000", "000")
+    assert refused(capsys, *run, "--images", "1e13") == "--images must be a whole number from 1 to 1e12, not 1e13"
+    for text in ("1e-3", "1.5e3", "1e300"):
+        assert refused(capsys, *run, "--images", text).endswith(f"not {text}")
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, tiny_data: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limit = 12 * 2**30  # bytes of addresses; the network below needs 17 GB for one matrix
+    run = ["train", "--preset", "tiny", "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--images", "16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vultus", *run, "--generator.projection", "65536", "--generator.z_dim", "65536"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("vultus: error: not enough memory; lower --optim.batch, ")
+    assert "Traceback" not in done.stderr
 
 
 def test_only_regular_files_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -297,6 +297,28 @@ def test_runs_side_by_side(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
         read_runs([runs / "one", runs / "two", runs / ".." / "runs" / "one"])
 
 
+def test_a_command_in_a_report_can_be_copied(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = (runs / "two").rename(runs / "my two")
+    assert main(["report", str(folder)]) == 0
+    assert f"my two is not evaluated yet: vultus evaluate '{folder}' --data DATA" in capsys.readouterr().err
+
+
+def test_the_two_columns_of_an_evaluation_of_both_splits_may_be_compared(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs / "one" / "evaluation" / "results.json"
+    result = json.loads(path.read_text())["runs/one"]
+    sides = {side: result | {"context": result["context"] | {"split": side}} for side in ("test", "train")}
+    for columns, different in (
+        ({f"x/one ({side})": each for side, each in sides.items()}, False),
+        ({"x/one": sides["test"], "default": sides["train"]}, True),
+    ):
+        path.write_text(json.dumps(columns))
+        assert main(["report", str(runs / "one"), "--evaluation", str(path.parent)]) == 0
+        shown = capsys.readouterr().err
+        assert ("columns were measured on different splits" in shown) is different, shown
+
+
 def test_columns_of_both_splits_and_of_baselines(runs: Path) -> None:
     path = runs / "one" / "evaluation" / "results.json"
     result = json.loads(path.read_text())["runs/one"]

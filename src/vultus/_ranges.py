@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -69,6 +70,8 @@ Images = Annotated[int, Range(1, 1e12)]  # images seen by a training, and interv
 ImagesOrNone = Annotated[int, Range(0, 1e12)]  # the same where 0 switches something off
 Limit = Annotated[int, Range(2, 1e12)]  # photos of an evaluation, which compares people
 Steps = Annotated[int, Range(2, 240)]  # frames of an interpolation
+STRENGTHS = Range(0, 4)  # training has 1; far above, a face is no function of the embedding any more
+NoiseStrength = Annotated[float, STRENGTHS]
 Port = Annotated[int, Range(0, 65_535)]
 Amount = Annotated[float, Range(0, 1e6, above=True)]
 Hours = Annotated[float, Range(0, 1e5, above=True)]
@@ -133,7 +136,12 @@ def from_text(text: str, hint: Any, name: str) -> Any:
     if optional and text == "null":
         return None
     try:
-        value = WORDS[text.lower()] if kind is bool else kind(text) if kind in (int, float) else text
+        if kind is bool:
+            value: Any = WORDS[text.lower()]
+        elif kind is int and (power := re.fullmatch(r"(\d+)[eE]\+?(\d\d?)", text)):
+            value = int(power[1]) * 10 ** int(power[2])  # as the limits are written: 1e6
+        else:
+            value = kind(text) if kind in (int, float) else text
     except (ValueError, KeyError):
         raise refusal(text, hint, name) from None
     if not is_allowed(value, hint):

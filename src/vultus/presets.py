@@ -145,7 +145,7 @@ PRESETS: dict[str, TrainConfig] = {
 def get_preset(name: str) -> TrainConfig:
     """The preset of that name. Raises UserError that lists the presets for an unknown one."""
     if name not in PRESETS:
-        raise UserError(f"--preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
+        raise UserError(f"preset {name}: no such preset; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
 
 

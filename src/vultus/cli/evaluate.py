@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from vultus._ranges import Count, Limit, Seed
+from vultus._ranges import Count, Limit, NoiseStrength, Seed
 from vultus.cli.options import ArgumentParser
 
 
@@ -24,7 +24,10 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--noises", type=Count, default=2, help="faces of each embedding")
     parser.add_argument(
-        "--noise_strength", type=float, default=1.0, help="below 1: more alike, nearer to the average face"
+        "--noise_strength",
+        type=NoiseStrength,
+        default=1.0,
+        help="factor of the noise; below 1: faces more alike",
     )
     parser.add_argument("--limit", type=Limit | None, help="use this many photos, evenly spread over the split")
     parser.add_argument(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vultus._ranges import Count, Seed, Steps
+from vultus._ranges import Count, NoiseStrength, Seed, Steps
 from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
@@ -32,7 +32,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--grid", action="store_true", help="one grid of all faces instead of single files")
     parser.add_argument("--steps", type=Steps, default=9, help="faces of --between")
     parser.add_argument(
-        "--noise_strength", type=float, default=1.0, help="factor of the noise, 0 to 4; below 1: less variation"
+        "--noise_strength", type=NoiseStrength, default=1.0, help="factor of the noise; below 1: less variation"
     )
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
@@ -53,6 +53,7 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("--as-one takes the mean of --photos or --embeddings; give one of these")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
+    from vultus.data.items import counted
     from vultus.sampling.conditioning import (
         as_one,
         from_embeddings,
@@ -94,7 +95,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     summary = generate(
         snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **common
     )
-    skipped = f", {len(summary.skipped)} photos skipped" if summary.skipped else ""
-    print(f"{summary.faces} faces of {summary.embeddings} embeddings{skipped}", file=sys.stderr)
+    skipped = f", {counted(len(summary.skipped), 'photo')} skipped" if summary.skipped else ""
+    faces, embeddings = counted(summary.faces, "face"), counted(summary.embeddings, "embedding")
+    print(f"{faces} of {embeddings}{skipped}", file=sys.stderr)
     print(summary.out)
     return 0

@@ -19,6 +19,14 @@ from vultus.errors import Stopped, UserError
 # Errors of the disk itself. Others of the operating system are reported only if they name a file.
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in messages of torch
+# What uses less memory.
+LESS_MEMORY = {
+    "train": "lower --optim.batch, --generator.base_width or --discriminator.base_width",
+    "generate": "lower --batch, or --num with --grid",
+    "evaluate": "lower --batch",
+}
+
 COMMANDS = {
     "demo": "generate faces with the embedded snapshot and train a small network; needs no data and no network",
     "prepare": "photos -> prepared data set: crops with their face embeddings",
@@ -63,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         remedy = "free some space or choose another place" if error.errno in DISK_ERRORS else "choose another place"
         return _error(f"{error.filename or 'output'}: {error.strerror}; {remedy}, then run the same command again")
+    except (MemoryError, RuntimeError) as error:  # torch has no exception of its own for the memory of the CPU
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return _error(f"not enough memory; {LESS_MEMORY.get(command, 'close other programs')}")
 
 
 def _function(command: str) -> Callable[[Sequence[str]], int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
@@ -16,6 +16,8 @@ from vultus.cli.setting_help import SECTIONS, setting_help
 from vultus.config import CONFIGS, merged, method_name, setting_types, to_dict, why_unknown
 from vultus.errors import UserError
 from vultus.presets import PRESETS, get_preset
+
+T = TypeVar("T")
 
 # Options that are not settings of the run. They may stand in a file of --config too.
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -43,7 +45,7 @@ def train_command(arguments: Sequence[str]) -> int:
     parsed = _parser(_all_settings()).parse_args(list(arguments))
     given: Given = parsed.given
     options = DEFAULTS | {key: value for _, key, value in given if key in OPTIONS}
-    method = None if options.get("method") is None else method_name(options["method"])
+    method = None if options.get("method") is None else _named(given, "method", method_name)
     # The length of a run may be a setting in a file, which a budget on the command line replaces.
     budgets = [key for key in ("hours", "images") if options.get(key) is not None]
     budgets += ["epochs"] if any((source, key) == ("--", "epochs") for source, key, _ in given) else []
@@ -56,7 +58,8 @@ def train_command(arguments: Sequence[str]) -> int:
         for name in ("data", "out"):
             if name not in options:
                 raise UserError(f"--{name} is required (see vultus train --help)")
-        get_preset(options.get("preset", launch.DEFAULT_PRESET))  # a wrong name is reported before a wrong folder
+        if "preset" in options:
+            _named(given, "preset", get_preset)  # a wrong name is reported before a wrong folder
         dataset = PreparedDataset(options["data"], None)
         check_side(dataset)
     start = launch.base_config(
@@ -97,6 +100,15 @@ def train_command(arguments: Sequence[str]) -> int:
     if not parsed.dry_run:
         print(path)
     return 0
+
+
+def _named(given: Given, key: str, find: Callable[[str], T]) -> T:
+    """What `find` returns for the last value of `key`. Raises UserError that says where the name was given."""
+    source, _, name = [each for each in given if each[1] == key][-1]
+    try:
+        return find(name)
+    except UserError as error:
+        raise UserError(f"{source}{error}") from None
 
 
 def _all_settings() -> dict[str, Any]:
@@ -196,6 +208,8 @@ def _entries(values: Any, source: str, prefix: str = "") -> Given:
         elif key in types:
             if value is None and key in OPTIONS:
                 continue
+            if isinstance(value, float) and value.is_integer() and parts(types[key])[0] is int:
+                value = int(value)  # YAML has 1e6 as a float
             convert = from_text if isinstance(value, str) else checked
             given.append((source, key, convert(value, types[key], f"{source}{key}")))
         else:

@@ -82,8 +82,11 @@ class PreparedDataset:
             rows += [(number, row) for row, name in enumerate(splits) if split is None or name == split]
         self._rows = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
         if not len(self._rows):
+            side = {"train": ", or with a smaller --test_fraction", "test": ", or with a larger --test_fraction"}
+            which = f"the {split} split" if split else "the data set"
             raise UserError(
-                f"{self.folder}: no image in split {split!r}; there are {self.manifest['counts']['splits']}"
+                f"{self.folder}: {which} holds no image; prepare more people{side.get(split or '', '')}, into another "
+                "--out"
             )
         if max_images and max_images < len(self._rows):
             chosen = np.random.default_rng(seed).permutation(len(self._rows))[:max_images]

@@ -13,7 +13,7 @@ import torch
 from vultus._device import resolve_device
 from vultus._files import make_folder
 from vultus._progress import message
-from vultus._ranges import Count, Limit, Seed, checks_arguments
+from vultus._ranges import Count, Limit, NoiseStrength, Seed, checks_arguments
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.artifacts import write_grids, write_results
@@ -39,7 +39,7 @@ def evaluate_snapshots(
     split: Split = "test",
     out: str | Path | None = None,
     noises: Count = 2,
-    noise_strength: float = 1.0,
+    noise_strength: NoiseStrength = 1.0,
     limit: Limit | None = None,
     judges: Sequence[str] = ("dlib",),
     fetch: bool = False,
@@ -59,7 +59,7 @@ def evaluate_snapshots(
             folder of its own in RUN/evaluations, and of others nothing is written. An evaluation that is in `out`
             already is moved to OUT/earlier-<number>, unless it is the same.
         noises: generated faces of each embedding.
-        noise_strength: factor of the noise; below 1 faces are more alike and nearer to the average.
+        noise_strength: factor of the noise, 0 to 4; below 1 faces are more alike and nearer to the average.
         limit: use this many photos, evenly spread over the split; None uses all.
         judges: face recognition networks that no loss contains: "dlib", or FILE.onnx or FILE.onnx:raw.
         fetch: download the weights of FID and LPIPS (340 MB) if they are missing.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vultus._download import cache_folder
 from vultus._formats import VERSIONS
+from vultus._ranges import Count, Limit, NoiseStrength, Seed, checked
 from vultus.data.dataset import PreparedDataset
 from vultus.data.items import ONE_PER_IMAGE
 from vultus.errors import UserError
@@ -49,7 +50,6 @@ from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
 from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.latents import check_noise_strength
 
 MAX_OTHER = 512  # pairs of real photos from which the difference of two photos of one person is measured
 MAX_BEST = 128  # photos of the best-of metrics
@@ -71,13 +71,13 @@ class EvaluationSettings:
         cache: folder for the arrays computed from faces; None: `features` in the user's cache folder.
     """
 
-    noises: int = 2
-    limit: int | None = None
-    batch: int = 32
-    seed: int = 0
+    noises: Count = 2
+    limit: Limit | None = None
+    batch: Count = 32
+    seed: Seed = 0
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
-    noise_strength: float = 1.0
+    noise_strength: NoiseStrength = 1.0
     best_of: int = 8
     cache: Path | None = None
 
@@ -256,11 +256,9 @@ def _estimate(row: dict[str, float]) -> Estimate:
 
 def check_settings(settings: EvaluationSettings) -> None:
     """Raise UserError that names the option for a value out of range."""
-    for name, least in (("noises", 1), ("limit", 2), ("batch", 1), ("seed", 0)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be {least} or more")
-    check_noise_strength(settings.noise_strength)
+    hints = get_type_hints(EvaluationSettings, include_extras=True)
+    for name in ("noises", "limit", "batch", "seed", "noise_strength"):
+        checked(getattr(settings, name), hints[name], f"--{name}")
 
 
 @torch.inference_mode()

@@ -72,7 +72,7 @@ def examine(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an image file") from None
     except BadImage as error:
-        raise UserError(f"{path}: {error}; give an image of at least 32x32 pixels") from None
+        raise UserError(f"{path}: {error}; give another image") from None
     metadata = read_marks(data)
     credentials = read_credentials(data, kind)
     signed = SyntheticMetadata(credentials["source"]).synthetic if credentials else False

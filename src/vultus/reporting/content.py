@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -346,7 +347,7 @@ def _remarks(runs: Sequence[Run], evaluation: Evaluation) -> list[str]:
     for run in runs:
         result = evaluation.columns.get(evaluation.of_run.get(run.name, ""))
         if result is None:
-            command = f"vultus evaluate {run.folder} --data DATA"
+            command = f"vultus evaluate {shlex.quote(str(run.folder))} --data DATA"
             remarks.append(f"{run.name} is not evaluated yet: {command}")
             continue
         context = result["context"]
@@ -366,10 +367,15 @@ def _remarks(runs: Sequence[Run], evaluation: Evaluation) -> list[str]:
                 f"{run.name} was evaluated on other data{theirs} than it was trained on{ours}: what is compared with "
                 f"training photos says nothing about memorization"
             )
-    for key, words in (("split", "splits"), ("n_images", "numbers of photos"), ("data_sha256", "data sets")):
-        values = {str(result["context"].get(key)) for result in evaluation.columns.values()}
-        if len(values) > 1:
-            remarks.append(f"columns were measured on different {words} and cannot be compared directly")
+    splits: dict[str, set[str]] = {}
+    for name, result in evaluation.columns.items():
+        splits.setdefault(base_name(name), set()).add(str(result["context"].get("split")))
+    # The columns of an evaluation with --split both are there to be compared.
+    different = ["splits"] if len({frozenset(each) for each in splits.values()}) > 1 else []
+    for key, words in (("n_images", "numbers of photos"), ("data_sha256", "data sets")):
+        if len({str(result["context"].get(key)) for result in evaluation.columns.values()}) > 1:
+            different.append(words)
+    remarks += [f"columns were measured on different {each} and cannot be compared directly" for each in different]
     return remarks
 
 

@@ -247,7 +247,8 @@ def read_evaluations(runs: Sequence[Run], given: Iterable[str | Path] = ()) -> E
     places = [Path(folder) for folder in given]
     for folder in places:
         if not (folder / FILE).is_file():
-            raise UserError(f"{folder}: no {FILE} in it; give the --out of vultus evaluate")
+            remedy = "give the --out of vultus evaluate, or a folder in RUN/evaluations"
+            raise UserError(f"{folder}: no {FILE} in it; {remedy}")
     found: list[tuple[Path, dict[str, dict[str, Any]], list[tuple[Run, StoredEvaluation]]]] = []
     for folder in places:
         results = read_results(folder)

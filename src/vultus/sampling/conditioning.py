@@ -145,7 +145,7 @@ def one_embedding(
     if Path(text).suffix.lower() in photo_suffixes():
         source = from_photos([text], snapshot, align=align, encoder=encoder, device=device)
         return next(iter(source.chunks))[1][0]
-    if match := RANDOM.fullmatch(text):
+    if match := _random_identity(text):
         check_population(snapshot)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
@@ -154,9 +154,17 @@ def one_embedding(
 
 def inputs_of(text: str) -> list[Path]:
     """The file that `one_embedding` reads for this text, if any."""
-    if RANDOM.fullmatch(text):
+    if _random_identity(text):
         return []
     return [split_source(_split_row(text)[0])[0]]
+
+
+def _random_identity(text: str) -> re.Match[str] | None:
+    """The match of `random` or `random:N`; None for the name of a file. Raises UserError for any other `random:`."""
+    match = RANDOM.fullmatch(text)
+    if match is None and text.startswith("random:") and not Path(text).exists():
+        raise UserError(f"{text[:80]}: a random identity is random:N, with a whole number N from 0")
+    return match
 
 
 def _split_row(text: str) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from vultus._files import make_folder
 from vultus._outputs import Inputs
 from vultus._progress import progress
-from vultus._ranges import Count, Seed, Steps, checks_arguments
+from vultus._ranges import Count, NoiseStrength, Seed, Steps, checks_arguments
 from vultus.errors import UserError
 from vultus.images.io import grid as lay_out
 from vultus.images.io import to_images, to_pil
@@ -35,7 +35,7 @@ from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, mo
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
-from vultus.sampling.latents import check_noise_strength, noise, slerp
+from vultus.sampling.latents import noise, slerp
 
 STEP = 16  # faces to a call of the generator, always
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
@@ -108,7 +108,7 @@ def generate(
     batch: Count = STEP,
     grid: bool = False,
     dtype: torch.dtype | None = None,
-    noise_strength: float = 1.0,
+    noise_strength: NoiseStrength = 1.0,
     mark: bool = True,
     signer: Sign | None = None,
     inputs: Iterable[str | Path] = (),
@@ -137,7 +137,6 @@ def generate(
     An existing file is replaced only by the same image, unless `overwrite` is set; nothing is written into a folder
     whose photos are the source. Raises UserError otherwise, and before any work if `out` or a number is not valid.
     """
-    check_noise_strength(noise_strength)
     total = source.count * num
     grid_path = _grid_path(out, total) if grid else None
     out = grid_path.parent if grid_path else _folder(out, "single images")
@@ -314,7 +313,7 @@ def interpolate(
     steps: Steps = 9,
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
-    noise_strength: float = 1.0,
+    noise_strength: NoiseStrength = 1.0,
     milliseconds: int = 120,
     mark: bool = True,
     signer: Sign | None = None,
@@ -327,7 +326,6 @@ def interpolate(
     folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
     UserError unless `steps` is 2 to 240.
     """
-    check_noise_strength(noise_strength)
     out = _folder(out, "between.png and between.gif", remedy="leave the suffix out")
     strip, animation = out / "between.png", out / "between.gif"
     read = Inputs([*inputs, *_file_of(snapshot)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vultus._device import resolve_device
-from vultus._ranges import Count, Seed, checks_arguments
+from vultus._ranges import Count, NoiseStrength, Seed, checks_arguments
 from vultus.errors import UserError
 from vultus.models.hub import fetch
 from vultus.models.onnx_runtime import is_onnx
@@ -19,7 +19,7 @@ from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.conditioning import check_population
 from vultus.sampling.embedding_files import normalise_rows
 from vultus.sampling.generate import render
-from vultus.sampling.latents import check_noise_strength, noise, sample_identities
+from vultus.sampling.latents import noise, sample_identities
 
 
 class Generator(Snapshot):
@@ -54,7 +54,7 @@ class Generator(Snapshot):
 
     @checks_arguments
     def sample(
-        self, c: Tensor | npt.ArrayLike, *, num: Count = 1, seed: Seed = 0, noise_strength: float = 1.0
+        self, c: Tensor | npt.ArrayLike, *, num: Count = 1, seed: Seed = 0, noise_strength: NoiseStrength = 1.0
     ) -> Tensor:
         """Generate `num` faces of each embedding: uint8 [N, num, 3, R, R] on the CPU.
 
@@ -71,7 +71,6 @@ class Generator(Snapshot):
         Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, another
         noise_strength, and where the generator's output is not finite.
         """
-        check_noise_strength(noise_strength)
         rows = self._rows(c)
         variants = [noise(seed, 0, len(rows), self.z_dim, variant=variant) for variant in range(num)]
         z = torch.stack(variants, 1).flatten(0, 1) * noise_strength

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vultus.errors import UserError
-
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-MAX_NOISE_STRENGTH = 4.0  # generators are trained at 1; far above, a face is no function of the embedding any more
 _BLOCK = 64  # identities are computed in aligned blocks of this size, see sample_identities
 _IDENTITIES, _NOISE = 1, 2  # independent streams of one seed
 
@@ -49,12 +45,6 @@ def noise(seed: int, start: int, count: int, z_dim: int, *, variant: int = 0) ->
     Row i depends on (seed, start + i, variant) alone; `variant` numbers several faces of one embedding.
     """
     return torch.from_numpy(_normals(_NOISE, seed, start, count, z_dim, variant))
-
-
-def check_noise_strength(noise_strength: float) -> None:
-    """Raise UserError unless `noise_strength` is a number from 0 to MAX_NOISE_STRENGTH."""
-    if not (isinstance(noise_strength, Real) and 0 <= noise_strength <= MAX_NOISE_STRENGTH):
-        raise UserError(f"--noise_strength {noise_strength}: must be a number from 0 to {MAX_NOISE_STRENGTH:g}")
 
 
 def sample_identities(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from vultus.sampling.latents import MAX_NOISE_STRENGTH
+from vultus._ranges import STRENGTHS
 
 Format = Literal["png", "webp", "jpeg", "npy"]
 MAX_SEED = 2**53 - 1  # largest integer that JavaScript represents exactly
@@ -27,8 +27,8 @@ Seed = Annotated[
 Strength = Annotated[
     float,
     Field(
-        ge=0,
-        le=MAX_NOISE_STRENGTH,
+        ge=STRENGTHS.least,
+        le=STRENGTHS.most,
         description="factor on the noise; below 1 the faces are less varied and closer to the average",
     ),
 ]

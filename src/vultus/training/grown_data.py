@@ -25,6 +25,6 @@ def begun_with(out: str | Path, dataset: PreparedDataset) -> PreparedDataset:
     before, now = (each.manifest["counts"]["images"] for each in (earlier, dataset))
     message(
         f"note: {dataset.folder} has grown from {before} to {now} images since this run began; it goes on with those "
-        f"{before}. To train on all of them, begin a new run in another --out"
+        f"{before}. To train on all of them, begin a new run in another --out, or with --fresh"
     )
     return earlier
