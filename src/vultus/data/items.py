@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vultus.images.io import BadImage
+from vultus.images.io import MAX_FILE_BYTES, BadImage
 
-MAX_FILE_BYTES = 200_000_000  # a larger file is not a photo and could fill the memory
 ONE_PER_IMAGE = "one per image"  # Source.identities where the source names nobody
 
 Position = dict[str, Any]  # JSON

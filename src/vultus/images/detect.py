@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vultus.errors import UserError
 from vultus.images.c2pa import read_credentials
-from vultus.images.io import FORMATS, MAX_PIXELS, BadImage, decode_image
+from vultus.images.io import MAX_FILE_BYTES, BadImage, decode_image, file_format, open_image
 from vultus.images.watermark import detect_watermark
-from vultus.images.xmp import MEDIA_TYPES, SOURCES, WRITABLE, SyntheticMetadata, read_marks
+from vultus.images.xmp import SOURCES, WRITABLE, SyntheticMetadata, read_marks
 
 SUFFIXES = (*WRITABLE, ".bmp")  # of the files that are examined in a folder
-MAX_FILE_BYTES = 200_000_000  # a larger file is no image and could fill the memory
 
 
 def find_images(paths: Sequence[str | Path]) -> Iterator[tuple[Path, str | None]]:
@@ -68,7 +64,9 @@ def examine(path: str | Path) -> dict[str, Any]:
     """
     try:
         data = _read(Path(path))
-        pixels, kind = _decode(data)
+        pixels = decode_image(data)
+        with open_image(data) as image:
+            kind = file_format(image)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an image file") from None
     except BadImage as error:
@@ -95,30 +93,6 @@ def _read(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise BadImage(f"file too large: the limit is {MAX_FILE_BYTES // 1_000_000} MB")
     return data
-
-
-def _decode(data: bytes) -> tuple[Image.Image, str]:
-    """The first image of a file as RGB, and its format. Raises BadImage with the reason."""
-    formats = list(dict.fromkeys([*FORMATS, *MEDIA_TYPES, "BMP"]))
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images behind it
-            if kind not in FORMATS and image.width * image.height <= MAX_PIXELS:
-                data = _as_png(image)
-    except Exception:  # Pillow's readers raise many kinds of errors; decode_image says what is wrong
-        if data[:1]:
-            return decode_image(data), ""
-        raise BadImage("empty file") from None
-    return decode_image(data), kind
-
-
-def _as_png(image: Image.Image) -> bytes:
-    """The same pixels as a PNG file, which decode_image reads."""
-    buffer = io.BytesIO()
-    if image.mode not in ("RGB", "L", "RGBA", "I;16"):
-        image = image.convert("RGBA" if image.mode in ("P", "PA", "LA", "RGBa") else "RGB")
-    image.save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
 
 
 def describe(result: dict[str, Any]) -> str:

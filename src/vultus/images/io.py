@@ -12,8 +12,7 @@ import functools
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +23,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 80_000_000  # a file of a few kilobytes can claim gigapixels; phones stay below this
 MIN_SIDE = 32  # smaller images hold no face that an encoder could read
+MAX_FILE_BYTES = 200_000_000  # a larger file is not a photo and could fill the memory
 HEADER = 16  # height of a grid's labels in pixels
-
-FileFormat = Literal["JPEG", "PNG", "WEBP"]
-
-
-@dataclass(frozen=True)
-class FormatInfo:
-    """How files of a format are named: by suffix, and by media type (MIME)."""
-
-    suffixes: tuple[str, ...]
-    media_type: str
-
-
-FORMATS: dict[FileFormat, FormatInfo] = {  # all that faces are written in; PHOTO_FORMATS are read
-    "JPEG": FormatInfo((".jpg", ".jpeg"), "image/jpeg"),
-    "PNG": FormatInfo((".png",), "image/png"),
-    "WEBP": FormatInfo((".webp",), "image/webp"),
-}
-SUFFIXES: dict[str, FileFormat] = {suffix: name for name, info in FORMATS.items() for suffix in info.suffixes}
 
 # Formats that photos are read in, by Pillow's name, and the part of Pillow that a build can lack. Only raster formats
 # with a signature, which are decoded within this process: none that starts another program (EPS), holds pages, layers
@@ -285,9 +267,9 @@ def to_images(x: torch.Tensor) -> torch.Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def file_format(image: Image.Image) -> FileFormat:
+def file_format(image: Image.Image) -> str:
     """The format of an image that Pillow opened. MPO, a JPEG with further images behind it, counts as JPEG."""
-    return next((name for name in FORMATS if name == image.format), "JPEG")
+    return "JPEG" if image.format == "MPO" else str(image.format)
 
 
 def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
