@@ -6,6 +6,7 @@ Shapes as in generators.py. Weights are He-normal, biases 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,20 @@ class PosteriorEncoder(nn.Module):
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
 
+def _unit_scale(features: Iterable[Tensor]) -> Tensor:
+    """The factors [depths] that bring features of real photos to a root mean square of 1."""
+    return torch.stack([1 / feature.float().square().mean().sqrt() for feature in features])
+
+
+def _patch_logits(h: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+    """Features through the layers, with a leaky ReLU after all but the last: float32."""
+    *hidden, last = layers
+    for layer in hidden:
+        h = F.leaky_relu(layer(h), SLOPE)
+    logits: Tensor = last(h).float()
+    return logits
+
+
 class TextureDiscriminator(nn.Module):
     """Discriminator of the features of AlexNet from three depths, without a condition -> patch logits [N, 1, ., .]
     float32 for each.
@@ -91,17 +106,13 @@ class TextureDiscriminator(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: list[Tensor]) -> None:
         """Set `scale` from the features of real photos."""
-        self.scale.copy_(torch.stack([1 / feature.float().square().mean().sqrt() for feature in features]))
+        self.scale.copy_(_unit_scale(features))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Features of the LAYERS, from the trunk, in any dtype."""
         logits = []
         for h, head, scale, gain in zip(features, self.heads, self.scale, self.gain, strict=True):
-            layers = list(head.children())
-            h = h * scale.to(h.dtype)
-            for layer in layers[:-1]:
-                h = F.leaky_relu(layer(h), SLOPE)
-            logits.append(layers[-1](h).float() * gain)
+            logits.append(_patch_logits(h * scale.to(h.dtype), head.children()) * gain)
         return logits
 
 
@@ -133,7 +144,7 @@ class FeatureDiscriminator(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: tuple[Tensor, Tensor]) -> None:
         """Set `scale` from the features of real photos."""
-        self.scale.copy_(torch.stack([1 / feature.float().square().mean().sqrt() for feature in features]))
+        self.scale.copy_(_unit_scale(features))
 
     def scaled(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The features multiplied by `scale`, as forward(), match() and the perceptual loss take them."""
@@ -144,9 +155,7 @@ class FeatureDiscriminator(nn.Module):
     def forward(self, features: tuple[Tensor, Tensor]) -> list[Tensor]:
         logits = []
         for h, layers, gain in zip(features, (self.shallow, self.deep), self.gain[:2], strict=True):
-            for layer in layers[:-1]:
-                h = F.leaky_relu(layer(h), SLOPE)
-            logits.append(layers[-1](h).float() * gain)
+            logits.append(_patch_logits(h, layers) * gain)
         return logits
 
     def match(self, deep: Tensor, c: Tensor) -> Tensor:

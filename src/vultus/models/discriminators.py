@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from vultus.models.layers import SLOPE, Conv2d, GainConv2d, Linear, init_dcgan, init_he, stage_sides, widths
+from vultus.models.layers import (
+    SLOPE,
+    Conv2d,
+    GainConv2d,
+    Linear,
+    init_dcgan,
+    init_he,
+    stage_sides,
+    widths,
+    without_unused,
+)
 
 
 class DCGANDiscriminator(nn.Module):
@@ -27,12 +37,8 @@ class DCGANDiscriminator(nn.Module):
     reconstruction became worse during training.
     """
 
-    def __init__(
-        self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int, fine_width: int = 0
-    ) -> None:
+    def __init__(self, *, resolution: int, c_dim: int, base_width: int, max_width: int, projection: int) -> None:
         super().__init__()
-        if fine_width:
-            raise ValueError("a dcgan discriminator has no fine_width")
         sides = stage_sides(resolution, resolution // 2)
         channels = [3, *widths(sides, base_width, max_width)[::-1]]
         self.scale = math.sqrt(c_dim)
@@ -117,4 +123,4 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "proj
 
 def build_discriminator(*, kind: str, **arguments: Any) -> nn.Module:
     """The discriminator with these fields of DiscriminatorConfig, in channels_last, with initial weights."""
-    return DISCRIMINATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return DISCRIMINATORS[kind](**without_unused(arguments)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

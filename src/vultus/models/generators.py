@@ -33,6 +33,7 @@ from vultus.models.layers import (
     init_he,
     stage_sides,
     widths,
+    without_unused,
 )
 
 
@@ -70,8 +71,7 @@ class GeneratorNetwork(nn.Module, HubMixin):
         """The fields of GeneratorConfig that this network was built with."""
         kind = next(kind for kind, known in GENERATORS.items() if type(self) is known)
         assert isinstance(self._hub_mixin_config, dict)  # the arguments of the constructor, stored by ModelHubMixin
-        later = {name for name in ADDED if not self._hub_mixin_config.get(name)}
-        return {"kind": kind} | {name: value for name, value in self._hub_mixin_config.items() if name not in later}
+        return {"kind": kind} | without_unused(self._hub_mixin_config)
 
     @classmethod
     def build(cls, **settings: Any) -> Any:
@@ -79,7 +79,6 @@ class GeneratorNetwork(nn.Module, HubMixin):
         return build_generator(**settings)
 
 
-ADDED = ("noise_maps", "fine_width")  # written only where they are used, so that earlier versions read the rest
 MAP_SIDE = 8  # of the maps that are part of the noise
 
 
@@ -90,20 +89,9 @@ class DCGANGenerator(GeneratorNetwork):
     """Transposed convolutions from 4x4 to R x R with batch-norm and ReLU, then tanh."""
 
     def __init__(
-        self,
-        *,
-        resolution: int,
-        z_dim: int,
-        c_dim: int,
-        base_width: int,
-        max_width: int,
-        projection: int,
-        noise_maps: int = 0,
-        fine_width: int = 0,
+        self, *, resolution: int, z_dim: int, c_dim: int, base_width: int, max_width: int, projection: int
     ) -> None:
         super().__init__(resolution, z_dim, c_dim)
-        if fine_width or noise_maps:
-            raise ValueError("a dcgan generator has neither fine_width nor noise_maps")
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)
         self.condition = Condition(z_dim, c_dim, projection)
@@ -168,14 +156,13 @@ class FineStage(nn.Module):
 
     def __init__(self, width: int, w_dim: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = ConditionalNorm(width, w_dim), ConditionalNorm(width, w_dim)
-        self.conv = Conv2d(width, width, 3, padding=1)
+        self.block = ConditionalNormBlock(width, width, w_dim, up=False, deep=False)
+        self.norm = ConditionalNorm(width, w_dim)
         self.to_rgb = Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Features x and condition w [N, w_dim] -> the image before tanh."""
-        x = x + self.conv(F.leaky_relu(self.norm1(x, w), SLOPE, inplace=True))
-        return self.to_rgb(F.leaky_relu(self.norm2(x, w), SLOPE, inplace=True))
+        return self.to_rgb(F.leaky_relu(self.norm(self.block(x, w), w), SLOPE, inplace=True))
 
 
 class ConditionalNormGenerator(GeneratorNetwork):
@@ -259,4 +246,4 @@ GENERATORS: dict[str, type[GeneratorNetwork]] = {
 
 def build_generator(*, kind: str, **arguments: Any) -> GeneratorNetwork:
     """The generator with these fields of GeneratorConfig, in channels_last, with initial weights."""
-    return GENERATORS[kind](**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return GENERATORS[kind](**without_unused(arguments)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

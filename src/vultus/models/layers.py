@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.2  # negative slope of every leaky ReLU
+OPTIONAL = ("noise_maps", "fine_width")  # settings of parts that only some kinds of network have; 0: without
+
+
+def without_unused(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a network without those OPTIONAL ones that are 0.
+
+    Kinds that have no such part need no argument for it, and earlier versions read what is written without them.
+    """
+    return {name: value for name, value in settings.items() if value or name not in OPTIONAL}
 
 
 class Conv2d(nn.Conv2d):
