@@ -64,7 +64,7 @@ class RunState:
         self.config = train_config(self.record["config"], str(out / "config.json"))
         method = METHODS[self.config.method]
         self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
-        self.second = None if second is None else second_targets(dataset, second)
+        self.second = None if second is None else second_targets(dataset, second, device)
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
         starts = range(0, len(dataset), CHUNK)

@@ -21,9 +21,12 @@ from vultus.models.second_encoder import SecondEncoder
 BATCH = 32
 
 
-def second_targets(dataset: PreparedDataset, encoder: SecondEncoder) -> Tensor:
-    """Unit-norm targets float32 [N, dim], a row for each photo of the data set (see person_targets)."""
-    return person_targets(photo_embeddings(dataset, encoder), dataset.identities)
+def second_targets(dataset: PreparedDataset, encoder: SecondEncoder, device: torch.device | str = "cpu") -> Tensor:
+    """Unit-norm targets float32 [N, dim] on the CPU, a row for each photo of the data set (see person_targets).
+
+    `device` is that of the encoder.
+    """
+    return person_targets(photo_embeddings(dataset, encoder, device), dataset.identities)
 
 
 def person_targets(embeddings: Tensor, identities: list[str]) -> Tensor:
@@ -41,7 +44,7 @@ def person_targets(embeddings: Tensor, identities: list[str]) -> Tensor:
     return F.normalize(embeddings + others)
 
 
-def photo_embeddings(dataset: PreparedDataset, encoder: SecondEncoder) -> Tensor:
+def photo_embeddings(dataset: PreparedDataset, encoder: SecondEncoder, device: torch.device | str) -> Tensor:
     """Embeddings float32 [N, dim] of the photos by `encoder`, from the cache or computed."""
     path = _path(dataset, encoder)
     if path.is_file():
@@ -52,7 +55,7 @@ def photo_embeddings(dataset: PreparedDataset, encoder: SecondEncoder) -> Tensor
     with torch.inference_mode(), progress(len(dataset), title=f"embeddings by {encoder.id}", unit="photo") as bar:
         for start in range(0, len(dataset), BATCH):
             photos = dataset.batch(range(start, min(start + BATCH, len(dataset))))
-            parts.append(encoder.embed(to_x(photos.images)).cpu())
+            parts.append(encoder.embed(to_x(photos.images.to(device))).cpu())
             bar.update(len(parts[-1]))
     values = torch.cat(parts)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
