@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,25 @@ def test_fresh_from_the_run_that_is_moved_aside(run: Run) -> None:
     assert code == 0
     assert "after 8 images" in error
     assert (run.out / "old-1" / SNAPSHOT).is_file()
+
+
+def test_a_resumed_run_needs_no_init(run: Run, tmp_path: Path) -> None:
+    """Its own checkpoint counts, even where the other run is gone."""
+    assert run.command()[0] == 0
+    code, _, error = run.command("--init", str(tmp_path / "gone"), images=16)
+    assert code == 0
+    assert "resuming from checkpoint-0000000008.pt" in error
+
+
+def test_init_again_where_the_first_checkpoint_was_not_reached(run: Run, tmp_path: Path) -> None:
+    """A run that was killed early has its settings only, and begins with the same weights again."""
+    assert run.command()[0] == 0
+    second = Run(run.data, tmp_path / "second", run.capsys)
+    assert second.command("--init", str(run.out))[0] == 0
+    for path in second.out.iterdir():
+        if path.name not in ("config.json", ".lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, _, error = second.command("--init", str(run.out))
+    assert code == 0
+    assert f"weights of {run.out} after 8 images" in error
+    assert read_json(second.out / "config.json")["init"] == {"run": run.out.name, "cur_nimg": 8}

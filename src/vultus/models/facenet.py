@@ -197,6 +197,11 @@ def fastest_dtype(device: str) -> torch.dtype:
     return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
+def dtype_name(name: str, device: str) -> str:
+    """The name of a dtype, with `auto` resolved to the faster one on `device`."""
+    return next(key for key, value in DTYPES.items() if value == fastest_dtype(device)) if name == "auto" else name
+
+
 class FaceNet(nn.Module):
     """The frozen encoder: whole images -> unit-norm embeddings of their central 80 %.
 

@@ -20,12 +20,17 @@ from vultus.errors import UserError
 PATTERN = "checkpoint-*.pt"
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest one last."""
+    return sorted(folder.glob(PATTERN))
+
+
 def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: int) -> Path:
     """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`, if that is not 0."""
     path = folder / f"checkpoint-{cur_nimg:010d}.pt"
     with atomic_path(path) as temporary:
         torch.save({"format": VERSIONS["checkpoint"]} | state, temporary)
-    for old in sorted(folder.glob(PATTERN))[:-keep] if keep else ():
+    for old in checkpoints(folder)[:-keep] if keep else ():
         old.unlink()
     return path
 
@@ -35,7 +40,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
 
     Raises UserError that names the file if it cannot be read.
     """
-    paths = sorted(folder.glob(PATTERN))
+    paths = checkpoints(folder)
     if not paths:
         return None
     try:
@@ -53,7 +58,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
 
 @dataclass(frozen=True)
 class Init:
-    """The weights that another run has reached: states of networks by their names, as in its newest checkpoint."""
+    """The weights that another run has reached: states of networks by their names, of its newest checkpoint."""
 
     folder: Path
     cur_nimg: int
@@ -70,7 +75,8 @@ def load_init(folder: str | Path) -> Init:
     if found is None:
         raise UserError(f"--init {folder}: no checkpoint-*.pt is in this folder; give a run folder that has one")
     state, _ = found
-    return Init(folder, int(state["cur_nimg"]), state["gan"])
+    networks = {name: part for name, part in state["gan"].items() if not name.endswith("_optim")}
+    return Init(folder, int(state["cur_nimg"]), networks)
 
 
 @upgrades("checkpoint", 1)

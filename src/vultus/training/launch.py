@@ -17,11 +17,11 @@ from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, check_config, merged, train_config, with_method
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, Encoder, FaceNet, fastest_dtype, load_facenet
+from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, load_facenet
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import load_second_encoder
 from vultus.presets import fitted, get_preset
-from vultus.training.checkpoint import load_checkpoint, load_init
+from vultus.training.checkpoint import checkpoints, load_checkpoint, load_init
 from vultus.training.grown_data import begun_with
 from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
@@ -156,9 +156,9 @@ def run(
     check_config(config)
     check_place(out)
     begun = None if fresh else check_folder(out, config, photos)
-    start = load_init(init) if init is not None and begun is None else None
+    start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
     if dry_run:
-        dtype = begun.config["dtype"] if begun else _dtype(config.dtype, device)
+        dtype = begun.config["dtype"] if begun else dtype_name(config.dtype, device)
         lines = {"would": _action(out, budget or default_budget(config, photos), fresh=fresh)}
         lines |= _facts(config, photos, dtype=dtype, device=device, images=images, hours=hours) | {
             "run folder": str(out)
@@ -182,7 +182,7 @@ def run(
         track=track,
         project=project,
         fresh=fresh,
-        init=init,
+        init=start,
     )
 
 
@@ -219,11 +219,6 @@ def _facts(
         found = weights_available(*FACENET_WEIGHTS)
         facts["FaceNet"] = "needed, the weights are here" if found else "needed, the weights would be downloaded"
     return facts
-
-
-def _dtype(name: str, device: str) -> str:
-    """The name of a dtype, `auto` resolved."""
-    return next(key for key, value in DTYPES.items() if value == fastest_dtype(device)) if name == "auto" else name
 
 
 def _validation(

@@ -14,7 +14,7 @@ from vultus.config import TrainConfig, differences, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import Encoder
-from vultus.training.checkpoint import PATTERN
+from vultus.training.checkpoint import PATTERN, checkpoints
 
 SNAPSHOT = "snapshot.safetensors"
 MAY_CHANGE = frozenset(
@@ -113,15 +113,15 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
     """
     path, snapshot = out / "config.json", out / SNAPSHOT
     remedy = "move that run aside with --fresh, or choose another --out"
-    checkpoints = sorted(out.glob(PATTERN))
-    if not checkpoints and snapshot.exists():
+    saved = checkpoints(out)
+    if not saved and snapshot.exists():
         raise UserError(f"{snapshot}: a snapshot is here, but no checkpoint from which its run could go on; {remedy}")
     if not path.is_file():
-        parts = [*checkpoints, *(file for file in (out / "stats.jsonl", out / "run.json") if file.exists())]
+        parts = [*saved, *(file for file in (out / "stats.jsonl", out / "run.json") if file.exists())]
         if parts:
             raise UserError(f"{path} is missing beside {parts[0].name}; restore it, {remedy}")
         return None
-    if not checkpoints and (nimg := _saved(out)):
+    if not saved and (nimg := _saved(out)):
         raise UserError(f"{out}: the checkpoint of {nimg} images that was saved here is missing; restore it, {remedy}")
     record = read_run_config(path)
     before = to_dict(train_config(record["config"], str(path)))  # with the defaults of settings added since

@@ -16,11 +16,11 @@ from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import DTYPES, Encoder, fastest_dtype
+from vultus.models.facenet import DTYPES, Encoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
 from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
-from vultus.training.checkpoint import PATTERN, Init, load_checkpoint, save_checkpoint
+from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, save_checkpoint
 from vultus.training.methods import METHODS
 from vultus.training.resume import SNAPSHOT, check_data, check_folder
 from vultus.training.run_log import cut_stats
@@ -58,7 +58,7 @@ class RunState:
     ) -> None:
         check_data(config, dataset, encoder)
         self.dataset, self.out, self.device = dataset, out, device
-        begins = next(out.glob(PATTERN), None) is None
+        begins = not checkpoints(out)
         start = init if begins else None
         self.record = _settle(config, dataset, out, device, begins=begins, start=start)
         self.config = train_config(self.record["config"], str(out / "config.json"))
@@ -112,7 +112,7 @@ class RunState:
             return
         nimg, keys, names = diverged
         write_json(self.out / "diverged.json", {"cur_nimg": nimg, "losses": names, "keys": keys})
-        good = sorted(self.out.glob("checkpoint-*.pt"))
+        good = checkpoints(self.out)
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
         raise UserError(
             f"{self.out}: {', '.join(names)} not finite or beyond 1e8 at step {nimg // self.config.optim.batch} "
@@ -153,15 +153,10 @@ def _settle(
 ) -> dict[str, Any]:
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
-    data = {key: dataset.manifest[key] for key in ("content_sha256", "encoder", "crop", "counts", "licence")}
-    if "identities" in dataset.manifest:  # older versions did not record it
-        data["identities"] = dataset.manifest["identities"]
-    dtype: Any = config.dtype
+    keys = ("content_sha256", "encoder", "crop", "counts", "licence", "identities")
+    data = {key: dataset.manifest[key] for key in keys if key in dataset.manifest}  # older versions have fewer
     begun = check_folder(out, config, dataset)
-    if begun is not None:
-        dtype = begun.config["dtype"]
-    elif dtype == "auto":
-        dtype = next(name for name, value in DTYPES.items() if value == fastest_dtype(device))
+    dtype: Any = begun.config["dtype"] if begun is not None else dtype_name(config.dtype, device)
     record = {"format": VERSIONS["run config"], "config": to_dict(replace(config, dtype=dtype)), "data": data}
     if start is not None:
         record["init"] = {"run": start.folder.name, "cur_nimg": start.cur_nimg}

@@ -34,7 +34,7 @@ from vultus.errors import Stopped
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
-from vultus.training.checkpoint import load_init
+from vultus.training.checkpoint import Init
 from vultus.training.environment import Session, peak_memory
 from vultus.training.grown_data import begun_with
 from vultus.training.resume import SNAPSHOT, check_data, move_aside
@@ -83,7 +83,7 @@ def train(
     track: Sequence[str] = (),
     project: str = "vultus",
     fresh: bool = False,
-    init: str | Path | None = None,
+    init: Init | None = None,
 ) -> Path:
     """Train into the run folder `out` until the budget is used up; resume if the run began earlier.
 
@@ -98,7 +98,7 @@ def train(
         track: trackers to report to besides stats.jsonl: tensorboard, wandb, trackio.
         project: the trackers' project; the run is named as the folder `out`.
         fresh: start over; a run that is in `out` is moved into a sub-folder of it.
-        init: run folder whose newest checkpoint gives the weights to begin with. No effect on a run that is resumed.
+        init: weights to begin with (see load_init). No effect on a run that is resumed.
 
     Returns the path of the snapshot. Raises UserError for a folder in use or of another run, a tracker that is not
     installed, and a loss that is not finite; Stopped after SIGINT or SIGTERM.
@@ -110,12 +110,11 @@ def train(
     photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
     check_data(config, photos, encoder)
     budget = budget or default_budget(config, photos)
-    start = None if init is None else load_init(init)  # before a run in its folder could be moved aside
     out = make_folder(out)
     with folder_lock(out, "train"):
         if fresh and (moved := move_aside(out)):
             message(f"{out}: starting over; the run that was here is in {moved}")
-        run = RunState(config, photos, out, device, encoder, second, start)
+        run = RunState(config, photos, out, device, encoder, second, init)
         if budget.used(run.cur_nimg, run.seconds) < 1:
             _loop(run, budget, evaluators, track, project, again="the same command" + " without --fresh" * fresh)
         else:
@@ -186,9 +185,8 @@ def _loop(
 
 
 def _session(run: RunState, track: Sequence[str]) -> Session:
-    data = {key: run.record["data"].get(key) for key in ("content_sha256", "counts", "licence")}
-    if "identities" in run.record["data"]:
-        data["identities"] = run.record["data"]["identities"]
+    recorded = run.record["data"]
+    data = {key: recorded[key] for key in ("content_sha256", "counts", "licence", "identities") if key in recorded}
     return Session(
         run.out, data=data, device=run.device, dtype=run.config.dtype, cur_nimg=run.cur_nimg, trackers=list(track)
     )
