@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 
 import vultus
+from permissions import permissions_hold
 from test_prepare import Broken, TinyEncoder, content, jpeg, rows, skipped, write_photos
 from test_sources import write_parquet
 from vultus.cli.main import main
@@ -285,50 +283,24 @@ def test_a_lost_shard_of_an_older_version_says_what_to_do(photos: Path, tmp_path
 # --- folders that cannot be read -------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def user_nobody() -> Iterator[None]:
-    """What is in the block runs without the rights of root, who may read everything."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setgroups(groups)
-
-
-@pytest.fixture
-def common_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that every user may write to; that of pytest belongs to one user."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("only root may run a preparation as another user")
-    write_photos(tmp_path / "first", 1, 1)
-    run(tmp_path / "first", tmp_path / "first out")  # imports all that is needed, which `nobody` may not read
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
-
-
-def test_a_sub_folder_without_permission_is_one_bad_image(
-    common_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photos, out = common_folder / "photos", common_folder / "out"
+def test_a_sub_folder_without_permission_is_one_bad_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
     write_photos(photos, people=4, photos=3)
-    (photos / "person 02").chmod(0o700)
-    with user_nobody():
+    (photos / "person 02").chmod(0)
+    with permissions_hold():
         run(photos, out)
     assert skipped(out) == {"person 02/": "folder can't be read (Permission denied)"}
     errors = capsys.readouterr().err
     assert "9 images of 3 people" in errors
     assert "skipped person 02/: folder can't be read (Permission denied)" in errors
     (photos / "person 02").chmod(0o755)
-    with user_nobody():
+    with permissions_hold():
         assert run(photos, out)["counts"]["images"] == 12
     assert skipped(out) == {}
-    photos.chmod(0o700)
-    with user_nobody(), pytest.raises(UserError) as caught:
-        run(photos, common_folder / "other")
+    photos.chmod(0)
+    with permissions_hold(), pytest.raises(UserError) as caught:
+        run(photos, tmp_path / "other")
+    photos.chmod(0o755)
     assert str(caught.value) == f"{photos}: can't be read (Permission denied); change its permissions"
 
 
