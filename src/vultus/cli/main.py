@@ -16,8 +16,15 @@ from collections.abc import Callable, Sequence
 
 from vultus.errors import Stopped, UserError
 
-# Errors of the disk itself. Others of the operating system are reported only if they name a file.
-DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
+# Errors of the disk itself, and what to do. Others of the operating system are reported only if they name a file.
+DISK_ERRORS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EROFS: "make the disk writable",
+    errno.EIO: "check the disk",
+}
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in messages of torch
 # What uses less memory.
@@ -69,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
-        remedy = "free some space or choose another place" if error.errno in DISK_ERRORS else "choose another place"
-        return _error(f"{error.filename or 'output'}: {error.strerror}; {remedy}, then run the same command again")
+        remedy = f"{DISK_ERRORS[error.errno]} or " if error.errno in DISK_ERRORS else ""
+        message = f"{error.filename or 'output'}: {error.strerror}; {remedy}choose another place"
+        return _error(f"{message}, then run the same command again")
     except (MemoryError, RuntimeError) as error:  # torch has no exception of its own for the memory of the CPU
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
