@@ -45,6 +45,19 @@ def photos(tmp_path: Path) -> Path:
 # --- photos that were added, changed or removed ----------------------------------------------------------------------
 
 
+def test_faces_among_the_photos_are_counted_aloud(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are easily written there by another command, and would be read as a person without a word."""
+    run(photos, tmp_path / "out")
+    assert "synthetic" not in capsys.readouterr().err
+    for out in (photos / "made" / "a.png", photos / "made" / "b.jpg", photos / "made" / "c.gif"):
+        assert main(["generate", "default", "--random", "1", "--grid", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert run(photos, tmp_path / "out")["counts"]["images"] == 30
+    assert "note: 3 images marked as synthetic (the first: made/a.png) in the data set" in capsys.readouterr().err
+
+
 def test_added_photos_become_further_shards(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     before = run(photos, out, test_fraction=0.4)

@@ -22,12 +22,13 @@ from vultus._files import processors
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, Listed, listed, with_listings
-from vultus.data.items import Item, Part, Position, Source
+from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
 from vultus.data.shards import PreparedFolder
 from vultus.errors import UserError
 from vultus.images.io import BadImage, NoDecoder, centre_crop, decode_image, encode_jpeg, from_pil, to_x
+from vultus.images.xmp import SOURCES, read_marks
 from vultus.models.facenet import Encoder
 
 PREFETCH = 3  # batches that are decoded while the encoder computes; bounds the memory
@@ -67,12 +68,14 @@ class _Unusable:
 class _Crops:
     jpeg: bytes  # resolution x resolution, stored in the data set
     face: Image.Image  # encoder.size x encoder.size, input of the encoder
+    synthetic: bool  # its metadata say that a program made it or a part of it
 
 
 def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool) -> _Crops | _Unusable:
     """The decoded crops, or the reason why the photo is not usable. Runs in a thread."""
     try:
-        photo = decode_image(item.read())
+        data = item.read()
+        photo = decode_image(data)
     except OSError as error:
         return _Unusable(f"can't be read ({error.strerror or error})", again=True)
     except BadImage as error:
@@ -84,8 +87,9 @@ def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool)
         if aligned is None:
             return _Unusable("no face found")
         photo = aligned
+    synthetic = SOURCES.encode() in data and read_marks(data).synthetic  # most files need not be parsed
     # Both crops are taken from the original pixels, so the embedding does not depend on the resolution.
-    return _Crops(encode_jpeg(centre_crop(photo, resolution)), centre_crop(photo, size, fraction))
+    return _Crops(encode_jpeg(centre_crop(photo, resolution)), centre_crop(photo, size, fraction), synthetic)
 
 
 def _named(keys: set[str]) -> Callable[[Item], bool]:
@@ -137,6 +141,7 @@ class Preparation:
         self.source = source
         self.encoder = encoder
         self.test_identities: set[str] = set()
+        self.synthetic, self.first_synthetic = 0, ""  # images whose metadata say so, the key of the first
 
     def run(self) -> dict[str, Any]:
         """Write the shards that are missing, then the manifest, and return it."""
@@ -164,6 +169,12 @@ class Preparation:
         manifest = self._finish(done)
         skips = list(itertools.islice((skip for entry in done for skip in entry["skipped"]), SHOWN))
         _report(self.folder, manifest["counts"], skips, (sum(entry["items"] for entry in done) - before) / seconds)
+        if self.synthetic:
+            print(
+                f"  note: {counted(self.synthetic, 'image')} marked as synthetic (the first: {self.first_synthetic}) "
+                "in the data set; if they are not meant to be there, move them away and prepare into another --out",
+                file=sys.stderr,
+            )
         return manifest
 
     def _total(self, done: list[dict[str, Any]], before: int) -> int | None:
@@ -292,6 +303,8 @@ class Preparation:
         else:
             row = {"image": crops.jpeg, "identity": photo.identity, "key": photo.key, "split": split}
             shard.pending.append((row, crops.face))
+            if crops.synthetic:
+                self.synthetic, self.first_synthetic = self.synthetic + 1, self.first_synthetic or photo.key
 
     def _embed(self, shard: _Shard) -> None:
         """Embed the pending rows as one batch."""
