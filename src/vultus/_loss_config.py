@@ -74,7 +74,7 @@ class CVAEGANLossConfig(LossConfig):
     Attributes:
         coded_fraction: part of the batch whose latents come from the posterior encoder, and which is compared with the
             source photo.
-        coded_size: side at which the posterior encoder reads the photo, 32 or 64.
+        coded_size: side at which the posterior encoder reads the photo, a power of two from 32 to 128.
         kl_weight: weight of the KL divergence between the posterior and the normal prior, in nats.
         kl_free: nats of each latent that cost nothing ("free bits", Kingma et al. 2016, arXiv:1606.04934).
         perceptual_weight: weight of the distance between FaceNet's features of such an image and of its source photo.
