@@ -151,24 +151,10 @@ class ConditionalNormBlock(nn.Module):
         return x + self.conv2(F.leaky_relu(self.norm2(h, w), SLOPE, inplace=True))
 
 
-class FineStage(nn.Module):
-    """The stage at the full resolution: a residual convolution and one to RGB, [N, width, R, R] -> [N, 3, R, R]."""
-
-    def __init__(self, width: int, w_dim: int) -> None:
-        super().__init__()
-        self.block = ConditionalNormBlock(width, width, w_dim, up=False, deep=False)
-        self.norm = ConditionalNorm(width, w_dim)
-        self.to_rgb = Conv2d(width, 3, 3, padding=1)
-
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Features x and condition w [N, w_dim] -> the image before tanh."""
-        return self.to_rgb(F.leaky_relu(self.norm(self.block(x, w), w), SLOPE, inplace=True))
-
-
 class ConditionalNormGenerator(GeneratorNetwork):
     """Residual blocks with conditional batch-norm from 4x4 to R/2 x R/2, then a convolution to 12 channels and a pixel
     shuffle to R x R. `projection` is the width of w; the noise gets half as many features as the embedding. With
-    `fine_width` the shuffle gives that many channels, and one more residual convolution runs at R x R. The last
+    `fine_width` one more block of that many channels, at R x R, takes the place of the pixel shuffle. The last
     64 * `noise_maps` numbers of the noise are maps of 8x8, which are added to the features of that size.
 
     Blocks of 64x64 and larger have one convolution: a second one would cost as much as all smaller blocks together.
@@ -191,6 +177,8 @@ class ConditionalNormGenerator(GeneratorNetwork):
             raise ValueError(f"a conditional-norm generator needs a projection of 2 or more, not {projection}")
         sides = stage_sides(resolution, resolution // 2)
         channels = widths(sides, base_width, max_width)
+        if fine_width:
+            sides, channels = [*sides, resolution], [*channels, fine_width]
         self.scale = math.sqrt(c_dim)
         self.maps = noise_maps
         self.from_z = Linear(z_dim - noise_maps * MAP_SIDE**2, projection // 2)
@@ -204,17 +192,15 @@ class ConditionalNormGenerator(GeneratorNetwork):
             for side, cin, cout in zip(sides, [channels[0], *channels[:-1]], channels, strict=True)
         )
         self.norm = ConditionalNorm(channels[-1], projection)
-        self.to_rgb = Conv2d(channels[-1], 4 * (fine_width or 3), 3, padding=1)
-        self.fine = FineStage(fine_width, projection) if fine_width else None
+        self.shuffle = 1 if fine_width else 2
+        self.to_rgb = Conv2d(channels[-1], 3 * self.shuffle**2, 3, padding=1)
         self.apply(init_he)
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, ConditionalNorm):
                     module.affine.weight.mul_(0.3)
-            gain = 0.3 if self.fine is None else 1.0
-            if self.fine is not None:
-                self.fine.to_rgb.weight.mul_(0.3)
-            self.to_rgb.weight.copy_(gain * self.to_rgb.weight[::4].repeat_interleave(4, 0))
+            first = self.to_rgb.weight[:: self.shuffle**2]
+            self.to_rgb.weight.copy_(0.3 * first.repeat_interleave(self.shuffle**2, 0))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         z, maps = z.split([z.shape[1] - self.maps * MAP_SIDE**2, self.maps * MAP_SIDE**2], 1)
@@ -226,9 +212,8 @@ class ConditionalNormGenerator(GeneratorNetwork):
             if self.from_maps is not None and h.shape[-1] == MAP_SIDE:
                 h = h + self.from_maps(maps.unflatten(1, (self.maps, MAP_SIDE, MAP_SIDE)))
         h = self.to_rgb(F.leaky_relu(self.norm(h, w), SLOPE, inplace=True))
-        h = F.pixel_shuffle(h, 2)
-        if self.fine is not None:
-            h = self.fine(h.contiguous(memory_format=torch.channels_last), w)
+        if self.shuffle > 1:
+            h = F.pixel_shuffle(h, self.shuffle)
         return torch.tanh(h.float())
 
 
