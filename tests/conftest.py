@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import functools
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from vultus._files import processors
 if TYPE_CHECKING:
     import torch
 
+    from forked import Forks
     from vultus.models.facenet import FaceNet
     from vultus.models.snapshot import Snapshot
 
@@ -123,6 +124,15 @@ def chromium() -> str:
     path = chromium_path()
     assert path is not None
     return path
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs programs in processes of their own; see forked.py."""
+    from forked import Forks
+
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 # --- small data sets, runs and models ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from conftest import write_dataset
 from tiny_parts import (
     DIM,
     SIDE,
@@ -38,10 +39,10 @@ def parts() -> Backbones:
     return Backbones(TinyEncoder(), (TinyJudge(),), (TinyFeatures(),), (TinyPerceptual(),), {"fid, kid": "not here"})
 
 
-@pytest.fixture
-def folder(tiny_dataset: Write, parts: Backbones) -> Path:
-    people = {"train": 30, "test": 24}
-    return tiny_dataset(resolution=SIDE, people=people, photos=5, dim=DIM, embed=parts.encoder.embed)
+@pytest.fixture(scope="session")
+def folder(built_once: Callable[[str, Any], Path]) -> Path:
+    options: dict[str, Any] = {"resolution": SIDE, "people": {"train": 30, "test": 24}, "photos": 5, "dim": DIM}
+    return built_once("compared", lambda folder: write_dataset(folder, **options, embed=TinyEncoder().embed))
 
 
 @pytest.fixture
@@ -164,12 +165,14 @@ def test_a_split_that_is_not_there(run: Callable[..., Any], tiny_dataset: Write,
         run(data=data, snapshots={"a": snapshot(TinyGenerator(), dataset)}, split="both")
 
 
-def test_every_snapshot_is_checked_before_any_is_measured(run: Callable[..., Any], folder: Path) -> None:
+def test_every_snapshot_is_checked_before_any_is_measured(
+    run: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
     data = PreparedDataset(folder, "test")
     wrong = snapshot(TinyGenerator(), data, encoder=data.manifest["encoder"] | {"id": "other"})
     with pytest.raises(UserError, match="has encoder other"):
-        run(snapshots={"good": snapshot(TinyGenerator(), data), "wrong": wrong}, cache=folder / "never")
-    assert not (folder / "never").exists()
+        run(snapshots={"good": snapshot(TinyGenerator(), data), "wrong": wrong}, cache=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_two_networks_of_one_name_are_refused() -> None:

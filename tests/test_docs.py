@@ -178,7 +178,7 @@ NARROW = [
 ]
 SMALL: dict[str, tuple[set[str], list[str]]] = {
     "train": ({"--hours", "--images", "--epochs", "--optim.batch"}, ["--images=8", "--optim.batch=4", *NARROW]),
-    "evaluate": ({"--limit"}, ["--limit=4"]),
+    "evaluate": ({"--limit"}, ["--limit=3", "--noises=1"]),
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,17 +12,28 @@ import pytest
 from PIL import Image
 
 import vultus
+from vultus.models import facenet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script: str, *arguments: str, folder: Path, weights: Path | None = None) -> str:
-    """Standard output of an example that runs in `folder`."""
-    environment = os.environ | {"VULTUS_WEIGHTS": str(weights or ""), "VULTUS_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(EXAMPLES / script), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs an example in `tmp_path` and returns its standard output."""
+
+    def call(script: str, *arguments: str, weights: Path | None = None) -> str:
+        facenet._load_network.cache_clear()
+        monkeypatch.setenv("VULTUS_WEIGHTS", str(weights or ""))
+        monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
 
 
 def album(shared: Path, folder: Path, identities: int) -> Path:
@@ -48,15 +59,15 @@ def test_scripts_are_short_and_use_the_public_api_only() -> None:
         assert not [line for line in lines if "vultus" in line and line.startswith(("from", "import vultus."))]
 
 
-def test_sample_identities(tmp_path: Path) -> None:
-    shown = run("sample_identities.py", "--count", "2", "--num", "3", "--out", "new/identities.png", folder=tmp_path)
+def test_sample_identities(run: Run, tmp_path: Path) -> None:
+    shown = run("sample_identities.py", "--count", "2", "--num", "3", "--out", "new/identities.png")
     assert shown.strip() == str(Path("new/identities.png"))
     with Image.open(tmp_path / "new" / "identities.png") as image:
         assert image.size == (3 * 130 - 2, 2 * 130 - 2)
     assert vultus.detect(tmp_path / "new" / "identities.png")["synthetic"]
 
 
-def test_photo_to_face(shared: Path, tmp_path: Path) -> None:
+def test_photo_to_face(run: Run, shared: Path, tmp_path: Path) -> None:
     photos = sorted(album(shared, tmp_path / "photos", 1).glob("*/*.webp"))
     shown = run(
         "photo_to_face.py",
@@ -65,7 +76,6 @@ def test_photo_to_face(shared: Path, tmp_path: Path) -> None:
         "3",
         "--out",
         "faces",
-        folder=tmp_path,
         weights=shared / "weights",
     )
     cosines = [float(text) for line in shown.splitlines()[:2] for text in line.rpartition("cosine ")[2].split(", ")]
@@ -75,11 +85,11 @@ def test_photo_to_face(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_on_folder(shared: Path, tmp_path: Path) -> None:
+def test_train_on_folder(run: Run, shared: Path, tmp_path: Path) -> None:
     album(shared, tmp_path / "photos", 24)
     shown = run(
         "train_on_folder.py", "photos", "--preset", "tiny", "--resolution", "32", "--images", "64", "--out", "mine",
-        folder=tmp_path, weights=shared / "weights",
+        weights=shared / "weights",
     )  # fmt: skip
     assert "48 photos prepared" in shown
     assert "identity_facenet" in shown

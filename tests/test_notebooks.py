@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,35 @@ class Ran:
         self.left_out = [line for line in self.text.splitlines() if line.startswith("left out")]
 
 
-@pytest.fixture
-def execute(tmp_path: Path) -> Execute:
-    """A function that runs a notebook with the given variables, in a folder of its own and without a network."""
+# The first cell of every run: the environment, the folder and an empty session without modules of vultus.
+FRESH = """
+import os, sys
+os.environ.clear()
+os.environ.update({environment!r})
+os.chdir({folder!r})
+for module in [name for name in sys.modules if name.partition(".")[0] == "vultus"]:
+    del sys.modules[module]
+get_ipython().run_line_magic("reset", "-f")
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of one kernel for all runs: importing torch takes seconds. It starts with the first run."""
     pytest.importorskip("ipykernel", reason=DEV)
     nbclient = pytest.importorskip("nbclient", reason=DEV)
     nbformat = pytest.importorskip("nbformat", reason=DEV)
+    folder = {"metadata": {"path": str(tmp_path_factory.mktemp("kernel"))}}
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name="python3", resources=folder)
+    yield client
+    if client.km is not None:
+        client._cleanup_kernel()
+
+
+@pytest.fixture
+def execute(kernel: Any, tmp_path: Path) -> Execute:
+    """A function that runs a notebook with the given variables, in a folder of its own and without a network."""
+    import nbformat
 
     def run(name: str, **variables: object) -> Ran:
         notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
@@ -57,9 +80,11 @@ def execute(tmp_path: Path) -> Execute:
         given = {f"VULTUS_NB_{key}": str(value) for key, value in variables.items() if key.isupper()}
         weights = {"VULTUS_CACHE": str(tmp_path / "cache"), "VULTUS_WEIGHTS": str(variables.get("weights", ""))}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("VULTUS_")}
-        folder = {"metadata": {"path": str(tmp_path)}}
-        client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder)
-        client.execute(env=kept | home | offline | given | weights)
+        environment = kept | home | offline | given | weights
+        first = FRESH.format(environment=environment, folder=str(tmp_path))
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+        kernel.nb = notebook
+        kernel.execute(cleanup_kc=False, env=environment)
         return Ran(notebook)
 
     return run

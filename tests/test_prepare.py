@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from forked import Forks
 from test_sources import write_parquet
 from vultus._files import folder_lock
 from vultus.data import prepare as module
@@ -45,9 +46,8 @@ class TinyEncoder:
     weights_sha256 = "0" * 64
     dtype = torch.float32
 
-    def __init__(self, pause: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.weight = torch.randn(3 * 16 * 16, self.dim, generator=torch.Generator().manual_seed(0))
-        self.pause = pause
         self.batches: list[int] = []
 
     def embed(self, x: Tensor, size: int | None = None) -> Tensor:
@@ -57,7 +57,6 @@ class TinyEncoder:
         assert x.shape[1:] == (3, 16, 16)
         assert torch.is_inference_mode_enabled()
         self.batches.append(len(x))
-        time.sleep(self.pause)
         return F.normalize(x.flatten(1) @ self.weight)
 
 
@@ -469,15 +468,8 @@ def watch(event, arguments):
     if event == "os.remove" and moment == "rmtree" and os.path.exists(os.path.join(out, "manifest.json")):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
-prepare(source, Path(out), resolution=32, batch=4, encoder=TinyEncoder(pause=0.02), shard_items=10)
+prepare(source, Path(out), resolution=32, batch=4, encoder=TinyEncoder(), shard_items=10)
 """
-
-
-def child(source: Path, out: Path, moment: str) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join([str(SRC), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    command = [sys.executable, "-c", CHILD, str(source), str(out), moment]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def uninterrupted(source: Path, out: Path) -> dict[str, bytes]:
@@ -485,13 +477,12 @@ def uninterrupted(source: Path, out: Path) -> dict[str, bytes]:
     return content(out)
 
 
-@pytest.mark.slow
-def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path) -> None:
+def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path, forks: Forks) -> None:
     (photos / "person 03" / "text.jpg").write_text("not an image")
     out = tmp_path / "out"
     moments = ["begun.json", "shard-00000.arrow", "shard-00001.json", "skipped.jsonl", "manifest.json", "rmtree"]
     for moment in moments:
-        assert child(photos, out, moment).wait(100) == -signal.SIGKILL, moment
+        assert forks.run(CHILD, str(photos), str(out), moment).returncode == -signal.SIGKILL, moment
         leftovers = [path.name for path in out.rglob(".*.tmp")]
         assert (out / "manifest.json").exists() == (moment == "rmtree")
         assert [name.split(".", 2)[1] for name in leftovers] == ([] if moment == "rmtree" else [moment.split(".")[0]])
@@ -500,33 +491,16 @@ def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path) -> None:
     assert content(out) == uninterrupted(photos, tmp_path / "whole")
 
 
-def test_kill_from_parquet_with_splits(tmp_path: Path) -> None:
+def test_kill_from_parquet_with_splits(tmp_path: Path, forks: Forks) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     write_parquet(source / "test-0.parquet", [7, 8, 9] * 5)
     write_parquet(source / "train-0.parquet", list(range(20)), first=15, rows_per_group=8)  # 7, 8, 9 are in both
     write_parquet(source / "train-1.parquet", list(range(20, 33)), first=35, rows_per_group=8)
     for moment in ("shard-00001.json", "shard-00003.arrow"):
-        assert child(source, out, moment).wait(100) == -signal.SIGKILL, moment
+        assert forks.run(CHILD, str(source), str(out), moment).returncode == -signal.SIGKILL, moment
     prepare(str(source), out, resolution=32, batch=4, encoder=TinyEncoder(), shard_items=10)
     assert content(out) == uninterrupted(source, tmp_path / "whole")
     assert list(skipped(out).values()) == ["this person is in the test split"] * 3
-
-
-def test_kill_from_outside_while_photos_are_encoded(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = child(photos, out, "never")
-    deadline = time.monotonic() + 100
-    while not (out / "progress" / "shard-00000.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait(100) == -signal.SIGKILL
-    assert not (out / "manifest.json").exists()
-    encoder = TinyEncoder()
-    prepare(str(photos), out, resolution=32, batch=4, encoder=encoder, shard_items=10)
-    assert 0 < sum(encoder.batches) <= 26  # the first shard was kept
-    assert content(out) == uninterrupted(photos, tmp_path / "whole")
 
 
 def test_full_disk_keeps_complete_shards(photos: Path, tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
+from forked import Forks
 from stand_in_models import serve_models
 from vultus._files import write_json
 from vultus.cli.main import main
@@ -32,7 +32,6 @@ from vultus.models.snapshot import Snapshot, default_snapshot, load_snapshot, sa
 from vultus.sampling.latents import noise, sample_identities
 from vultus.sampling.population import fit_population
 
-SRC = Path(publish.__file__).resolve().parents[2]
 CELEBA = "CelebA: non-commercial research only, no redistribution"
 FILES = ["LICENSE.md", "README.md", "config.json", "model.safetensors", "people.safetensors", "samples.jpg"]
 
@@ -329,15 +328,20 @@ def test_mistakes_are_one_line(
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def run_script(tmp_path: Path, address: str, script: str, *arguments: str, token: str = "hf_right") -> list[str]:
-    """Run a script in a process of its own, because the hub's client reads its address when it is imported."""
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token, "PYTHONPATH": str(SRC)}
-    environment = {**known, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-W", "error", "-c", script, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return (done.stdout + done.stderr).splitlines()
+@pytest.fixture
+def run_script(forks: Forks, tmp_path: Path) -> Callable[..., list[str]]:
+    """A function that runs a program in a process of its own, because the hub's client reads its address when it is
+    imported, and returns the lines that it prints."""
+
+    def run(address: str, script: str, *arguments: str, token: str = "hf_right") -> list[str]:
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token}
+        environment = {**known, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = forks.run(script, *arguments, environment=environment)
+        assert done.returncode == 0, done.stderr
+        return (done.stdout + done.stderr).splitlines()
+
+    return run
 
 
 LOAD = """
@@ -366,10 +370,9 @@ print(load_snapshot(sys.argv[1]).metadata["preset"])
 """
 
 
-@pytest.mark.slow
-def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
+def test_to_the_hub_and_back(run: Path, tmp_path: Path, run_script: Callable[..., list[str]]) -> None:
     with serve_models() as (address, hub):
-        lines = run_script(tmp_path, address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))
+        lines = run_script(address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))
     assert f"{address}/ada/faces" in lines
     commits = hub.repos["ada/faces"]["commits"]
     assert hub.repos["ada/faces"]["private"]
@@ -380,7 +383,7 @@ def test_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     assert commits[2] == now
     assert safetensors.torch.load(commits[1]["people.safetensors"])["factor"].shape == (512, 512)
     assert len(list((tmp_path / "generated").glob("*.png"))) == 2
-    assert run_script(tmp_path, address, OFFLINE, "hf://ada/faces") == ["tiny"]  # without the server, from the cache
+    assert run_script(address, OFFLINE, "hf://ada/faces") == ["tiny"]  # without the server, from the cache
 
 
 ERRORS = """
@@ -399,14 +402,13 @@ for name in sys.argv[2:]:
 """
 
 
-@pytest.mark.slow
-def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
+def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path, run_script: Callable[..., list[str]]) -> None:
     folder = str(publish.write_publication(load_snapshot(run), "ada/faces", tmp_path / "folder"))
     with serve_models() as (address, hub):
         hub.repos["ada/public"] = {"private": False, "commits": [{"README.md": b"# text"}]}
         names = ["eve/faces", "ada/public", "hf://ada/none", "hf://ada/public"]
-        lines = run_script(tmp_path, address, ERRORS, folder, *names)
-        refused = run_script(tmp_path, address, ERRORS, folder, "ada/faces", token="hf_wrong")
+        lines = run_script(address, ERRORS, folder, *names)
+        refused = run_script(address, ERRORS, folder, "ada/faces", token="hf_wrong")
         assert len(hub.repos["ada/public"]["commits"]) == 1
     assert len(lines) == len(names), lines
     assert "refuses the token (403)" in lines[0]
@@ -416,7 +418,7 @@ def test_the_hub_s_errors_are_one_line(run: Path, tmp_path: Path) -> None:
     assert len(refused) == 1
     assert "refuses the token (401)" in refused[0]
     assert f"the folder {folder} is ready" in refused[0]
-    gone = run_script(tmp_path, address, ERRORS, folder, "ada/faces", "hf://ada/faces")  # without the server
+    gone = run_script(address, ERRORS, folder, "ada/faces", "hf://ada/faces")  # without the server
     assert len(gone) == 2, gone
     assert all("can't be reached" in line and "check the network" in line for line in gone)
 

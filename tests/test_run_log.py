@@ -20,6 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
+from test_train import without_facenet
+from vultus.cli.main import main
 from vultus.config import GANConfig, OptimConfig
 from vultus.errors import UserError
 from vultus.images.io import from_pil
@@ -301,12 +303,18 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_kill_9_resumes_the_same_runs(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_kill_9_resumes_the_same_runs(
+    tiny_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Killed 20 images or more after a checkpoint: no step twice, none backwards, the same ids."""
     data, out = tiny_dataset(), tmp_path / "run"
-    environment = os.environ | {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": "/nonexistent", "no_proxy": "*"}
+    without_facenet(monkeypatch)
+    monkeypatch.setenv("no_proxy", "*")
     start = command(data, out, "--track", *ALL)
-    killed = subprocess.Popen([*start, "--images", "4000000"], env=environment, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([*start, "--images", "4000000"], stderr=subprocess.DEVNULL)
 
     def sent() -> int:
         try:
@@ -324,11 +332,12 @@ def test_kill_9_resumes_the_same_runs(tiny_dataset: Callable[..., Path], tmp_pat
     killed.wait()
     before, reached = ids(out), sent()
     checkpoint = max(int(path.stem.split("-")[1]) for path in out.glob("checkpoint-*.pt"))
-    total = str(max(checkpoint, reached) + 400 - reached % 4)
-    done = subprocess.run([*start, "--images", total], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"wandb sync {out}/wandb/offline-run-*-{before['wandb']}" in done.stderr
-    assert done.stdout.strip() == str(out / "snapshot.safetensors")
+    total = str(max(checkpoint, reached) + 40 - reached % 4)
+    capsys.readouterr()
+    assert main([*start[3:], "--images", total]) == 0
+    printed = capsys.readouterr()
+    assert f"wandb sync {out}/wandb/offline-run-*-{before['wandb']}" in printed.err
+    assert printed.out.strip() == str(out / "snapshot.safetensors")
     assert ids(out) == before
     everything = [line["cur_nimg"] for line in stats(out) if "evaluator" not in line]
     assert everything == list(range(4, int(total) + 1, 4))

@@ -32,6 +32,7 @@ from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.generate import render
 from vultus.sampling.latents import noise
 from vultus.serving.server import bind
+from wrong_requests import PHOTOS, PNG, check_answer, of_faces
 
 EMBEDDINGS = gallery()
 pytestmark = pytest.mark.xdist_group("serve")
@@ -151,6 +152,17 @@ def test_largest_of_five_faces_is_used(client: httpx2.Client, photos: list[Image
 def test_no_face(client: httpx2.Client) -> None:
     response = client.post("/v1/faces", **upload(Image.new("RGB", (500, 300), "green")))
     assert (response.status_code, response.json()["detail"]) == (422, "the photo: no face found")
+
+
+@needs_facenet
+@pytest.mark.parametrize("name", PHOTOS)
+def test_wrong_photo(served: ServerProcess, name: str) -> None:
+    data, status = PHOTOS[name]
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(of_faces(data, PNG))
+        with connection.makefile("rb") as answer:
+            check_answer(answer.read(), status)
+    assert "Traceback" not in served.stderr
 
 
 # --- load and misbehaving clients -------------------------------------------------------------------------------------

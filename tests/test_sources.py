@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -17,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from forked import Forks
 from stand_in_hub import SHA, Hub
 from vultus.data import items as sources
 from vultus.data.items import ONE_PER_IMAGE, Item, Part, Source
@@ -24,8 +23,6 @@ from vultus.data.sources import open_source
 from vultus.data.tables import split_name, split_of
 from vultus.errors import UserError
 from vultus.images.io import BadImage
-
-SRC = Path(sources.__file__).resolve().parents[2]
 
 
 def png(shade: int) -> bytes:
@@ -401,7 +398,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def read_hub(tmp_path: Path, address: str, *names: str) -> list[dict]:
+def read_hub(forks: Forks, tmp_path: Path, address: str, *names: str) -> list[dict]:
     """In a separate process, because huggingface_hub reads its address when it is imported."""
     script = """
 import json, sys
@@ -426,16 +423,15 @@ for name in sys.argv[1:]:
         print(json.dumps({"error": str(error)}))
 """
     known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    environment = {**known, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(SRC)}
-    command = [sys.executable, "-W", "error", "-c", script, *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    environment = {**known, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
+    done = forks.run(script, *names, environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_hub_streams_resumes_and_reports_in_one_line(tmp_path: Path, hub: str) -> None:
+def test_hub_streams_resumes_and_reports_in_one_line(forks: Forks, tmp_path: Path, hub: str) -> None:
     names = ("user/faces", "user/wrong", "user/gated", "user/faces#who")
-    faces, wrong, gated, column = read_hub(tmp_path, hub, *names)
+    faces, wrong, gated, column = read_hub(forks, tmp_path, hub, *names)
     assert faces["identities"] == "column celeb_id"
     assert column["error"].startswith(
         "user/faces, split test: --id-column who: no such column; it has image (struct), "
@@ -454,8 +450,8 @@ def test_hub_streams_resumes_and_reports_in_one_line(tmp_path: Path, hub: str) -
         assert "\n" not in answer["error"]
 
 
-def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    (answer,) = read_hub(tmp_path, "http://127.0.0.1:9", "user/faces")
+def test_hub_that_cannot_be_reached(forks: Forks, tmp_path: Path) -> None:
+    (answer,) = read_hub(forks, tmp_path, "http://127.0.0.1:9", "user/faces")
     assert answer["error"].startswith("user/faces: no such local folder, and as a Hugging Face data set it can't be")
     assert "check the name, the network" in answer["error"]
     assert "\n" not in answer["error"]

@@ -131,13 +131,18 @@ def test_kill_9_and_the_same_command_resumes(tiny_dataset: Callable[..., Path], 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_signals_write_a_checkpoint(number: int, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_signals_write_a_checkpoint(
+    number: int, tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And until then a second training in the same folder is refused."""
     out = tmp_path / "run"
-    more = ["--images", "4000000", "--checkpoint_every_nimg", "4000000"]
-    process = subprocess.Popen(command(tiny_dataset(), out, *more), stderr=subprocess.PIPE, text=True)
+    run = command(tiny_dataset(), out, "--images", "4000000", "--checkpoint_every_nimg", "4000000")
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
     wait_for(
         lambda: (out / "stats.jsonl").exists() and len((out / "stats.jsonl").read_text().splitlines()) > 3, process
     )
+    assert main(run[3:]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"vultus: error: {out}: another process")
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -145,20 +150,6 @@ def test_signals_write_a_checkpoint(number: int, tiny_dataset: Callable[..., Pat
     assert "Traceback" not in stderr
     assert state(out)["cur_nimg"] == losses(out)[-1]["cur_nimg"]
     assert load_snapshot(out).metadata["cur_nimg"] == state(out)["cur_nimg"]
-
-
-def test_second_training_in_a_folder_is_refused(
-    tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, out = tiny_dataset(), tmp_path / "run"
-    process = subprocess.Popen(command(data, out, "--images", "4000000"), stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: (out / "stats.jsonl").exists(), process)
-        assert main(command(data, out)[3:]) == 2
-    finally:
-        process.kill()
-        process.wait()
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"vultus: error: {out}: another process")
 
 
 def test_other_settings_and_other_data_are_refused(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:

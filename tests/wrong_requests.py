@@ -1,4 +1,4 @@
-"""Requests to `vultus serve` that are wrong, as bytes, each with the status that it must get."""
+"""Requests to `vultus serve` that are wrong, as bytes, each with the status that it must get, and what checks it."""
 
 from __future__ import annotations
 
@@ -142,3 +142,12 @@ PHOTOS = {
     "text of 100 MB": (png((64, 64), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000), 1)), PIXELS), 422),
     "1 pixel": (png((1, 1), PIXELS), 422),
 }
+
+
+def check_answer(answer: bytes, status: int) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()), answer[:300]
+    detail = json.loads(body[: int(head.lower().partition(b"content-length: ")[2].split()[0])])["detail"]
+    assert detail
+    assert "\n" not in detail
+    assert len(detail) < 300, "what was sent is not repeated"
