@@ -576,7 +576,7 @@ def quoted() -> list[tuple[str, str]]:
     from vultus.presets import PRESETS
     from vultus.reporting import html
     from vultus.serving.settings import ServerSettings
-    from vultus.training import run_log, sample_grid, validation
+    from vultus.training import run_log, sample_grid, trainer, validation
 
     usual = EvaluationSettings()
     batches = [str(batch) for batch in onnx_export.BATCHES]
@@ -605,7 +605,8 @@ def quoted() -> list[tuple[str, str]]:
             f"A photo of more than {ServerSettings().max_megapixels:g} megapixels (`--megapixels`) is refused",
         ),
         ("serve.md", f"a photo of more than {ServerSettings().max_megapixels:g} megapixels is refused"),
-        ("training.md", f"below {validation.UNRELATED:g}, the value of an untrained network"),
+        ("training.md", f"Below {validation.CHANCE:g} the faces are not shown to follow their embeddings"),
+        ("training.md", f"{trainer.FAILED} validations one after the other and at least {trainer.SETTLED:,} images"),
         ("tracking.md", f"at most {sample_grid.ROWS - 1} of them"),
         ("tracking.md", {60.0: "trackers have a minute to finish"}[run_log.CLOSING]),
         *(("training.md", f"| `{name}`") for name in PRESETS),

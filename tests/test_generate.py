@@ -17,11 +17,14 @@ from torch import Tensor
 from vultus.cli.main import main
 from vultus.errors import UserError
 from vultus.images import align as faces
+from vultus.images.io import to_x
 from vultus.models.facenet import FaceNet
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
+from vultus.sampling.best import choose
 from vultus.sampling.conditioning import as_one, from_embeddings, from_photos, one_embedding, random_identities
 from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
+from vultus.sampling.generator import load
 from vultus.sampling.latents import noise
 from vultus.sampling.population import fit_population
 
@@ -317,3 +320,73 @@ def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.C
     assert sorted(images(out)) == ["mean_0.png", "mean_1.png"]
     assert main(["generate", str(snapshot.path), "--random", "3", "--as-one", "--out", str(out)]) == 2
     assert "--as-one takes the mean of --photos or --embeddings" in capsys.readouterr().err
+
+
+class Brightness:
+    """An encoder whose cosine to the embedding [1, 0] is high for bright images."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """See Encoder."""
+        level = x.mean((1, 2, 3))
+        return torch.stack([level, (1 - level.square()).sqrt()], 1)
+
+
+def test_the_best_faces_are_no_copies() -> None:
+    levels = torch.tensor([10, 200, 201, 60, 120, 199], dtype=torch.uint8)
+    candidates = levels[:, None, None, None].expand(-1, 3, 32, 32).contiguous()
+    rows = choose(candidates, torch.tensor([1.0, 0.0]), 2, Brightness())  # type: ignore[arg-type]
+    assert rows.tolist() == [2, 4]  # 200 and 199 are copies of the best
+    every = choose(candidates, torch.tensor([1.0, 0.0]), 6, Brightness())  # type: ignore[arg-type]
+    assert sorted(every.tolist()) == list(range(6))
+    one = choose(candidates[:1], torch.tensor([1.0, 0.0]), 1, Brightness())  # type: ignore[arg-type]
+    assert one.tolist() == [0]
+
+
+def test_best_of_keeps_the_faces_most_like_their_embedding(
+    snapshot: Snapshot,
+    tmp_path: Path,
+    random_facenet: FaceNet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vultus.sampling.best.load_facenet", lambda **_: random_facenet)
+    generator = load(str(snapshot.path), device="cpu")
+    c = unit(2)
+    np.save(tmp_path / "c.npy", c.numpy())
+    all_faces, best = generator.sample(c, num=6, seed=3), generator.sample(c, num=2, seed=3, best_of=3)
+    for index in range(2):
+        with torch.inference_mode():
+            cosine = random_facenet.embed(to_x(all_faces[index])) @ c[index]
+        places = [[bool((face == one).all()) for one in all_faces[index]].index(True) for face in best[index]]
+        assert places[0] == int(cosine.argmax())
+        assert len(set(places)) == 2
+    command = ["generate", str(snapshot.path), "--embeddings", str(tmp_path / "c.npy"), "--num", "2", "--seed", "3"]
+    for extra, expected in ((["--best-of", "3"], best), (["--best-of", "1"], all_faces[:, :2])):
+        out = tmp_path / "-".join(extra)
+        assert main([*command, *extra, "--no-mark", "--out", str(out)]) == 0
+        written = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
+        assert np.array_equal(np.stack(written), expected.flatten(0, 1).permute(0, 2, 3, 1).numpy())
+    assert main([*command, "--best-of", "3", "--grid", "--out", str(tmp_path / "grid.png")]) == 0
+
+
+def test_where_best_of_has_no_meaning(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(**_: object) -> FaceNet:
+        raise UserError("weights.pt: not found; download them")
+
+    monkeypatch.setattr("vultus.sampling.best.load_facenet", missing)
+    start = ["generate", str(snapshot.path), "--out", str(tmp_path / "out"), "--best-of"]
+    for extra, expected in (
+        (["2", "--between", "random:1", "random:2"], "--best-of chooses faces of one embedding"),
+        (["600", "--random", "1", "--num", "2"], "1200 candidates of one embedding; 1024 is the most"),
+        (["2", "--random", "1"], "--best-of needs FaceNet's weights to choose faces: weights.pt: not found"),
+        (["0", "--random", "1"], "--best-of must be"),
+    ):
+        assert main([*start, *extra]) == 2
+        error = capsys.readouterr().err
+        assert expected in error
+        assert error.count("\n") == 1
+    other = load(write_snapshot(tmp_path / "other.safetensors", encoder="another"), device="cpu")
+    with pytest.raises(UserError, match="another"):
+        other.sample(unit(1), best_of=2)

@@ -23,7 +23,7 @@ from vultus.presets import get_preset
 from vultus.training.checkpoint import load_checkpoint
 from vultus.training.gan import GAN
 from vultus.training.trainer import Budget, train
-from vultus.training.validation import unseen_validation
+from vultus.training.validation import above_chance, unseen_validation
 
 TINY = get_preset("tiny")
 TINY = replace(
@@ -289,7 +289,11 @@ def test_average_follows_the_half_life() -> None:
     ("metrics", "reason"),
     [
         ({"alike": 0.95, "identity_facenet": 0.1}, "faces of different people are alike (cosine 0.95): mode collapse"),
-        ({"alike": 0.7, "identity_facenet": 0.04}, "faces are unrelated to their embeddings (cosine 0.04)"),
+        (
+            {"alike": 0.7, "identity_facenet": 0.04, "identity_chance": 0.03, "identity_above_chance": 0.9},
+            "faces are unrelated to their embeddings (cosine 0.040, to those of others 0.030",
+        ),
+        ({"alike": 0.7, "identity_facenet": 0.04, "identity_chance": 0.0, "identity_above_chance": 3.6}, ""),
         ({"alike": 0.5, "identity_facenet": 0.1}, ""),
         ({"mse": 0.5}, ""),
     ],
@@ -300,13 +304,48 @@ def test_a_failed_run_is_named(
     tiny_dataset: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("vultus.training.trainer.SETTLED", 24)
     out = tmp_path / "run"
     evaluators = [("unseen", lambda generator: metrics, 8)]
     train(TINY, data=tiny_dataset(), out=out, budget=Budget(total_nimg=32), evaluators=evaluators)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == (2 if reason else 0)  # at 24 and 32 images: an untrained network generates one face
+    assert len(warnings) == (1 if reason else 0)  # at 24 images, not again at 32
+    assert all("after 24 images" in line for line in warnings)
     assert all(reason in line and "lower --optim.lr" in line for line in warnings)
+
+
+def test_a_bad_learning_rate_is_named_once(
+    tiny_dataset: Callable[..., Path],
+    random_facenet: FaceNet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vultus.training.trainer.SETTLED", 24)
+    config = replace(TINY, optim=replace(TINY.optim, lr=0.5))
+    data = tiny_dataset()
+    validate = unseen_validation(data, random_facenet, images=8)
+    assert validate is not None
+    train(config, data=data, out=tmp_path / "run", budget=Budget(total_nimg=40), evaluators=[("unseen", validate, 8)])
+    assert capsys.readouterr().err.count("lower --optim.lr") == 1
+
+
+def test_the_chance_level_is_measured() -> None:
+    """Faces that do not depend on their embeddings stay near chance, whatever they have in common with all of them."""
+    random = torch.Generator().manual_seed(0)
+    common = torch.randn(1, 64, generator=random)
+    c, e = (torch.nn.functional.normalize(torch.randn(60, 64, generator=random) + common) for _ in range(2))
+    follows = torch.nn.functional.normalize(e + 0.3 * c)
+    chance, above = above_chance(e, c)
+    assert chance == pytest.approx(0.5, abs=0.05)
+    assert abs(above) < 2.5
+    assert above_chance(follows, c)[1] > 4
+    assert above_chance(e[:1].expand(60, -1), c)[1] == 0
+    permuted = torch.tensor([above_chance(e, c[torch.randperm(60, generator=random)])[1] for _ in range(400)])
+    assert permuted.std() == pytest.approx(1, abs=0.1)
+    assert permuted.mean() == pytest.approx(0, abs=0.15)
 
 
 def test_validation_distinguishes_one_face_from_many(tiny_dataset: Callable[..., Path]) -> None:

@@ -35,6 +35,9 @@ def generate_command(arguments: Sequence[str]) -> int:
         "--noise_strength", type=NoiseStrength, default=1.0, help="factor of the noise; below 1: less variation"
     )
     parser.add_argument(
+        "--best-of", type=Count, default=1, help="draw K times as many noises, keep the faces most like the embedding"
+    )
+    parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
     )
     parser.add_argument("--batch", type=Count, default=16, help="faces in memory at once; does not change the faces")
@@ -51,6 +54,8 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("give one of --embeddings FILE, --photos PATH ..., --random N, --between A B")
     if options.as_one and options.photos is None and options.embeddings is None:
         raise UserError("--as-one takes the mean of --photos or --embeddings; give one of these")
+    if options.best_of > 1 and options.between is not None:
+        raise UserError("--best-of chooses faces of one embedding; leave it out with --between, whose faces form a row")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
     from vultus.data.items import counted
@@ -93,7 +98,14 @@ def generate_command(arguments: Sequence[str]) -> int:
     if options.as_one:
         source = as_one(source)
     summary = generate(
-        snapshot, source, options.out, num=options.num, batch=options.batch, grid=bool(options.grid), **common
+        snapshot,
+        source,
+        options.out,
+        num=options.num,
+        batch=options.batch,
+        grid=bool(options.grid),
+        best_of=options.best_of,
+        **common,
     )
     skipped = f", {counted(len(summary.skipped), 'photo')} skipped" if summary.skipped else ""
     faces, embeddings = counted(summary.faces, "face"), counted(summary.embeddings, "embedding")

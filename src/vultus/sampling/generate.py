@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from vultus.images.io import grid as lay_out
 from vultus.images.io import to_images, to_pil
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, model_id, save_marked, write_marked
+from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
+from vultus.sampling.best import check_candidates, choose, load_chooser
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
 from vultus.sampling.latents import noise, slerp
 
@@ -95,6 +97,7 @@ class _Face:
     index: int  # of the embedding
     variant: int  # of the noise
     name: str
+    noise: int  # number of its noise; `variant` but for the best of several
 
 
 @checks_arguments
@@ -109,6 +112,7 @@ def generate(
     grid: bool = False,
     dtype: torch.dtype | None = None,
     noise_strength: NoiseStrength = 1.0,
+    best_of: Count = 1,
     mark: bool = True,
     signer: Sign | None = None,
     inputs: Iterable[str | Path] = (),
@@ -128,6 +132,8 @@ def generate(
         dtype: what the generator computes in, float32 if None. Other dtypes and devices round differently.
         noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to the
             average.
+        best_of: draw so many times as many noises and keep the faces that FaceNet finds most like their embedding, at
+            a minimum spread, the best first (see sampling/best.py). 1 takes the first noises.
         mark: add the invisible watermark to every face. False leaves the pixels as generated, which metrics need; the
             metadata name the image as synthetic either way (see images/xmp.py).
         signer: adds a C2PA manifest (images.c2pa.Signer).
@@ -138,6 +144,7 @@ def generate(
     whose photos are the source. Raises UserError otherwise, and before any work if `out` or a number is not valid.
     """
     total = source.count * num
+    check_candidates(best_of, num)
     grid_path = _grid_path(out, total) if grid else None
     out = grid_path.parent if grid_path else _folder(out, "single images")
     folders = [path for path in source.inputs if path.is_dir()]
@@ -147,19 +154,28 @@ def generate(
         check_marked(grid_path)
     make_folder(out)
     model = _model(snapshot)
-    z_dim = snapshot.network.z_dim
+    encoder = load_chooser(snapshot, best_of, num)
     kept: list[Tensor] = []
     number = embeddings = 0
+    at_once = -(-max(1, batch) // STEP) * STEP
     stream = _all_faces(source, num)
     with progress(total, title="generate", unit="face") as bar:
-        while group := list(itertools.islice(stream, -(-max(1, batch) // STEP) * STEP)):
-            z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.variant) for face, _ in group])
-            images = render(snapshot.network, z * noise_strength, torch.stack([c for _, c in group]), dtype)
+        while group := list(itertools.islice(stream, num if encoder else at_once)):
+            faces = [face for face, _ in group]
+            if encoder:  # the faces of one embedding
+                noises, images = best_faces(
+                    snapshot.network, group[0][1], faces[0].index, num, best_of, encoder, seed, noise_strength, dtype
+                )
+                faces = [replace(face, noise=number) for face, number in zip(faces, noises, strict=True)]
+            else:
+                z = torch.cat(
+                    [noise(seed, face.index, 1, snapshot.network.z_dim, variant=face.noise) for face in faces]
+                )
+                images = render(snapshot.network, z * noise_strength, torch.stack([c for _, c in group]), dtype)
             images = _marked(images) if mark else images
             if grid_path:
                 kept.append(images)
             else:
-                faces = [face for face, _ in group]
                 _save_faces(faces, images, out, total, Origin(model, seed), signer, read, overwrite=overwrite)
             number += len(group)
             embeddings = group[-1][0].index + 1
@@ -223,7 +239,10 @@ def save_images(
         return [path]
     folder = make_folder(_folder(out, "single images", remedy=f"for a grid a file {', '.join(WRITABLE)}"))
     places = itertools.product(range(count), range(num))
-    faces = [_Face(number, index, variant, index_name(index, count)) for number, (index, variant) in enumerate(places)]
+    faces = [
+        _Face(number, index, variant, index_name(index, count), variant)
+        for number, (index, variant) in enumerate(places)
+    ]
     paths = []
     for start in range(0, len(flat), STEP):
         part = flat[start : start + STEP]
@@ -232,12 +251,36 @@ def save_images(
     return paths
 
 
+def best_faces(
+    generator: GeneratorNetwork,
+    c: Tensor,
+    index: int,
+    num: int,
+    best_of: int,
+    encoder: Encoder,
+    seed: int,
+    noise_strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    *,
+    first: int = 0,
+) -> tuple[list[int], Tensor]:
+    """The best `num` of `num` x `best_of` faces of embedding `c` [c_dim], number `index`: (numbers of noises, images).
+
+    `first` is the number of the first noise. Images are uint8 [num, 3, R, R]. See `choose` in sampling/best.py.
+    """
+    numbers = range(first, first + num * best_of)
+    z = torch.cat([noise(seed, index, 1, generator.z_dim, variant=number) for number in numbers])
+    images = render(generator, z * noise_strength, c.expand(len(z), -1), dtype)
+    rows = choose(images, c, num, encoder)
+    return [numbers[row] for row in rows.tolist()], images[rows]
+
+
 def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[_Face, Tensor]]:
     index = 0
     for names, c in source.chunks:
         for name, row in zip(names, c, strict=True):
             for variant in range(num):
-                yield _Face(index * num + variant, index, variant, name), row
+                yield _Face(index * num + variant, index, variant, name, variant), row
             index += 1
 
 
@@ -257,7 +300,7 @@ def _save_faces(
     for face, image in zip(faces, images, strict=True):
         folder = make_folder(out / f"{face.number // PER_FOLDER:04d}") if total > PER_FOLDER else out
         paths.append(folder / f"{face.name}_{face.variant}.png")
-        about = Origin(origin.model, origin.seed, f"embedding {face.index}, noise {face.variant}")
+        about = Origin(origin.model, origin.seed, f"embedding {face.index}, noise {face.noise}")
         picture = to_pil(image)
         save_marked(picture, paths[-1], about, watermark=False, signer=signer, inputs=inputs, overwrite=overwrite)
     return paths

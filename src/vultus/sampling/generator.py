@@ -16,9 +16,10 @@ from vultus.errors import UserError
 from vultus.models.hub import fetch
 from vultus.models.onnx_runtime import is_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
+from vultus.sampling.best import load_chooser
 from vultus.sampling.conditioning import check_population
 from vultus.sampling.embedding_files import normalise_rows
-from vultus.sampling.generate import render
+from vultus.sampling.generate import best_faces, render
 from vultus.sampling.latents import noise, sample_identities
 
 
@@ -54,7 +55,13 @@ class Generator(Snapshot):
 
     @checks_arguments
     def sample(
-        self, c: Tensor | npt.ArrayLike, *, num: Count = 1, seed: Seed = 0, noise_strength: NoiseStrength = 1.0
+        self,
+        c: Tensor | npt.ArrayLike,
+        *,
+        num: Count = 1,
+        seed: Seed = 0,
+        noise_strength: NoiseStrength = 1.0,
+        best_of: Count = 1,
     ) -> Tensor:
         """Generate `num` faces of each embedding: uint8 [N, num, 3, R, R] on the CPU.
 
@@ -64,14 +71,23 @@ class Generator(Snapshot):
             seed: of the noise. The same seed gives the same faces.
             noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to
                 the average, at 0 they are equal.
+            best_of: draw so many times as many noises and keep the faces that FaceNet finds most like their embedding,
+                at a minimum spread, the best first. num x best_of is at most 1,024. 1 takes the first noises.
 
         Face [i, k] depends on (snapshot, c[i], seed, i, k) alone, and is the face INDEX_VARIANT.png that
         `vultus generate --embeddings FILE --num N --seed S --no-mark` writes for the same embeddings.
 
         Raises UserError for embeddings of another shape, rows that are not finite or all zero, a `num` below 1, another
-        noise_strength, and where the generator's output is not finite.
+        noise_strength, where the generator's output is not finite, and with `best_of` where FaceNet's weights are
+        missing or the embeddings are of another encoder.
         """
         rows = self._rows(c)
+        if encoder := load_chooser(self, best_of, num):
+            parts = [
+                best_faces(self.network, row, index, num, best_of, encoder, seed, noise_strength)[1]
+                for index, row in enumerate(rows)
+            ]
+            return torch.stack(parts) if parts else render(self.network, rows[:, :0], rows).unflatten(0, (0, num))
         variants = [noise(seed, 0, len(rows), self.z_dim, variant=variant) for variant in range(num)]
         z = torch.stack(variants, 1).flatten(0, 1) * noise_strength
         return render(self.network, z, rows.repeat_interleave(num, 0)).unflatten(0, (len(rows), num))

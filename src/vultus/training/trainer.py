@@ -47,7 +47,8 @@ from vultus.training.validation import failure
 
 Evaluator = tuple[str, Callable[[GeneratorNetwork], dict[str, float]], int]  # name, function, every_nimg
 PREFETCHED = 3  # batches that are decoded ahead
-YOUNG = 3  # validations, before which an untrained network is not called failed
+FAILED = 3  # validations one after the other that say that a training fails, before it is said
+SETTLED = 5000  # images, before which a network is not called failed; `tiny` follows its embeddings from 2,400 on
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def _loop(
     config, batch, device = run.config, run.config.optim.batch, run.device
     earlier = run.seconds
     start = time.monotonic() - earlier
+    failed = _Failed(run)
     samples = SampleGrid.of_dataset(run.dataset, run.out / "samples", config.generator.z_dim)
     session = _session(run, track)
     source = batches(
@@ -149,7 +151,7 @@ def _loop(
     ):
         if run.cur_nimg == 0:
             _draw(run, samples, log)
-            _validate(run, evaluators, log)
+            _validate(run, evaluators, log, failed)
         window = StatisticsWindow(run.cur_nimg)
         for nimg, item in window.waiting(prefetched):
             run.model.budget_used = budget.used(run.cur_nimg, run.seconds)
@@ -174,7 +176,7 @@ def _loop(
             if save or run.due(config.sample_every_nimg):
                 _draw(run, samples, log)
             if not received:
-                _validate(run, [each for each in evaluators if last or run.due(each[2])], log)
+                _validate(run, [each for each in evaluators if last or run.due(each[2])], log, failed)
             if last:
                 if not received:
                     log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
@@ -203,13 +205,30 @@ def _draw(run: RunState, samples: SampleGrid, log: RunLog) -> None:
     log.image("progress", samples.strip(run.cur_nimg), run.cur_nimg)
 
 
-def _validate(run: RunState, evaluators: Sequence[Evaluator], log: RunLog) -> None:
+class _Failed:
+    """The warning that a training fails, printed once."""
+
+    def __init__(self, run: RunState) -> None:
+        self._run, self._said, self._count = run, False, dict[str, int]()
+
+    def check(self, name: str, metrics: dict[str, float], every_nimg: int) -> None:
+        """Warn if these metrics and those of the validations before say so."""
+        reason = failure(metrics)
+        self._count[name] = self._count.get(name, 0) + 1 if reason else 0
+        settled = self._run.cur_nimg >= max(FAILED * every_nimg, SETTLED)
+        if not self._said and settled and self._count[name] >= FAILED:
+            self._said = True
+            message(
+                f"vultus: warning: {self._run.out}: after {self._run.cur_nimg} images, {reason}; lower --optim.lr in a "
+                f"new --out"
+            )
+
+
+def _validate(run: RunState, evaluators: Sequence[Evaluator], log: RunLog, failed: _Failed) -> None:
     for name, function, every_nimg in evaluators:
         metrics = function(run.model.G_ema)
         log.log(metrics, run.cur_nimg, name)
-        reason = failure(metrics)
-        if reason and run.cur_nimg >= YOUNG * every_nimg:
-            message(f"vultus: warning: {run.out}: {reason}; lower --optim.lr in a new --out")
+        failed.check(name, metrics, every_nimg)
 
 
 def _show(run: RunState, line: dict[str, float], budget: Budget, bar: Progress) -> None:

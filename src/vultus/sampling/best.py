@@ -1,0 +1,79 @@
+"""The best faces of an embedding: of many noises, those whose faces the encoder of the condition finds most alike."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vultus.errors import UserError
+from vultus.images.io import to_x
+from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.snapshot import Snapshot
+from vultus.sampling.conditioning import check_encoder
+
+MOST = 1024  # candidates of one embedding, which are in memory at once
+SPREAD = 0.9  # of the median difference between two candidates; nearer faces count as the same one
+RELAXED = 0.8  # factor of that limit where too few faces are left
+SIDE = 32  # pixels, of the images that are compared
+BATCH = 16  # faces to a call of the encoder, the last call padded: other sizes round differently
+
+
+def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
+    """The encoder that chooses `num` faces of `num` x `best_of`; None for 1.
+
+    It computes in float32 on the device of the snapshot. Raises UserError for too many candidates, a snapshot whose
+    embeddings are of another encoder, and missing weights.
+    """
+    if best_of == 1:
+        return None
+    check_candidates(best_of, num)
+    check_encoder(snapshot)
+    device = next(snapshot.network.parameters()).device
+    try:
+        return load_facenet(device=device, dtype=torch.float32)
+    except UserError as error:
+        raise UserError(f"--best-of needs FaceNet's weights to choose faces: {error}") from None
+
+
+def check_candidates(best_of: int, num: int) -> None:
+    """Raise UserError where one embedding has more than MOST candidates."""
+    if best_of > 1 and best_of * num > MOST:
+        raise UserError(
+            f"--best-of {best_of} of {num} faces is {best_of * num} candidates of one embedding; {MOST} is the most, "
+            f"lower --best-of or the number of faces"
+        )
+
+
+@torch.inference_mode()
+def choose(images: Tensor, c: Tensor, num: int, encoder: Encoder) -> Tensor:
+    """The rows of the `num` best faces, int64 [num], the best first.
+
+    Args:
+        images: candidates, uint8 [M, 3, R, R], M >= num.
+        c: their embedding [c_dim], unit norm.
+        encoder: on any device; the score of a face is the cosine of its embedding to `c`.
+
+    Faces are taken in the order of their scores; one that is nearer to a face already taken than SPREAD times the
+    median difference between two candidates is passed over. The difference is the RMS of pixels, as in the metric
+    `diversity_noise_rms`, of images reduced to SIDE. If too few faces are left, the limit is lowered.
+    """
+    parameter = next(iter(encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    scores = []
+    for part in images.split(BATCH):
+        padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
+        scores.append(encoder.embed(to_x(padded.to(device)))[: len(part)].float().cpu() @ c.float().cpu())
+    order = torch.cat(scores).argsort(descending=True, stable=True).tolist()
+    small = F.adaptive_avg_pool2d(to_x(images.cpu()), min(SIDE, images.shape[-1])).flatten(1).double()
+    difference = torch.cdist(small, small, compute_mode="donot_use_mm_for_euclid_dist") / small.shape[1] ** 0.5
+    pairs = difference[tuple(torch.triu_indices(len(images), len(images), 1))]
+    limit = SPREAD * float(pairs.median()) if len(pairs) else 0.0
+    while True:
+        kept: list[int] = []
+        for row in order:
+            if len(kept) < num and all(float(difference[row, other]) >= limit for other in kept):
+                kept.append(row)
+        if len(kept) == num:
+            return torch.tensor(kept)
+        limit = limit * RELAXED if limit > 1e-6 else 0.0
