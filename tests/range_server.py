@@ -1,9 +1,9 @@
 """A file server on loopback that answers range requests, and fails as a network does.
 
-    with RangeServer(folder) as server:
-        server.faults["train-0.parquet"] = ["reset", "503"]   # of the next requests for this file, one each
-        server.always["train-1.parquet"] = "503"              # of all requests for this file
-        server.address                                        # http://127.0.0.1:PORT
+with RangeServer(folder) as server:
+    server.faults["train-0.parquet"] = ["reset", "503"]   # of the next requests for this file, one each
+    server.always["train-1.parquet"] = "503"              # of all requests for this file
+    server.address                                        # http://127.0.0.1:PORT
 """
 
 from __future__ import annotations

@@ -145,18 +145,18 @@ class Blocks:
     def submit(self, block: Block) -> Future[LoadedBlock]:
         """Load a block in a thread. Its result raises Broken, and UserError."""
         future: Future[LoadedBlock] = Future()
+        stopped = self._stopped
 
         def run() -> None:
             with self._reading:
                 try:
-                    future.set_result(self.load(block))
+                    future.set_result(self.load(block, stopped))
                 except BaseException as error:
                     future.set_exception(error)
 
         # A thread that hangs in a network read is a daemon: it ends with the process.
         thread = threading.Thread(target=run, name="vultus-stream", daemon=True)
         self._threads = [*(each for each in self._threads if each.is_alive()), thread]
-        self._stopped.clear()
         thread.start()
         return future
 
@@ -165,10 +165,10 @@ class Blocks:
         self._stopped.set()
         for thread in self._threads:
             thread.join(timeout=5 / len(self._threads))
-        self._threads = []
+        self._threads, self._stopped = [], threading.Event()
 
-    def load(self, block: Block) -> LoadedBlock:
-        """Read, decode and embed a block. Raises Broken, and UserError."""
+    def load(self, block: Block, stopped: threading.Event | None = None) -> LoadedBlock:
+        """Read, decode and embed a block. Raises Broken, also when `stopped` is set, and UserError."""
         if block.shard in self._failed:
             raise self._failed[block.shard]
         try:
@@ -183,7 +183,7 @@ class Blocks:
         parts = [np.empty((0, int(self.encoder.entry["dim"])), np.float32)]
         again = False
         for row, crops in enumerate(self._crops(items)):
-            if self._stopped.is_set():
+            if stopped is not None and stopped.is_set():
                 raise Broken(self.opened[block.shard].name, "the training has ended")
             images.append(crops.jpeg if isinstance(crops, Crops) else None)
             if isinstance(crops, Unusable):
