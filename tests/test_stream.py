@@ -287,7 +287,8 @@ def test_the_cache_drops_what_others_left(tmp_path: Path) -> None:
     folder = tmp_path / "values"
     value = {"a": np.zeros(1000, np.float32)}
     old = Cache(10_000, folder=folder)
-    assert old.put("aa-first", value) and old.put("aa-second", value)
+    assert old.put("aa-first", value)
+    assert old.put("aa-second", value)
     os.utime(next(folder.rglob("*first*")), (0, 0))
     new = Cache(9_500, folder=folder)
     assert new.put("bb-third", value)
@@ -317,7 +318,8 @@ def test_faults_are_named_and_tried_again(faces: Path, capsys: pytest.CaptureFix
     for number, reason in enumerate(("connection lost", "HTTP 503 Service Unavailable", "no data for 0.2 s", "trunc")):
         found = [line for line in lines if line.startswith(f"{address}/train-{number}.parquet: {reason}")]
         assert len(found) == 2, (reason, lines)
-        assert "trying again in 0.0" in found[0] and "(1 of 2)" in found[0]
+        assert "trying again in 0.0" in found[0]
+        assert "(1 of 2)" in found[0]
 
 
 def test_a_body_that_trickles_is_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,8 +385,8 @@ def test_a_file_that_cannot_be_opened_is_skipped(faces: Path, tmp_path: Path, ca
     (entry,) = read_json(tmp_path / "run" / "stream.json")["skipped"]["unopened"]
     assert entry["name"] == "train-1.parquet"
     assert "train-1.parquet: not Parquet that can be read" in capsys.readouterr().err
+    (faces / "test-0.parquet").write_bytes(b"PAR1 no Parquet PAR1")
     with pytest.raises(UserError, match=r"test-0\.parquet: .*; it holds the people for validation"):
-        (faces / "test-0.parquet").write_bytes(b"PAR1 no Parquet PAR1")
         stream(faces)
 
 
@@ -395,11 +397,14 @@ def test_a_network_that_is_gone_ends_the_run_which_resumes(faces: Path, tmp_path
         for place in dataset._shards.places:
             place.file._tail = b""
         taken: list[str] = []
-        source = batches(dataset.with_split("train", seed=1), batch=4, cur_nimg=0, seed=1)
-        with pytest.raises(UserError, match=r"no other file of http.* can be read either: check the network"):
-            for _, item in source:
-                taken += item.keys
+
+        def take() -> None:
+            for _, item in batches(dataset.with_split("train", seed=1), batch=4, cur_nimg=0, seed=1):
+                taken.extend(item.keys)
                 server.always = {f"train-{number}.parquet": "503" for number in range(4)}
+
+        with pytest.raises(UserError, match=r"no other file of http.* can be read either: check the network"):
+            take()
         assert 0 < len(taken) < 40
         assert taken == expected[: len(taken)]
         assert not dataset.record.shards
@@ -581,7 +586,9 @@ def test_a_web_folder_a_list_and_a_file(faces: Path) -> None:
             name: stream(f"{server.address}/{name}").manifest["counts"]["splits"]["train"]["images"]
             for name in ("", "train-*.parquet", "files.txt")
         }
-        assert counts[""] == 40 and counts["files.txt"] == 10 and 30 < counts["train-*.parquet"] <= 40
+        assert counts[""] == 40
+        assert counts["files.txt"] == 10
+        assert 30 < counts["train-*.parquet"] <= 40
         assert stream(f"{server.address}/train-3.parquet", split="train", test_fraction=0.0).name.endswith("t")
         with pytest.raises(UserError, match=r"wrong\.txt: not a Parquet file and not a list of them"):
             stream(f"{server.address}/wrong.txt")

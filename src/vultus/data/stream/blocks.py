@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class StreamEncoder:
     def __init__(self, encoder: CropEncoder | None, device: str, begun: dict[str, Any] | None = None) -> None:
         self.device = device
         self._encoder = encoder
+        self._error: UserError | None = None
         self._lock = threading.Lock()
         kind: Any = FaceNet if encoder is None else encoder
         self.size, self.crop = int(kind.size), float(kind.crop)
@@ -86,7 +88,13 @@ class StreamEncoder:
         """Embeddings float32 [N, dim] of the crops of N photos. One thread at a time computes."""
         with self._lock:
             if self._encoder is None:
-                facenet = load_facenet(device=self.device, dtype=DTYPES[self.entry["dtype"]])
+                if self._error is not None:
+                    raise self._error
+                try:
+                    facenet = load_facenet(device=self.device, dtype=DTYPES[self.entry["dtype"]])
+                except UserError as error:  # not tried again for each block
+                    self._error = error
+                    raise
                 if encoder_entry(facenet) != self.entry:
                     raise UserError(
                         "the run was begun with other FaceNet weights (sha256 "
@@ -150,6 +158,8 @@ class Blocks:
         def run() -> None:
             with self._reading:
                 try:
+                    if stopped.is_set():
+                        raise Broken(self.opened[block.shard].name, "the training has ended")
                     future.set_result(self.load(block, stopped))
                 except BaseException as error:
                     future.set_exception(error)
@@ -166,6 +176,14 @@ class Blocks:
         for thread in self._threads:
             thread.join(timeout=5 / len(self._threads))
         self._threads, self._stopped = [], threading.Event()
+
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """A context at whose end no thread is at work any more."""
+        try:
+            yield
+        finally:
+            self.stop()
 
     def load(self, block: Block, stopped: threading.Event | None = None) -> LoadedBlock:
         """Read, decode and embed a block. Raises Broken, also when `stopped` is set, and UserError."""

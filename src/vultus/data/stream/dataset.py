@@ -308,7 +308,8 @@ class StreamedDataset(PreparedDataset):
         known = {number: self._blocks.embeddings(self._chosen[number]) for number in self._first_blocks()}
         futures = {number: self._blocks.submit(self._chosen[number]) for number in known if known[number] is None}
         photos = sum(len(self._chosen[number].rows) for number in futures)
-        with progress(photos, title="first photos of the stream") if futures else contextlib.nullcontext() as shown:
+        bar = progress(photos, title="first photos of the stream") if futures else contextlib.nullcontext()
+        with bar as shown, self._blocks.ended():
             for number, found in known.items():
                 if found is None:
                     try:

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vultus.errors import UserError
 
 TAIL = 1 << 16  # bytes at the end that are read at once: they hold the footer of most Parquet files
 CHUNK = 1 << 16
+GAP = 1 << 16  # bytes between two spans, up to which one request fetches both
 SLOWEST = 1 << 14  # bytes in the time limit, below which a connection counts as stalled
 LONGEST = 60.0  # seconds between two attempts, at most
 AGAIN = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may pass
@@ -256,11 +257,26 @@ class LocalFile:
 
 
 class Reader(io.RawIOBase):
-    """A file of ranges as a file object, which pyarrow reads. `error` is what its last read raised."""
+    """A file of ranges as a file object, which pyarrow reads. `error` is what its last read raised.
 
-    def __init__(self, file: RemoteFile | LocalFile) -> None:
+    Args:
+        file: see above.
+        spans: (start, end) of what will be read. They are fetched at once, those near one another by one request, so
+            that no request is made from within pyarrow, whose threads must not wait when the program ends.
+    """
+
+    def __init__(self, file: RemoteFile | LocalFile, spans: Sequence[tuple[int, int]] = ()) -> None:
         self._file = file
         self._position = 0
+        self._held: list[tuple[int, bytes]] = []
+        merged: list[list[int]] = []
+        for start, end in sorted(spans):
+            if merged and start - merged[-1][1] <= GAP:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([start, end])
+        for start, end in merged:
+            self._held.append((start, file.read(start, end)))
         self._lock = threading.Lock()
         self.error: Exception | None = None
 
@@ -287,12 +303,18 @@ class Reader(io.RawIOBase):
         with self._lock:
             end = self._file.size if size < 0 else self._position + size
             try:
-                data = self._file.read(self._position, end)
+                data = self._read(self._position, end)
             except Exception as error:
                 self.error = error
                 raise
             self._position += len(data)
             return data
+
+    def _read(self, start: int, end: int) -> bytes:
+        for first, data in self._held:
+            if first <= start and end <= first + len(data):
+                return data[start - first : end - first]
+        return self._file.read(start, end)
 
 
 def changed(name: str, before: str, now: str) -> UserError:

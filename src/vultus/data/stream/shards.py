@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -132,9 +132,9 @@ class Shards:
     def _read_footer(self, place: Place) -> pq.FileMetaData:
         return self._parquet(place, lambda reader: pq.read_metadata(reader))
 
-    def _parquet(self, place: Place, read: Any) -> Any:
-        """What `read` makes of a file object. Raises Broken for what pyarrow cannot read, and UserError."""
-        reader = Reader(place.file)
+    def _parquet(self, place: Place, read: Any, spans: Sequence[tuple[int, int]] = ()) -> Any:
+        """What `read` makes of a file object that holds `spans`. Raises Broken and UserError."""
+        reader = Reader(place.file, spans)
         try:
             return read(reader)
         except (Broken, UserError):
@@ -184,24 +184,27 @@ class Shards:
         return missing
 
     def _column(self, shard: Shard, name: str) -> list[Any]:
-        def read(reader: Reader) -> pa.Table:
-            file = pq.ParquetFile(reader, metadata=self._footer(shard.place), pre_buffer=True)
-            return file.read(columns=[name], use_threads=False)
+        metadata = self._footer(shard.place)
 
-        return self._parquet(shard.place, read).column(0).to_pylist()
+        def read(reader: Reader) -> pa.Table:
+            return pq.ParquetFile(reader, metadata=metadata).read(columns=[name], use_threads=False)
+
+        spans = _spans(metadata, range(metadata.num_row_groups), [name])
+        return self._parquet(shard.place, read, spans).column(0).to_pylist()
 
     # --- the rows ----------------------------------------------------------------------------------------------------
 
     def items(self, shard: Shard, group: int, rows: npt.NDArray[np.int64]) -> list[Item]:
         """The photos of these rows of a row group, by their numbers in it. Raises Broken and UserError."""
         image, identity = self.columns
+        wanted = [image] if identity is None else [image, identity]
+        metadata = self._footer(shard.place)
 
         def read(reader: Reader) -> pa.Table:
-            file = pq.ParquetFile(reader, metadata=self._footer(shard.place), pre_buffer=True)
-            wanted = [image] if identity is None else [image, identity]
+            file = pq.ParquetFile(reader, metadata=metadata)
             return file.read_row_group(group, columns=wanted, use_threads=False).take(rows)
 
-        table = self._parquet(shard.place, read)
+        table = self._parquet(shard.place, read, _spans(metadata, [group], wanted))
         before = sum(shard.groups[:group])
         names = [None] * len(rows) if identity is None else table.column(identity).to_pylist()
         items = []
@@ -221,6 +224,20 @@ class _Footer:
     name: str
     schema: pa.Schema
     groups: list[int]
+
+
+def _spans(metadata: pq.FileMetaData, groups: Iterable[int], columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the values of these columns, or fields of columns, are in the file."""
+    spans = []
+    for number in groups:
+        group = metadata.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                start = min(start, chunk.data_page_offset)
+                spans.append((start, start + chunk.total_compressed_size))
+    return spans
 
 
 def _text(value: Any) -> str | None:
