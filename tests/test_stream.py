@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import pytest
 import torch
 
 from range_server import RangeServer
+from stand_in_hub import Hub
 from test_prepare import TinyEncoder
 from test_sources import png, write_parquet
 from test_train import assert_same, losses, state
@@ -573,7 +577,7 @@ def test_what_cannot_be_streamed_is_refused_in_a_line(
     assert main(["train", "--preset", "tiny", "--out", str(tmp_path / "run"), *given]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("vultus: error: ")
-    assert pytest.importorskip("re").search(message, error), error
+    assert re.search(message, error), error
     assert "\n" not in error
     assert not (tmp_path / "run").exists()
 
@@ -596,3 +600,70 @@ def test_a_web_folder_a_list_and_a_file(faces: Path) -> None:
             stream(f"{server.address}/x*.parquet")
         with pytest.raises(UserError, match=r"nothing\.parquet: HTTP 404"):
             stream(f"{server.address}/nothing.parquet")
+
+
+HUB = """
+import contextlib, io, json, sys
+import huggingface_hub
+from test_stream import keys, stream
+from vultus.cli.main import main
+
+def error(data):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
+        code = main(["train", "--preset", "tiny", "--data", data, "--out", "run", "--retries", "0"])
+    return [code, stderr.getvalue()]
+
+dataset = stream("hf://user/faces")
+held = dataset.with_split("test")
+print(json.dumps([dataset.manifest["stream"], sorted(keys(dataset, 10)), held.batch(range(len(held))).keys]))
+print(json.dumps(stream("hf://datasets/user/faces@" + "a" * 40).manifest["counts"]))
+print(json.dumps([error("hf://user/wrong"), error("hf://user/gated"), error("hf://user/photos")]))
+print("ready", flush=True)
+sys.stdin.readline()
+huggingface_hub.close_session()  # which has connections that are still open
+print(json.dumps([error("hf://user/faces")]))
+"""
+
+
+def test_the_hub(faces: Path, tmp_path: Path) -> None:
+    """In a separate process, because huggingface_hub reads its address when it is imported."""
+    for file in faces.glob("*.parquet"):
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        number = file.stem.partition("-")[2]
+        file.rename(tmp_path / "hub" / "data" / file.name.replace(number, f"{int(number):05d}-of-00004"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("RootedHub", (Hub,), {"root": tmp_path / "hub"}))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    environment = known | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": os.pathsep.join([str(SRC), str(TESTS)]),
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-c", HUB]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lines = list(iter(process.stdout.readline, "ready\n"))
+        server.shutdown()
+        server.server_close()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        lines += list(process.stdout)
+    described, counts, refused, offline = [json.loads(line) for line in lines]
+    entry, found, held = described
+    assert (entry["revision"], entry["files"], entry["split"]) == ("a" * 40, 5, "of the source")
+    assert found == sorted(of_files(0, 1, 2, 3))
+    assert sorted(held) == [f"{40 + row:06d}.png" for row in range(8)]
+    assert counts["splits"]["train"]["images"] == 40
+    reasons = ["no such data set on the hub", "access to this data set is restricted", "no such data set", "can't be o"]
+    for (code, message), reason in zip([*refused, *offline], reasons, strict=True):
+        assert code == 2
+        assert message.startswith("vultus: error: hf://user/")
+        assert reason in message
+        assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
