@@ -17,6 +17,7 @@ from vultus._ranges import Epochs, Hours, Images, checks_arguments
 from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, check_config, merged, train_config, with_method
 from vultus.data.dataset import PreparedDataset
+from vultus.data.sources import is_on_hub
 from vultus.data.stream.dataset import StreamedDataset
 from vultus.data.stream.options import StreamOptions, option_name
 from vultus.data.stream.places import is_streamed
@@ -119,7 +120,12 @@ def open_data(
     if not is_streamed(data):
         for name in stream:
             raise UserError(f"{option_name(name)} is an option of a stream, but {data} is not one; leave it out")
-        return PreparedDataset(data, None)
+        try:
+            return PreparedDataset(data, None)
+        except UserError as error:
+            if not Path(data).exists() and is_on_hub(str(data)):
+                raise UserError(f"{error}; for a data set on the hub, give --data hf://{data}") from None
+            raise
     options = StreamOptions.of(stream)
     if options.resolution is None:
         config = base_config(preset, out=out, resolution=None, images=None)
