@@ -389,6 +389,10 @@ def test_a_file_that_cannot_be_opened_is_skipped(faces: Path, tmp_path: Path, ca
     (entry,) = read_json(tmp_path / "run" / "stream.json")["skipped"]["unopened"]
     assert entry["name"] == "train-1.parquet"
     assert "train-1.parquet: not Parquet that can be read" in capsys.readouterr().err
+    write_parquet(faces / "train-1.parquet", [2] * 10, first=10)  # repaired; the run goes on without it
+    resumed = stream(faces, begun=tmp_path / "run")
+    run(resumed, tmp_path / "run", 16)
+    assert set(keys(resumed, 10)) == of_files(0, 2, 3)
     (faces / "test-0.parquet").write_bytes(b"PAR1 no Parquet PAR1")
     with pytest.raises(UserError, match=r"test-0\.parquet: .*; it holds the people for validation"):
         stream(faces)

@@ -229,6 +229,7 @@ def run(
         )
     finally:
         if isinstance(dataset, StreamedDataset):
+            dataset.close()
             for note in dataset.record.notes():
                 message(f"note: {note}")
 

@@ -146,6 +146,7 @@ class Blocks:
         self.computed = 0  # embeddings that were not in the cache
         self._pool = ThreadPoolExecutor(workers, "vultus-decode") if workers else None
         self._reading = threading.Semaphore(READING)
+        self._busy: dict[tuple[int, int], threading.Lock] = {}
         self._failed: dict[int, Broken] = {}  # by shard: it is not asked again in this process
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -194,6 +195,11 @@ class Blocks:
         except Broken as error:
             self._failed[block.shard] = error
             raise
+        with self._busy.setdefault((block.shard, block.group), threading.Lock()):
+            # The end of a pass and the beginning of the next may need the same block: it is embedded once.
+            return self._embedded(block, items, stopped)
+
+    def _embedded(self, block: Block, items: Sequence[Item], stopped: threading.Event | None) -> LoadedBlock:
         cached = self._cached(block)
         images: list[bytes | None] = []
         unusable: dict[int, str] = {}

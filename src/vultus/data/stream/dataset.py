@@ -73,7 +73,7 @@ class StreamedDataset(PreparedDataset):
         self.source, self.options, self.resolution = str(source), options, options.resolution
         self.folder = Path(self.source)
         before = read_record(begun) if begun is not None else None
-        attempts = Attempts(options.timeout, options.retries, options.pause)
+        attempts = self._attempts = Attempts(options.timeout, options.retries, options.pause)
         revision = before["revision"] if before and before["source"] == self.source else None
         places = find_places(self.source, attempts, revision=revision)
         unopened = before["skipped"]["unopened"] if before else []
@@ -201,6 +201,11 @@ class StreamedDataset(PreparedDataset):
                 f"note: {self.source} has row groups of up to {largest} rows; {self.options.mix} of them are in memory "
                 "at a time: lower --mix, or write the files with smaller row groups"
             )
+
+    def close(self) -> None:
+        """End what is still read. Nothing can be read afterwards but what is in memory."""
+        self._attempts.stopped.set()
+        self._blocks.stop()
 
     def check_begun(self, folder: Path) -> None:
         """Raise UserError, which names the option or the file, if the run in `folder` was begun on something else."""

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Attempts:
     timeout: float = 30.0
     retries: int = 5
     pause: float = 0.5
+    stopped: threading.Event = field(default_factory=threading.Event)  # when set, nothing is tried again
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
@@ -132,13 +133,13 @@ class RemoteFile:
             try:
                 return fetch()
             except _Fault as fault:
-                if attempt == self.attempts.retries:
+                if attempt == self.attempts.retries or self.attempts.stopped.is_set():
                     raise Broken(self.name, str(fault)) from None
                 # The pause varies, so that many readers do not come back at the same moment.
                 wait = min(LONGEST, max(fault.wait, pause * random.uniform(0.8, 1.2)))
                 again = f"trying again in {wait:.2g} s ({attempt + 1} of {self.attempts.retries})"
                 message(f"{self.name}: {fault}; {again}")
-                time.sleep(wait)
+                self.attempts.stopped.wait(wait)
                 pause *= 2
         raise AssertionError
 
@@ -185,7 +186,7 @@ class RemoteFile:
         end = min(end, self.size)
         parts, length = [], 0
         window, in_window = time.monotonic(), 0
-        while length < end - start and (chunk := response.read1(CHUNK)):
+        while length < end - start and not self.attempts.stopped.is_set() and (chunk := response.read1(CHUNK)):
             parts.append(chunk)
             length, in_window = length + len(chunk), in_window + len(chunk)
             if time.monotonic() - window > self.attempts.timeout:
