@@ -18,7 +18,6 @@ def prepare_command(arguments: Sequence[str]) -> int:
         "source",
         type=str,
         help="folder of photos, Parquet files, or a Hugging Face data set (user/name, hf://user/name[@revision])",
-    ,
     )
     parser.add_argument("--out", type=str, required=True, help="folder to write; an interrupted run is resumed")
     parser.add_argument(
