@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,10 +174,12 @@ class Blocks:
 
     def stop(self) -> None:
         """End the threads; one that waits for the network is left behind."""
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join(timeout=5 / len(self._threads))
-        self._threads, self._stopped = [], threading.Event()
+        threads, self._threads = self._threads, []
+        stopped, self._stopped = self._stopped, threading.Event()
+        stopped.set()
+        end = time.monotonic() + 5
+        for thread in threads:
+            thread.join(timeout=max(0.0, end - time.monotonic()))
 
     @contextlib.contextmanager
     def ended(self) -> Iterator[None]:
