@@ -62,3 +62,19 @@ def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:
         next(values)
     assert closed.is_set()
     assert threading.active_count() == before
+
+
+def test_a_consumer_that_waits_can_be_released() -> None:
+    """The values that are there already come first."""
+    release = threading.Event()
+
+    def source() -> Generator[int, None, None]:
+        yield from (1, 2)
+        release.wait(10)
+
+    ended = [False]
+    with Prefetch(source(), 5, ended=lambda: ended[0]) as values:
+        assert next(values) == 1
+        ended[0] = True
+        assert list(values) == [2]
+        release.set()

@@ -430,8 +430,9 @@ for name in sys.argv[1:]:
 
 
 def test_hub_streams_resumes_and_reports_in_one_line(forks: Forks, tmp_path: Path, hub: str) -> None:
-    names = ("user/faces", "user/wrong", "user/gated", "user/faces#who")
-    faces, wrong, gated, column = read_hub(forks, tmp_path, hub, *names)
+    names = ("user/faces", "user/wrong", "user/gated", "user/faces#who", f"hf://user/faces@{SHA}")
+    faces, wrong, gated, column, address = read_hub(forks, tmp_path, hub, *names)
+    assert address == faces
     assert faces["identities"] == "column celeb_id"
     assert column["error"].startswith(
         "user/faces, split test: --id-column who: no such column; it has image (struct), "

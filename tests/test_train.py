@@ -5,21 +5,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vultus.cli.main import main
 from vultus.config import LoaderConfig, OptimConfig, TrainConfig, to_dict
-from vultus.errors import UserError
+from vultus.data.dataset import Batch, PreparedDataset, batches
+from vultus.errors import Stopped, UserError
 from vultus.models import facenet as facenet_module
 from vultus.models.facenet import FaceNet
 from vultus.models.snapshot import load_snapshot
 from vultus.presets import get_preset
+from vultus.training import trainer
 from vultus.training.checkpoint import load_checkpoint
 from vultus.training.gan import GAN
 from vultus.training.trainer import Budget, train
@@ -372,3 +376,25 @@ def test_validation_distinguishes_one_face_from_many(tiny_dataset: Callable[...,
     assert many["identity_facenet"] > 0.99
     assert one["alike"] == pytest.approx(1.0, abs=1e-4)
     assert many["alike"] < 0.9
+
+
+def test_stopped_while_it_waits_for_data(
+    tiny_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the network of a stream stalls: the steps before are in a checkpoint."""
+    release = threading.Event()
+
+    def stalls(dataset: PreparedDataset, **options: Any) -> Generator[tuple[int, Batch], None, None]:
+        source = batches(dataset, **options)
+        yield from (next(source) for _ in range(3))
+        os.kill(os.getpid(), signal.SIGTERM)
+        release.wait(10)
+
+    monkeypatch.setattr(trainer, "batches", stalls)
+    timer = threading.Timer(0.5, release.set)
+    timer.start()
+    with pytest.raises(Stopped):
+        train(TINY, data=tiny_dataset(), out=tmp_path / "run", budget=Budget(total_nimg=400))
+    timer.join()
+    assert state(tmp_path / "run")["cur_nimg"] in (4, 8, 12)
+    assert (tmp_path / "run" / "snapshot.safetensors").exists()

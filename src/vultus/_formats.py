@@ -15,6 +15,8 @@ from vultus.errors import UserError
 VERSIONS = {
     "prepared data set": 1,  # manifest.json, key `schema`
     "shard check": 1,  # shards/*.json of the user's cache folder, key `format`; of another version it is not used
+    "stream record": 1,  # stream.json of a run folder, key `format`
+    "stream cache": 1,  # increased when the values that the same photos have in the cache of a stream change
     "run config": 2,  # config.json of a run folder, key `format`; 1 had none
     "checkpoint": 2,  # checkpoint-*.pt, key `format`; 1 had none
     "snapshot": 1,  # snapshot.safetensors, metadata key `format`

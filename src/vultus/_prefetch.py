@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -17,8 +17,12 @@ class Prefetch(Generic[T]):
     A context manager: its end stops the thread and closes `source`, also if values remain.
     """
 
-    def __init__(self, source: Generator[T, None, None], count: int) -> None:
-        """The thread starts when the context is entered."""
+    def __init__(
+        self, source: Generator[T, None, None], count: int, *, ended: Callable[[], bool] | None = None
+    ) -> None:
+        """The thread starts when the context is entered. When `ended` is true while the consumer waits, it gets no more
+        values."""
+        self._ended = ended
         self._source = source
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
         self._stopped = threading.Event()
@@ -36,10 +40,18 @@ class Prefetch(Generic[T]):
         self._thread.join(timeout=5)
 
     def _values(self) -> Iterator[T]:
-        while (entry := self._queue.get()) is not None:
+        while (entry := self._get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
             yield entry[0]
+
+    def _get(self) -> tuple[T] | BaseException | None:
+        while self._ended is not None:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=0.2)
+            if self._ended():
+                return None
+        return self._queue.get()
 
     def _run(self) -> None:
         last: BaseException | None = None

@@ -14,7 +14,11 @@ from vultus.cli.options import ArgumentParser
 def prepare_command(arguments: Sequence[str]) -> int:
     """Prepare a data set for training."""
     parser = ArgumentParser(prog="vultus prepare", exit_on_error=False, description="Prepare a data set for training.")
-    parser.add_argument("source", type=str, help="folder of photos, Parquet files, or a Hugging Face data set id")
+    parser.add_argument(
+        "source",
+        type=str,
+        help="folder of photos, Parquet files, or a Hugging Face data set (user/name, hf://user/name[@revision])",
+    )
     parser.add_argument("--out", type=str, required=True, help="folder to write; an interrupted run is resumed")
     parser.add_argument(
         "--resolution",

@@ -12,8 +12,9 @@ import yaml  # type: ignore[import-untyped]
 from vultus._ranges import Hours, Images, checked, from_text, parts
 from vultus._yaml import parse_yaml, read_yaml
 from vultus.cli.options import ArgumentParser, add_typed
-from vultus.cli.setting_help import SECTIONS, setting_help
+from vultus.cli.setting_help import SECTIONS, attribute_texts, setting_help
 from vultus.config import CONFIGS, merged, method_name, setting_types, to_dict, why_unknown
+from vultus.data.stream.options import StreamOptions, option_name, stream_types
 from vultus.errors import UserError
 from vultus.presets import PRESETS, get_preset
 
@@ -23,7 +24,11 @@ T = TypeVar("T")
 OPTIONS: dict[str, tuple[Any, str]] = {
     "preset": (str, f"one of {', '.join(PRESETS)}"),
     "method": (str, f"one of {', '.join(CONFIGS)}; each has settings of its own"),
-    "data": (str, "prepared data set"),
+    "data": (
+        str,
+        "prepared data set; or a source to stream: hf://user/name[@revision], https://host/path/*.parquet, or Parquet "
+        "files on a disk",
+    ),
     "out": (str, "run folder; a run that is there is resumed"),
     "init": (str | None, "run folder whose last checkpoint gives the weights to begin with"),
     "hours": (Hours | None, "budget: hours of training, all sessions together"),
@@ -33,6 +38,9 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "project": (str, "project of the run in the trackers"),
 }
 DEFAULTS: dict[str, Any] = {"device": "auto", "project": "vultus", "track": []}
+# Options of a stream, which may stand in a file too.
+STREAM = {name: (hint, attribute_texts(StreamOptions)[name]) for name, hint in stream_types().items()}
+OPTIONS |= STREAM
 Given = list[tuple[str, str, Any]]  # source as messages name it ("--" or "FILE: "), key, value; in their order
 
 
@@ -50,6 +58,7 @@ def train_command(arguments: Sequence[str]) -> int:
     budgets = [key for key in ("hours", "images") if options.get(key) is not None]
     budgets += ["epochs"] if any((source, key) == ("--", "epochs") for source, key, _ in given) else []
     launch.check_budgets([f"--{name}" for name in budgets])
+    stream = {name: options[name] for name in STREAM if name in options}
     dataset = None
     if parsed.help or parsed.print_config:
         with contextlib.suppress(UserError):
@@ -60,17 +69,24 @@ def train_command(arguments: Sequence[str]) -> int:
                 raise UserError(f"--{name} is required (see vultus train --help)")
         if "preset" in options:
             _named(given, "preset", get_preset)  # a wrong name is reported before a wrong folder
-        dataset = PreparedDataset(options["data"], None)
+        dataset = launch.open_data(
+            options["data"],
+            stream,
+            preset=options.get("preset"),
+            out=None if parsed.fresh else options["out"],
+            device=options["device"],
+        )
         check_side(dataset)
     start = launch.base_config(
         options.get("preset"),
         method=method,
         out=None if parsed.fresh else options.get("out"),
-        resolution=dataset.resolution if dataset else None,
+        resolution=dataset.resolution if dataset else options.get("resolution"),
         images=options.get("images"),
     )
     if parsed.help:
         defaults = _flat(to_dict(start)) | {"preset": launch.DEFAULT_PRESET, **DEFAULTS}
+        defaults |= {name: getattr(StreamOptions, name) for name in STREAM}
         _parser(setting_types(type(start)), defaults).print_help()
         raise SystemExit(0)
     settings = {}
@@ -137,14 +153,19 @@ def _parser(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML for --config, and exit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     shown = defaults or {}
+    stream = parser.add_argument_group("stream", "where --data names a source that is read as the training goes")
     for key, (kind, text) in OPTIONS.items():
         more: dict[str, Any] = {"nargs": "+"} if key == "track" else {}
+        if kind is bool:
+            more = {"nargs": "?", "const": True}
         note = " (required)" if key in ("data", "out") else ""
         default = shown.get(key, argparse.SUPPRESS)
-        metavar = key.upper()
-        parser.add_argument(
-            f"--{key}", type=kind, action=_Set, metavar=metavar, default=default, help=text + note, **more
-        )
+        names = dict.fromkeys((option_name(key), f"--{key}"))
+        more |= {"action": _Set, "metavar": key.upper(), "default": default, "help": text + note, "dest": key}
+        if key in STREAM:
+            add_typed(stream.add_argument, *names, type=kind, **more)
+        else:
+            parser.add_argument(*names, type=kind, **more)
     texts = setting_help()
     for section, title in SECTIONS.items():
         group = parser.add_argument_group(title)
@@ -171,7 +192,7 @@ class _Set(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Take the value."""
-        namespace.given = [*namespace.given, ("--", self.option_strings[0][2:], values)]
+        namespace.given = [*namespace.given, ("--", self.dest, values)]
 
 
 class _File(argparse.Action):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,8 @@ from vultus.data.manifest import read_manifest
 from vultus.errors import UserError
 from vultus.images.io import from_pil
 
+CHUNK = 8192  # embeddings that are read at once
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -35,6 +38,11 @@ class Batch:
     identities: list[str]
     keys: list[str]
     second: Tensor | None = None
+
+
+def decoded(images: Sequence[bytes]) -> Tensor:
+    """JPEG of a data set as uint8 [B, 3, R, R]."""
+    return from_pil([Image.open(io.BytesIO(image)) for image in images])
 
 
 class PreparedDataset:
@@ -63,7 +71,12 @@ class PreparedDataset:
         self._check_content()
         self._select(split, max_images, seed)
 
-    def with_split(self, split: str | None, *, max_images: int = 0, seed: int = 0) -> Self:
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    def with_split(self, split: str | None, *, max_images: int = 0, seed: int = 0) -> PreparedDataset:
         """Another split of the same data set, with the arguments of the constructor. No file is opened again.
 
         Raises UserError if the split is empty.
@@ -171,12 +184,24 @@ class PreparedDataset:
                 embeddings[places] = values[chosen[places, 1]]
         return torch.from_numpy(embeddings)
 
+    def embedding_chunks(self) -> Iterator[Tensor]:
+        """The embeddings of all rows, float32 [n, dim] at a time, for the population prior."""
+        for start in range(0, len(self), CHUNK):
+            yield self.embeddings(range(start, min(start + CHUNK, len(self))))
+
+    def read(self, *, batch: int, cur_nimg: int, seed: int) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
+        """The batches after `cur_nimg` images, without end, each with its rows."""
+        order = Order(len(self), seed)
+        while True:
+            rows = order(cur_nimg, batch)
+            yield self.batch(rows), rows
+            cur_nimg += batch
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, images decoded."""
         rows = [(self._tables[number], int(row)) for number, row in self._rows[np.asarray(indices)]]
-        images = [Image.open(io.BytesIO(table.column("image")[row].as_py())) for table, row in rows]
         return Batch(
-            images=from_pil(images),
+            images=decoded([table.column("image")[row].as_py() for table, row in rows]),
             c=self.embeddings(indices),
             identities=[table.column("identity")[row].as_py() for table, row in rows],
             keys=[table.column("key")[row].as_py() for table, row in rows],
@@ -229,14 +254,12 @@ def batches(
 
     `pin` puts the tensors into page-locked memory, from which they are copied to a GPU asynchronously.
     """
-    order = Order(len(dataset), seed)
-    while True:
-        rows = order(cur_nimg, batch)
-        item = dataset.batch(rows)
-        if second is not None:
-            item = replace(item, second=second[torch.from_numpy(rows)])
-        if pin:
-            pinned = None if item.second is None else item.second.pin_memory()
-            item = replace(item, images=item.images.pin_memory(), c=item.c.pin_memory(), second=pinned)
-        yield cur_nimg, item
-        cur_nimg += batch
+    with contextlib.closing(dataset.read(batch=batch, cur_nimg=cur_nimg, seed=seed)) as source:
+        for item, rows in source:
+            if second is not None:
+                item = replace(item, second=second[torch.from_numpy(rows)])
+            if pin:
+                pinned = None if item.second is None else item.second.pin_memory()
+                item = replace(item, images=item.images.pin_memory(), c=item.c.pin_memory(), second=pinned)
+            yield cur_nimg, item
+            cur_nimg += batch

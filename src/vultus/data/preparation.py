@@ -6,100 +6,33 @@ Photos are decoded in threads, embedded in batches and written shard by shard; n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from PIL import Image
 
 from vultus._files import processors
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, Listed, listed, with_listings
+from vultus.data.crops import CropEncoder, Crops, Unusable, crops_of, embed, encoder_entry, in_test
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
 from vultus.data.shards import PreparedFolder
 from vultus.errors import UserError
-from vultus.images.io import BadImage, NoDecoder, centre_crop, decode_image, encode_jpeg, from_pil, to_x
-from vultus.images.xmp import SOURCES, read_marks
-from vultus.models.facenet import Encoder
 
 PREFETCH = 3  # batches that are decoded while the encoder computes; bounds the memory
 SHOWN = 3  # skipped photos in the summary
 
 
-class CropEncoder(Encoder, Protocol):
-    """An encoder that also embeds crops, and has a dtype."""
-
-    dtype: torch.dtype
-
-    def embed_crop(self, x: torch.Tensor) -> torch.Tensor:
-        """Crops x [N, 3, size, size] in [-1, 1] -> unit-norm float32 [N, dim]."""
-        ...
-
-
-def encoder_entry(encoder: CropEncoder) -> dict[str, Any]:
-    """What the manifest says about the encoder."""
-    return {
-        "id": encoder.id,
-        "dim": encoder.dim,
-        "weights_sha256": encoder.weights_sha256,
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-    }
-
-
-# --- one photo -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Unusable:
-    reason: str
-    again: bool = False  # whether the photo itself may be good
-
-
-@dataclass(frozen=True, slots=True)
-class _Crops:
-    jpeg: bytes  # resolution x resolution, stored in the data set
-    face: Image.Image  # encoder.size x encoder.size, input of the encoder
-    synthetic: bool  # its metadata say that a program made it or a part of it
-
-
-def _crops(item: Item, resolution: int, size: int, fraction: float, align: bool) -> _Crops | _Unusable:
-    """The decoded crops, or the reason why the photo is not usable. Runs in a thread."""
-    try:
-        data = item.read()
-        photo = decode_image(data)
-    except OSError as error:
-        return _Unusable(f"can't be read ({error.strerror or error})", again=True)
-    except BadImage as error:
-        return _Unusable(str(error), again=isinstance(error, NoDecoder))
-    if align:
-        from vultus.images.align import align as align_face
-
-        aligned = align_face(photo)
-        if aligned is None:
-            return _Unusable("no face found")
-        photo = aligned
-    synthetic = SOURCES.encode() in data and read_marks(data).synthetic  # most files need not be parsed
-    # Both crops are taken from the original pixels, so the embedding does not depend on the resolution.
-    return _Crops(encode_jpeg(centre_crop(photo, resolution)), centre_crop(photo, size, fraction), synthetic)
-
-
 def _named(keys: set[str]) -> Callable[[Item], bool]:
     return lambda item: item.key in keys
-
-
-def in_test(identity: str, test_fraction: float) -> bool:
-    """Whether an identity belongs to the test split; a function of its name and the fraction alone."""
-    value = int.from_bytes(hashlib.sha256(identity.encode("utf-8", "backslashreplace")).digest()[:8], "big")
-    return value < test_fraction * 2**64
 
 
 # --- the preparation -------------------------------------------------------------------------------------------------
@@ -110,7 +43,7 @@ class _Photo:
     key: str
     identity: str
     split: str | None
-    crops: Future[_Crops | _Unusable]
+    crops: Future[Crops | Unusable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +180,7 @@ class Preparation:
         taken = []
         for item in items:
             taken.append(Item(item.key, item.identity, None, signature=item.signature))
-            crops = pool.submit(_crops, item, self.options.resolution, size, fraction, self.options.align)
+            crops = pool.submit(crops_of, item, self.options.resolution, size, fraction, self.options.align)
             yield _Photo(item.key, item.identity, part.split, crops)
         return taken
 
@@ -296,8 +229,8 @@ class Preparation:
         if split is None:
             split = "test" if in_test(photo.identity, self.options.test_fraction) else "train"
         elif split == "train" and photo.identity in self.test_identities:
-            crops = _Unusable("this person is in the test split")
-        if isinstance(crops, _Unusable):
+            crops = Unusable("this person is in the test split")
+        if isinstance(crops, Unusable):
             skip = {"key": photo.key, "reason": crops.reason}
             shard.skipped.append(skip | {"again": True} if crops.again else skip)
         else:
@@ -310,9 +243,7 @@ class Preparation:
         """Embed the pending rows as one batch."""
         if not shard.pending:
             return
-        with torch.inference_mode():
-            x = to_x(from_pil([face for _, face in shard.pending]).to(self.options.device))
-            embeddings = self.encoder.embed_crop(x).float().cpu().numpy()
+        embeddings = embed(self.encoder, [face for _, face in shard.pending], self.options.device)
         for (row, _), embedding in zip(shard.pending, embeddings, strict=True):
             shard.rows.append({**row, "embedding": embedding})
         shard.pending.clear()

@@ -13,11 +13,12 @@ from typing import Any
 
 from vultus._device import resolve_device
 from vultus._files import folder_lock, make_folder
+from vultus.data.crops import CropEncoder, encoder_entry
 from vultus.data.existing import Existing
 from vultus.data.items import ONE_PER_IMAGE, Source
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
-from vultus.data.preparation import CropEncoder, Preparation, describe, encoder_entry
+from vultus.data.preparation import Preparation, describe
 from vultus.data.shards import PreparedFolder, check_place
 from vultus.data.sources import open_source
 from vultus.errors import UserError

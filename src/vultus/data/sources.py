@@ -17,6 +17,8 @@ from vultus.data.tables import hub, local_parquet, parquet_files
 from vultus.errors import UserError
 from vultus.images.io import photo_suffixes
 
+HUB = "hf://"
+
 __all__ = ["FolderPart", "Item", "Part", "Position", "Source", "is_on_hub", "open_source"]
 
 
@@ -31,7 +33,8 @@ def open_source(
     """Open a folder of photos, local Parquet files, or a Hugging Face data set.
 
     Args:
-        source: a folder, a Parquet file, a glob of Parquet files, or the id user/name of a data set.
+        source: a folder, a Parquet file, a glob of Parquet files, or a data set of the hub: its id user/name, or
+            hf://user/name[@revision].
         split: read only this split of the source.
         revision: of an earlier call; a Hugging Face data set is read at this revision, other sources ignore it.
         image_column: the column of the images (tables.IMAGE).
@@ -61,12 +64,15 @@ def open_source(
             raise UserError(f"{source}: no Parquet file matches")
         return local_parquet(source, files, split, **columns)
     if is_on_hub(source):
-        return hub(source, split, revision, **columns)
+        name, _, given = source.removeprefix(HUB).partition("@")
+        return hub(name, split, given or revision, **columns)
     raise UserError(f"{source}: no such file or folder, and not the id of a Hugging Face data set (user/name)")
 
 
 def is_on_hub(source: str) -> bool:
     """Whether `source`, for which there is no file or folder, has the form of the id of a data set."""
+    if source.startswith(HUB):
+        return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@.+)?", source.removeprefix(HUB)))
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", source)) and not source.endswith(".parquet")
 
 

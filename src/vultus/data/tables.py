@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import itertools
 import math
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ class StreamPart:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def _choose_columns(schemas: Mapping[str, pa.Schema], image_column: str | None, id_column: str | None) -> Columns:
+def choose_columns(schemas: Mapping[str, pa.Schema], image_column: str | None, id_column: str | None) -> Columns:
     """The columns of image and identity in all of these schemas (by the names of their files or splits).
 
     Raises UserError, which lists the columns, for one that is missing or of a type that cannot be used.
@@ -173,7 +174,8 @@ def _missing(files: Sequence[Path], column: str) -> dict[Path, tuple[int, int]]:
     return missing
 
 
-def _identities(columns: Columns) -> str:
+def identities_from(columns: Columns) -> str:
+    """Where the identities come from, in words; see Source."""
     return ONE_PER_IMAGE if columns[1] is None else f"column {columns[1]}"
 
 
@@ -219,14 +221,14 @@ def local_parquet(
         splits.setdefault(name, []).append(file)
         rows[name] = rows.get(name, 0) + count
         revision.update(f"{file.name} {file.stat().st_size} {count}\n".encode("utf-8", "backslashreplace"))
-    _check_split(source, split, splits)
+    check_split(source, split, splits)
     names = sorted(name for name in splits if split in (None, name))
     read = [file for name in names for file in splits[name]]
-    columns = _choose_columns({str(file): schemas[file] for file in read}, image_column, id_column)
+    columns = choose_columns({str(file): schemas[file] for file in read}, image_column, id_column)
     if not sum(rows[name] for name in names):
         raise UserError(f"{source}: no rows in its Parquet files")
     notes = _check_identities(read, columns, schemas, required=id_column is not None)
-    datasets = _datasets()
+    datasets = datasets_library()
     parts = []
     for name in names:
         paths = [glob.escape(str(path.absolute())) for path in splits[name]]
@@ -237,7 +239,7 @@ def local_parquet(
             raise
         except Exception as error:
             raise UserError(f"{source}: can't be read as Parquet ({_reason(error)})") from None
-    return Source(_in_order(parts), revision.hexdigest(), _identities(columns), columns, notes)
+    return Source(_in_order(parts), revision.hexdigest(), identities_from(columns), columns, notes)
 
 
 def _check_identities(
@@ -271,39 +273,53 @@ def hub(
     source: str, split: str | None, revision: str | None, *, image_column: str | None, id_column: str | None
 ) -> Source:
     """A data set on the Hugging Face hub as a source. Raises UserError as `open_source` does."""
-    datasets = _datasets()
+    datasets = datasets_library()
     import huggingface_hub
 
-    try:
+    with hub_errors(source, "no such local folder, and "):
         # A single request first: without a network load_dataset would retry for half a minute.
         sha = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=20).sha)
         streams = datasets.load_dataset(source, revision=sha, streaming=True)
-        _check_split(source, split, streams)
+        check_split(source, split, streams)
         names = sorted(name for name in streams if split in (None, name))
         schemas = {f"{source}, split {name}": _schema(streams[name]) for name in names}
-        columns = _choose_columns(schemas, image_column, id_column)
+        columns = choose_columns(schemas, image_column, id_column)
         parts = []
         for name in names:
             info = (streams[name].info.splits or {}).get(name)
             total = info.num_examples if info else None
             parts.append(_stream_part(name, streams[name], total, source, columns, id_column is not None))
+    return Source(_in_order(parts), sha, identities_from(columns), columns)
+
+
+@contextlib.contextmanager
+def hub_errors(source: str, before: str = "") -> Iterator[None]:
+    """Turn the errors of the hub's libraries into UserError, a line that begins with `source` and then `before`."""
+    import datasets
+    import huggingface_hub
+
+    restricted = f"{source}: access to this data set is restricted; request access on its page, then `hf auth login`"
+    try:
+        yield
     except UserError:
         raise
     except huggingface_hub.errors.GatedRepoError:
-        raise UserError(
-            f"{source}: access to this data set is restricted; request access on its page, then `hf auth login`"
-        ) from None
+        raise UserError(restricted) from None
+    except huggingface_hub.errors.RevisionNotFoundError:
+        raise UserError(f"{source}: this data set has no such revision; check the name after the @") from None
     except huggingface_hub.errors.RepositoryNotFoundError:
         raise UserError(
-            f"{source}: no such local folder, and no such data set on the hub, or a private one; check the name, or "
-            "`hf auth login`"
+            f"{source}: {before}no such data set on the hub, or a private one; check the name, or `hf auth login`"
         ) from None
     except Exception as error:  # each layer below has its own exception classes
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError) and "gated" in str(error):
+            raise UserError(restricted) from None
+        reason = _reason(error)
+        what = "and as a Hugging Face data set it can't be opened" if before else "can't be opened"
         raise UserError(
-            f"{source}: no such local folder, and as a Hugging Face data set it can't be opened ({_reason(error)}); "
-            "check the name, the network, and `hf auth login` if access is restricted"
+            f"{source}: {before.removesuffix('and ')}{what} ({reason}); check the name, the network, and "
+            "`hf auth login` if access is restricted"
         ) from None
-    return Source(_in_order(parts), sha, _identities(columns), columns)
 
 
 def _schema(stream: Any) -> pa.Schema:
@@ -332,12 +348,13 @@ def _in_order(parts: list[StreamPart]) -> list[StreamPart]:
     return sorted(parts, key=lambda part: (part.split != "test", part.name))
 
 
-def _check_split(source: str, split: str | None, splits: Any) -> None:
+def check_split(source: str, split: str | None, splits: Any) -> None:
+    """Raise UserError if the source has no such split."""
     if split is not None and split not in splits:
         raise UserError(f"{source}: has no split {split!r}; it has {', '.join(sorted(splits))}")
 
 
-def _datasets() -> Any:
+def datasets_library() -> Any:
     """The `datasets` library without its progress bars and retry messages."""
     import datasets
     from huggingface_hub.utils import logging

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vultus.config import ADVERSARIAL, differences, to_dict
+from vultus.data.stream.options import option_name
 from vultus.evaluation.plots import compact
 from vultus.presets import PRESETS
 from vultus.reporting.run_folder import Run
@@ -186,7 +187,11 @@ def _commands(run: Run) -> str:
     preset = preset if preset in PRESETS else next(iter(PRESETS))
     defaults = to_dict(PRESETS[preset])
     out = f"runs/{run.folder.resolve().name}"
-    command = ["vultus", "train", "--preset", preset, "--data", "DATA", "--out", out]
+    stream = run.data.get("stream") or {}
+    data = str(stream.get("source", "DATA"))
+    if stream.get("revision") and "@" not in data:
+        data += f"@{stream['revision']}"
+    command = ["vultus", "train", "--preset", preset, "--data", data, "--out", out]
     for key in differences(defaults, run.config):
         value: Any = run.config
         for part in key.split("."):
@@ -197,9 +202,14 @@ def _commands(run: Run) -> str:
         if value is not None and not implied and _known(defaults, key):
             command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
     command += ["--images", str(run.cur_nimg)]
+    for key, value in (stream.get("options") or {}).items():
+        if value not in (None, False):
+            command += [option_name(key), str(value).lower() if isinstance(value, bool) else str(value)]
     sha256 = str(run.data.get("content_sha256", "?"))[:12]
     lines = [
-        f"# DATA: the prepared data set whose content_sha256 begins with {sha256}",
+        "# DATA: a data set of the same photos, made by `vultus prepare`"
+        if stream
+        else f"# DATA: the prepared data set whose content_sha256 begins with {sha256}",
         shlex.join(command),
         shlex.join(["vultus", "evaluate", out, "--data", "DATA"]),
     ]

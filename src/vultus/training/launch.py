@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from vultus._ranges import Epochs, Hours, Images, checks_arguments
 from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, check_config, merged, train_config, with_method
 from vultus.data.dataset import PreparedDataset
+from vultus.data.sources import is_on_hub
+from vultus.data.stream.dataset import StreamedDataset
+from vultus.data.stream.options import StreamOptions, option_name
+from vultus.data.stream.places import is_streamed
 from vultus.errors import UserError
 from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, load_facenet
 from vultus.models.generators import GeneratorNetwork
@@ -38,6 +43,7 @@ def train(
     *,
     data: str | Path,
     out: str | Path,
+    stream: Mapping[str, Any] | None = None,
     images: Images | None = None,
     hours: Hours | None = None,
     epochs: Epochs | None = None,
@@ -55,7 +61,9 @@ def train(
 
     Args:
         preset: a name in vultus.presets.
-        data: folder of a prepared data set.
+        data: folder of a prepared data set, or a source to stream: hf://user/name, https://host/path/*.parquet, or
+            Parquet files on a disk.
+        stream: options of a stream, see StreamOptions: {"resolution": 64, "cache_gb": 4}.
         out: run folder.
         images, hours, epochs: the budget, at most one of them: images seen, hours of training or passes over the data,
             all sessions of the run together; default is the preset's number of epochs.
@@ -81,7 +89,7 @@ def train(
     if epochs is not None:
         given["epochs"] = float(epochs)
     get_preset(preset)  # a wrong name is reported before a wrong folder
-    dataset = PreparedDataset(data, None)
+    dataset = open_data(data, stream or {}, preset=preset, out=None if fresh else out, device=device)
     check_side(dataset)
     config = base_config(preset, out=None if fresh else out, resolution=dataset.resolution, images=images)
     return run(
@@ -97,6 +105,32 @@ def train(
         dry_run=dry_run,
         init=init,
     )
+
+
+def open_data(
+    data: str | Path, stream: Mapping[str, Any], *, preset: str | None, out: str | Path | None, device: str
+) -> PreparedDataset:
+    """The data set of a run: prepared, or a stream at the resolution given, that of the run in `out`, or the preset's.
+
+    Args:
+        stream: options of a stream, see StreamOptions.
+        preset, out: as those of base_config().
+        device: where a stream computes embeddings; auto, cuda, mps or cpu.
+    """
+    if not is_streamed(data):
+        for name in stream:
+            raise UserError(f"{option_name(name)} is an option of a stream, but {data} is not one; leave it out")
+        try:
+            return PreparedDataset(data, None)
+        except UserError as error:
+            if not Path(data).exists() and is_on_hub(str(data)):
+                raise UserError(f"{error}; for a data set on the hub, give --data hf://{data}") from None
+            raise
+    options = StreamOptions.of(stream)
+    if options.resolution is None:
+        config = base_config(preset, out=out, resolution=None, images=None)
+        options = replace(options, resolution=config.generator.resolution)
+    return StreamedDataset(data, options, device=resolve_device(device), begun=out)
 
 
 def base_config(
@@ -155,6 +189,11 @@ def run(
     check_data(config, photos, FaceNet if config.loss.needs_encoder() else None)
     check_config(config)
     check_place(out)
+    if isinstance(dataset, StreamedDataset) and config.loss.second_encoder_name() != "none":
+        raise UserError(
+            "--loss.second_weight: the loss of a second encoder needs its embeddings of all photos before the "
+            "training, which a stream does not have; prepare the data with `vultus prepare`, or leave it out"
+        )
     begun = None if fresh else check_folder(out, config, photos)
     start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
     if dry_run:
@@ -168,22 +207,31 @@ def run(
         print("\n".join(f"{key + ':':<12} {value}" for key, value in lines.items()))
         return out / SNAPSHOT
     encoder = _facenet(device, needed=config.loss.needs_encoder())
+    if isinstance(dataset, StreamedDataset):
+        dataset.record.folder = out
+        dataset.encoder.offer(encoder)
     second = load_second_encoder(config.loss.second_encoder_name(), device=device)
     validation = _validation(dataset, encoder)
-    return run_training(
-        config,
-        data=dataset,
-        out=out,
-        budget=budget,
-        device=device,
-        encoder=encoder if config.loss.needs_encoder() else None,
-        second=second,
-        evaluators=[("unseen", validation, config.sample_every_nimg)] if validation is not None else [],
-        track=track,
-        project=project,
-        fresh=fresh,
-        init=start,
-    )
+    try:
+        return run_training(
+            config,
+            data=dataset,
+            out=out,
+            budget=budget,
+            device=device,
+            encoder=encoder if config.loss.needs_encoder() else None,
+            second=second,
+            evaluators=[("unseen", validation, config.sample_every_nimg)] if validation is not None else [],
+            track=track,
+            project=project,
+            fresh=fresh,
+            init=start,
+        )
+    finally:
+        if isinstance(dataset, StreamedDataset):
+            dataset.close()
+            for note in dataset.record.notes():
+                message(f"note: {note}")
 
 
 def _action(out: Path, budget: Budget, *, fresh: bool) -> str:
@@ -213,7 +261,7 @@ def _facts(
         "resolution": f"{config.generator.resolution} pixels",
         "device": f"{device}, {dtype}",
         "seed": str(config.seed),
-        "data set": f"{photos.folder}: {len(photos)} photos of {people} people to train on",
+        "data set": f"{photos.name}: {len(photos)} photos of {people} people to train on",
     }
     if config.loss.needs_encoder():
         found = weights_available(*FACENET_WEIGHTS)

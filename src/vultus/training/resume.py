@@ -26,6 +26,7 @@ OF_A_RUN = (
     SNAPSHOT,
     "config.json",
     "run.json",
+    "stream.json",
     "stats.jsonl",
     "samples",
     "diverged.json",
@@ -57,7 +58,7 @@ def check_side(dataset: PreparedDataset) -> None:
     """Raise UserError unless networks can be built for the size of the images in `dataset`."""
     if dataset.resolution not in SIDES:
         raise UserError(
-            f"{dataset.folder}: holds images of {dataset.resolution} pixels; the side of images to train on must be "
+            f"{dataset.name}: holds images of {dataset.resolution} pixels; the side of images to train on must be "
             f"{SIDES.describe(int)}: prepare the photos at such a --resolution into another --out"
         )
 
@@ -68,23 +69,23 @@ def check_data(config: TrainConfig, dataset: PreparedDataset, encoder: Encoder |
     check_side(dataset)
     if dataset.resolution != config.generator.resolution:
         raise UserError(
-            f"--generator.resolution is {config.generator.resolution} but {dataset.folder} holds images of "
+            f"--generator.resolution is {config.generator.resolution} but {dataset.name} holds images of "
             f"{dataset.resolution} pixels; leave it out, or prepare the data at that size"
         )
     dim = dataset.manifest["encoder"]["dim"]
     if dim != config.generator.c_dim:
         raise UserError(
-            f"--generator.c_dim is {config.generator.c_dim} but {dataset.folder} holds embeddings of {dim} numbers; "
+            f"--generator.c_dim is {config.generator.c_dim} but {dataset.name} holds embeddings of {dim} numbers; "
             f"give --generator.c_dim {dim} --discriminator.c_dim {dim}"
         )
     if encoder is not None and encoder.dim != dim:
         raise UserError(
-            f"{dataset.folder} holds embeddings of {dim} numbers, but the losses compute those of {encoder.id}, which "
+            f"{dataset.name} holds embeddings of {dim} numbers, but the losses compute those of {encoder.id}, which "
             f"have {encoder.dim}; prepare the data with it, or use --preset reference-dcgan, which has no such loss"
         )
     if len(dataset) < config.optim.batch:
         raise UserError(
-            f"{dataset.folder}: {len(dataset)} training images are fewer than a batch; set --optim.batch "
+            f"{dataset.name}: {len(dataset)} training images are fewer than a batch; set --optim.batch "
             f"{max(1, len(dataset) // 2)} or less"
         )
 
@@ -132,7 +133,7 @@ def check_folder(out: Path, config: TrainConfig, dataset: PreparedDataset) -> Be
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         raise UserError(f"{out} was begun with other settings ({'; '.join(shown + more)}); use those, {remedy}")
     if record["data"].get("content_sha256") != dataset.manifest["content_sha256"]:
-        raise UserError(f"{out} was begun on other data than {dataset.folder}; {remedy}")
+        raise UserError(f"{out} was begun on other data than {dataset.name}; {remedy}")
     return Begun(before, record["data"])
 
 

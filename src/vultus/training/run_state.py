@@ -28,7 +28,6 @@ from vultus.training.second_targets import second_targets
 from vultus.training.statistics import StatisticsWindow
 
 CALIBRATION = 64  # photos for Method.calibrate
-CHUNK = 8192  # embeddings that are read at once
 
 
 class RunState:
@@ -67,10 +66,7 @@ class RunState:
         self.second = None if second is None else second_targets(dataset, second, device)
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
-        starts = range(0, len(dataset), CHUNK)
-        self.population = fit_population(
-            dataset.embeddings(range(start, min(start + CHUNK, len(dataset)))) for start in starts
-        )
+        self.population = fit_population(dataset.embedding_chunks())
         self._resume()
         if start is not None:
             self._begin_from(start)
@@ -153,7 +149,7 @@ def _settle(
 ) -> dict[str, Any]:
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
-    keys = ("content_sha256", "encoder", "crop", "counts", "licence", "identities")
+    keys = ("content_sha256", "encoder", "crop", "counts", "licence", "identities", "stream")
     data = {key: dataset.manifest[key] for key in keys if key in dataset.manifest}  # older versions have fewer
     begun = check_folder(out, config, dataset)
     dtype: Any = begun.config["dtype"] if begun is not None else dtype_name(config.dtype, device)

@@ -145,7 +145,7 @@ def _loop(
     )
     with (
         collect_signals() as received,
-        Prefetch(source, PREFETCHED) as prefetched,
+        Prefetch(source, PREFETCHED, ended=lambda: bool(received)) as prefetched,
         _run_log(run, session, track, project) as log,
         progress(budget.total_nimg, title="training", initial=run.cur_nimg) as bar,
     ):
@@ -181,6 +181,11 @@ def _loop(
                 if not received:
                     log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
                 break
+        else:  # a signal came while it waited for data, from a network that stalls
+            if run.cur_nimg:
+                run.check_losses(window)
+                run.save()
+                session.update(run.cur_nimg, run.seconds - earlier)
     if received:
         print(f"{run.out}: stopped at {run.cur_nimg} images; {again} resumes", file=sys.stderr)
         raise Stopped(received[0])
