@@ -389,7 +389,7 @@ def test_an_interrupted_pass_leaves_no_file(run: Run, tmp_path: Path, parts: Bac
 def test_parts_that_do_not_fit_together_are_refused(run: Run, dataset: PreparedDataset, parts: Backbones) -> None:
     entry = dataset.manifest["encoder"]
     for metadata, words in (
-        ({"encoder": entry | {"id": "other"}}, r"has encoder other, .*data has tiny-test"),
+        ({"encoder": entry | {"id": "other"}}, r"has encoder other, .*evaluated has tiny-test"),
         ({"encoder": entry | {"weights_sha256": "f" * 64}}, "weights ffff.* has 0000"),
         ({"encoder": None}, "has encoder None"),
         ({"crop": {"kind": "aligned", "encoder_fraction": 0.8}}, 'crop {"kind": "aligned".* has {"kind": "centre"'),
