@@ -16,8 +16,7 @@ OVERRIDES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root re
 
 @contextlib.contextmanager
 def permissions_hold() -> Iterator[None]:
-    """
-    In the block, the permissions of files hold for this thread (and threads that it starts), also if it is root's.
+    """In the block, the permissions of files hold for this thread (and threads that it starts), also if it is root's.
 
     The user stays the same, so everything that belongs to them can still be read: the package, temporary folders.
     """

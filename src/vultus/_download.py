@@ -18,6 +18,8 @@ from pathlib import Path
 from vultus._files import atomic_path, make_folder, sha256_file
 from vultus.errors import UserError
 
+HUB = "hf://"  # begins the address of a model or a data set on the Hugging Face hub
+
 
 @dataclass(frozen=True)
 class WeightFile:

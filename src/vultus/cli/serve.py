@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vultus._device import resolve_device
+from vultus._download import HUB
 from vultus._files import processors
 from vultus._ranges import Amount, Count, Port, Seconds
 from vultus.cli.options import ArgumentParser
@@ -101,7 +102,7 @@ def serve_command(arguments: Sequence[str]) -> int:
             load(options.snapshot, device=device),
             align=options.align,
             device=device,
-            name=options.snapshot if options.snapshot.startswith("hf://") else None,
+            name=options.snapshot if options.snapshot.startswith(HUB) else None,
             exact=options.exact,
             watermark=not options.no_mark,
         )

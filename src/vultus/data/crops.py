@@ -38,6 +38,11 @@ def encoder_entry(encoder: CropEncoder) -> dict[str, Any]:
     }
 
 
+def crop_entry(align: bool, fraction: float) -> dict[str, Any]:
+    """What the manifest says about the crops, of which the encoder reads the central `fraction`."""
+    return {"kind": "aligned" if align else "centre", "encoder_fraction": fraction}
+
+
 @dataclass(frozen=True, slots=True)
 class Unusable:
     """Why a photo cannot be used."""

@@ -15,6 +15,14 @@ Position = dict[str, Any]  # JSON
 Signature = tuple[int, int]  # size in bytes and modification time in ns of a file
 
 
+def nobody_named(source: str, remedy: str) -> str:
+    """The note about a source whose identities are ONE_PER_IMAGE."""
+    return (
+        f"note: {source} names no identities, so every image counts as a person of its own, and one person may be in "
+        f"both splits; {remedy}"
+    )
+
+
 def counted(count: int, noun: str) -> str:
     """The number with the noun, in the plural unless it is one: 1 photo, 2 photos."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -20,7 +20,7 @@ from vultus._files import processors
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, Listed, listed, with_listings
-from vultus.data.crops import CropEncoder, Crops, Unusable, crops_of, embed, encoder_entry, in_test
+from vultus.data.crops import CropEncoder, Crops, Unusable, crop_entry, crops_of, embed, encoder_entry, in_test
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
@@ -259,7 +259,7 @@ class Preparation:
             "licence": options.licence,
             "identities": self.source.identities,
             "resolution": options.resolution,
-            "crop": {"kind": "aligned" if options.align else "centre", "encoder_fraction": self.encoder.crop},
+            "crop": crop_entry(options.align, self.encoder.crop),
             "encoder": encoder_entry(self.encoder),
         }
         try:

@@ -15,7 +15,7 @@ from vultus._device import resolve_device
 from vultus._files import folder_lock, make_folder
 from vultus.data.crops import CropEncoder, encoder_entry
 from vultus.data.existing import Existing
-from vultus.data.items import ONE_PER_IMAGE, Source
+from vultus.data.items import ONE_PER_IMAGE, Source, nobody_named
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
 from vultus.data.preparation import Preparation, describe
@@ -144,11 +144,7 @@ def _say_what_is_read(source: str, opened: Source) -> None:
             if opened.columns is None
             else "name the column of the identity with --id-column"
         )
-        print(
-            f"note: {source} names no identities, so every image counts as a person of its own, and one person may be "
-            f"in both splits; if it shows people more than once, {remedy}",
-            file=sys.stderr,
-        )
+        print(nobody_named(source, f"if it shows people more than once, {remedy}"), file=sys.stderr)
     else:
         print(f"{source}: identities from {opened.identities}", file=sys.stderr)
     survey = [part.survey.others() for part in opened.parts if isinstance(part, FolderPart)]

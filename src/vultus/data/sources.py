@@ -11,13 +11,12 @@ import os
 import re
 from pathlib import Path
 
+from vultus._download import HUB
 from vultus.data.items import Item, Part, Position, Source
 from vultus.data.photo_folder import FolderPart
 from vultus.data.tables import hub, local_parquet, parquet_files
 from vultus.errors import UserError
 from vultus.images.io import photo_suffixes
-
-HUB = "hf://"
 
 __all__ = ["FolderPart", "Item", "Part", "Position", "Source", "is_on_hub", "open_source"]
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vultus._download import HUB
 from vultus._files import sha256_file
 from vultus.errors import UserError
 from vultus.evaluation.results import FILE, read_results
@@ -180,7 +181,7 @@ def own_columns(
     if not matching:
         bases = {base_name(column) for column in results}
         [*only] = bases if own and len(bases) == 1 else []
-        base = only[0] if only and only[0] != DEFAULT and not only[0].startswith("hf://") else _named(bases, snapshot)
+        base = only[0] if only and only[0] != DEFAULT and not only[0].startswith(HUB) else _named(bases, snapshot)
         matching = [column for column in results if base_name(column) == base]
     if not matching:
         return None

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import HfApi, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from vultus._download import HUB
 from vultus._files import atomic_path, make_folder, read_json, write_json
 from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
@@ -27,7 +28,6 @@ from vultus.errors import UserError
 from vultus.models.integrity import check_metadata, check_population, checked_network
 
 CONFIG, MODEL, PEOPLE, CARD = "config.json", "model.safetensors", "people.safetensors", "README.md"
-PREFIX = "hf://"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -194,8 +194,8 @@ def fetch(name: str | Path, **options: Any) -> Path:
     `options` are those of hf_hub_download. Raises UserError if there is no such model, no access or no network.
     """
     text = str(name)
-    repo = text.removeprefix(PREFIX)
-    if not text.startswith(PREFIX) and Path(text).exists():
+    repo = text.removeprefix(HUB)
+    if not text.startswith(HUB) and Path(text).exists():
         return Path(text)
     check_repo(repo, text)
     token, revision = options.get("token"), options.get("revision")

@@ -17,12 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vultus._download import HUB
 from vultus._files import atomic_path
 from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError, in_one_line
 from vultus.models.generators import GeneratorNetwork, build_generator
-from vultus.models.hub import MODEL, PREFIX, fetch, is_published
+from vultus.models.hub import MODEL, fetch, is_published
 from vultus.models.integrity import check_metadata, check_population, checked_network, parse_json
 from vultus.models.onnx_runtime import is_onnx, open_onnx
 
@@ -82,7 +83,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
     """
     if path == DEFAULT:
         path = default_snapshot()
-    if str(path).startswith(PREFIX):
+    if str(path).startswith(HUB):
         path = fetch(path)
     path = Path(path)
     if is_onnx(path):
@@ -96,7 +97,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
         else:
             raise UserError(f"{path}: no snapshot.safetensors in this folder; train into it first")
     if not path.is_file():
-        raise UserError(f"{path}: no such snapshot (one on the Hugging Face hub is named {PREFIX}user/name)")
+        raise UserError(f"{path}: no such snapshot (one on the Hugging Face hub is named {HUB}user/name)")
     return _read_file(path, device)
 
 

@@ -181,6 +181,11 @@ def _machine(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
+def _typed(value: Any) -> str:
+    """The value of an option as the user types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _commands(run: Run) -> str:
     """The commands that train this run again and evaluate it."""
     preset = str(run.config.get("preset"))
@@ -200,11 +205,11 @@ def _commands(run: Run) -> str:
         # longer exist cannot be given.
         implied = key.endswith(".resolution") or key in ("preset", "epochs")
         if value is not None and not implied and _known(defaults, key):
-            command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+            command += [f"--{key}", _typed(value)]
     command += ["--images", str(run.cur_nimg)]
     for key, value in (stream.get("options") or {}).items():
         if value not in (None, False):
-            command += [option_name(key), str(value).lower() if isinstance(value, bool) else str(value)]
+            command += [option_name(key), _typed(value)]
     sha256 = str(run.data.get("content_sha256", "?"))[:12]
     lines = [
         "# DATA: a data set of the same photos, made by `vultus prepare`"

@@ -22,7 +22,7 @@ from vultus.data.stream.cache import Cache
 from vultus.data.stream.remote import Broken
 from vultus.data.stream.shards import Shard, Shards
 from vultus.errors import UserError
-from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, FaceNet, fastest_dtype, load_facenet
+from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, FaceNet, dtype_name, load_facenet
 
 BATCH = 32  # photos that are embedded at a time, as `prepare` does
 DECODED = 128  # photos that are decoded at a time; bounds the memory
@@ -77,7 +77,7 @@ class StreamEncoder:
             self.entry = begun
         else:
             # "auto" depends on a measurement, so it is resolved once for a run.
-            dtype = str(fastest_dtype(device)).removeprefix("torch.")
+            dtype = dtype_name("auto", device)
             self.entry = {"id": FaceNet.id, "dim": FaceNet.dim, "weights_sha256": _weights(), "dtype": dtype}
 
     def offer(self, encoder: Any) -> None:
@@ -203,7 +203,7 @@ class Blocks:
             return self._embedded(block, items, stopped)
 
     def _embedded(self, block: Block, items: Sequence[Item], stopped: threading.Event | None) -> LoadedBlock:
-        cached = self._cached(block)
+        cached = self.embeddings(block)
         images: list[bytes | None] = []
         unusable: dict[int, str] = {}
         faces: list[Image.Image] = []
@@ -248,7 +248,12 @@ class Blocks:
 
     def embeddings(self, block: Block) -> tuple[Floats, dict[int, str]] | None:
         """Embeddings [n, dim] of a block and its unusable rows, if they are in the cache."""
-        return self._cached(block)
+        key = self._key(block)
+        found = None if key is None else self.shards.cache.get(key)
+        if found is None:
+            return None
+        arrays, unusable = found
+        return arrays["embeddings"], {int(row): reason for row, reason in unusable.items()}
 
     def _key(self, block: Block) -> str | None:
         shard = self.opened[block.shard]
@@ -259,14 +264,6 @@ class Blocks:
         return Cache.key(
             "embeddings", shard.entry(), self.shards.columns[0], block.group, rows, self.encoder.entry, crop
         )
-
-    def _cached(self, block: Block) -> tuple[Floats, dict[int, str]] | None:
-        key = self._key(block)
-        found = None if key is None else self.shards.cache.get(key)
-        if found is None:
-            return None
-        arrays, unusable = found
-        return arrays["embeddings"], {int(row): reason for row, reason in unusable.items()}
 
     def _keep(self, block: Block, embeddings: Floats, unusable: dict[int, str]) -> None:
         key = self._key(block)

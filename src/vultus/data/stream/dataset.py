@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vultus._formats import VERSIONS
 from vultus._progress import message, progress
 from vultus._run_config import read_run_config
-from vultus.data.crops import CropEncoder, in_test
+from vultus.data.crops import CropEncoder, crop_entry, in_test
 from vultus.data.dataset import Batch, PreparedDataset
-from vultus.data.items import counted
+from vultus.data.items import counted, nobody_named
 from vultus.data.stream.blocks import Block, Blocks, LoadedBlock, StreamEncoder
 from vultus.data.stream.cache import Cache
 from vultus.data.stream.held_out import HeldOut, held_out
@@ -121,20 +122,23 @@ class StreamedDataset(PreparedDataset):
 
     # --- what it consists of -----------------------------------------------------------------------------------------
 
+    @property
+    def _has_splits(self) -> bool:
+        """Whether the source says which photos are for validation."""
+        return {shard.use for shard in self._opened} >= {"train", "test"}
+
     def _divide(self) -> tuple[list[Block], list[Block], dict[str, dict[str, int]]]:
         """The blocks for training and those for validation, by identity as `prepare`; numbers of images and people."""
-        has_splits = {shard.use for shard in self._opened} >= {"train", "test"}
+        has_splits = self._has_splits
         test_people: set[str] = set()
-        train: list[Block] = []
-        test: list[Block] = []
+        blocks: dict[str, list[Block]] = {"train": [], "test": []}
         images = {"train": 0, "test": 0}
         people: dict[str, set[str]] = {"train": set(), "test": set()}
         for number, shard in enumerate(self._opened):  # those of the test split come first
             names = shard.identities()
             if has_splits and shard.use == "test":
                 test_people.update(names)
-                held = np.ones(len(names), bool)
-                used = held
+                held = used = np.ones(len(names), bool)
             elif has_splits:
                 held = np.zeros(len(names), bool)
                 used = np.asarray([name not in test_people for name in names], bool)
@@ -142,34 +146,31 @@ class StreamedDataset(PreparedDataset):
                 chosen = {name: in_test(name, self.options.test_fraction) for name in dict.fromkeys(names)}
                 held = np.asarray([chosen[name] for name in names], bool)
                 used = np.ones(len(names), bool)
-            start = 0
-            for group, count in enumerate(shard.groups):
-                for blocks, mask in ((train, used & ~held), (test, used & held)):
-                    rows = np.flatnonzero(mask[start : start + count]).astype(np.int64)
+            ends = np.cumsum(shard.groups)
+            for split, mask in (("train", used & ~held), ("test", used & held)):
+                for group, part in enumerate(np.split(mask, ends[:-1])):
+                    rows = np.flatnonzero(part).astype(np.int64)
                     if len(rows):
-                        blocks.append(Block(number, group, rows))
-                start += count
-            for name, mask in (("train", used & ~held), ("test", used & held)):
-                images[name] += int(mask.sum())
-                people[name].update(names[row] for row in np.flatnonzero(mask))
+                        blocks[split].append(Block(number, group, rows))
+                images[split] += int(mask.sum())
+                people[split].update(names[row] for row in np.flatnonzero(mask))
         counts = {name: {"images": images[name], "people": len(people[name])} for name in images}
-        if not train:
+        if not blocks["train"]:
             raise UserError(f"{self.source}: no photo to train on; give a smaller --test_fraction, or another --split")
-        return train, test, counts
+        return blocks["train"], blocks["test"], counts
 
     def _describe(self, head: dict[str, Any], splits: dict[str, dict[str, int]]) -> dict[str, Any]:
         """What a manifest says, and `stream`."""
-        options = self.options
-        rule = "of the source" if {shard.use for shard in self._opened} >= {"train", "test"} else "by identity"
+        options, has_splits = self.options, self._has_splits
         total = sum(sum(shard.groups) for shard in self._opened)
         images = sum(split["images"] for split in splits.values())
         values = {
-            "schema": 1,
+            "schema": VERSIONS["prepared data set"],
             "source": self.source,
             "licence": options.licence,
             "identities": identities_from(self._shards.columns),
             "resolution": self.resolution,
-            "crop": {"kind": "aligned" if options.align else "centre", "encoder_fraction": self.encoder.crop},
+            "crop": crop_entry(options.align, self.encoder.crop),
             "encoder": self.encoder.entry,
             "counts": {"images": images, "skipped": total - images, "splits": splits},
             "shards": [],
@@ -179,7 +180,7 @@ class StreamedDataset(PreparedDataset):
         stream = {
             "source": self.source,
             "revision": head["revision"],
-            "split": rule if rule == "of the source" else f"{rule}, {options.test_fraction:g} for validation",
+            "split": "of the source" if has_splits else f"by identity, {options.test_fraction:g} for validation",
             "files": len(self._opened),
             "options": head["options"],
         }
@@ -188,10 +189,7 @@ class StreamedDataset(PreparedDataset):
 
     def _note(self) -> None:
         if self._shards.columns[1] is None:
-            message(
-                f"note: {self.source} names no identities, so every image counts as a person of its own, and one "
-                "person may be in both splits; if a column names them, give it with --id-column"
-            )
+            message(nobody_named(self.source, "if a column names them, give it with --id-column"))
         elif self._shards.missing_identities:
             rows = counted(self._shards.missing_identities, "row")
             message(f"note: {rows} without {self._shards.columns[1]}, each counted as a person of its own")

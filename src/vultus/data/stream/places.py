@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vultus._download import HUB
 from vultus.data.items import counted
 from vultus.data.stream.remote import Attempts, Broken, LocalFile, RemoteFile
 from vultus.data.tables import datasets_library, hub_errors, parquet_files, split_name
 from vultus.errors import UserError
 
-HUB = "hf://"
 WEB = ("http://", "https://")
 MAX_LISTING = 1 << 26  # bytes of a list of files
 
