@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vultus.errors import UserError
 from vultus.images.io import to_x
-from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.facenet import Encoder, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import check_encoder
 
@@ -34,6 +34,14 @@ def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
         return load_facenet(device=device, dtype=torch.float32)
     except UserError as error:
         raise UserError(f"--best-of needs FaceNet's weights to choose faces: {error}") from None
+
+
+def in_float32(encoder: Encoder) -> Encoder:
+    """The same encoder computing in float32, as `load_chooser` loads it: the choice must not depend on the machine."""
+    if not isinstance(encoder, FaceNet) or encoder.dtype == torch.float32:
+        return encoder
+    device = next(encoder.network.parameters()).device
+    return FaceNet(encoder.network, device=device, dtype=torch.float32, weights_sha256=encoder.weights_sha256)
 
 
 def check_candidates(best_of: int, num: int) -> None:
