@@ -396,7 +396,9 @@ def _reconstruction(work: _Evaluation, missing: dict[str, str]) -> Rows:
     errors = {name: array for name, array in work.generated.items() if name in names}
     rows = scores.reconstruction(errors, work.natural, work.bootstrap, resolution)
     if settings.best_of > 1 and settings.candidates > 1:
-        missing[f"mse_best{settings.best_of} and other best-of rows"] = "--best-of kept other noises"
+        missing[f"mse_best{settings.best_of} and the other rows _best{settings.best_of}"] = (
+            "with --best-of the faces are chosen already"
+        )
     elif settings.best_of > 1:
         best = spread(len(work.rows), MAX_BEST)
         columns = [pixels(settings.best_of), *(perceptual(network, settings.best_of) for network in networks)]

@@ -153,9 +153,9 @@ def generate(
     read.check(grid_path or out)
     if grid_path and not overwrite:
         check_marked(grid_path)
+    encoder, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
     make_folder(out)
     model = _model(snapshot)
-    encoder, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
     kept: list[Tensor] = []
     number = embeddings = 0
     at_once = -(-max(1, batch) // STEP) * STEP
