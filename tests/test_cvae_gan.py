@@ -287,7 +287,7 @@ def test_four_steps_are_two_and_two(random_facenet: FaceNet, tiny_dataset: Calla
 
 
 def test_a_diverged_run_is_named(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    wild = replace(WITHOUT_FACENET, optim=replace(SMALL.optim, lr=1.0))
+    wild = replace(WITHOUT_FACENET, optim=replace(SMALL.optim, lr=0.5))
     with pytest.raises(UserError, match=r"not finite.*lower --optim\.lr"):
         train(wild, data=tiny_dataset(), out=tmp_path / "run", budget=Budget(total_nimg=400))
 

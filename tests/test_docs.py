@@ -606,6 +606,7 @@ def quoted() -> list[tuple[str, str]]:
         ),
         ("serve.md", f"a photo of more than {ServerSettings().max_megapixels:g} megapixels is refused"),
         ("training.md", f"Below {validation.CHANCE:g} the faces are not shown to follow their embeddings"),
+        ("training.md", f"fewer than {validation.FEWEST} photos, which cannot show it"),
         ("training.md", f"{trainer.FAILED} validations one after the other and at least {trainer.SETTLED:,} images"),
         ("tracking.md", f"at most {sample_grid.ROWS - 1} of them"),
         ("tracking.md", {60.0: "trackers have a minute to finish"}[run_log.CLOSING]),

@@ -37,10 +37,14 @@ from vultus.evaluation.backbones.efficientnet import weights_path
 from vultus.evaluation.backbones.face_recognition import judge_available
 from vultus.evaluation.backbones.loading import Backbones, load_backbones
 from vultus.evaluation.evaluate import EvaluationSettings, evaluate, gap
+from vultus.evaluation.extract import ChosenFaces
+from vultus.evaluation.headlines import headlines_of, partiality
+from vultus.evaluation.tables import build_table
 from vultus.evaluation.verification import pair_scores, threshold_at_far
 from vultus.images.io import decode_image, from_pil, to_images, to_x
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, fastest_dtype
 from vultus.models.generators import GeneratorNetwork
+from vultus.sampling.generate import best_faces
 
 Write = Callable[..., Path]
 Run = Callable[..., dict[str, Any]]
@@ -572,3 +576,38 @@ def test_real_faces_through_real_networks(
     assert value(swapped, "identity_facenet") < 0.3
     assert value(swapped, "type1_dlib_far1e-2") < 0.3
     assert value(swapped, "rank1_dlib") < 0.3
+
+
+def test_the_best_candidates_are_measured_and_their_chooser_is_marked(
+    run: Run, dataset: PreparedDataset, encoder: TinyEncoder
+) -> None:
+    generator = TinyGenerator(noise=0.5)
+    usual, best = run(generator), run(generator, candidates=4)
+    assert value(best, "identity_tiny") > value(usual, "identity_tiny")
+    assert best["context"] | {"best_of": 4, "chosen_by": ["tiny"]} == best["context"]
+    assert usual["context"]["best_of"] == 1
+    assert "chosen_by" not in usual["context"]
+    assert best["notes"][0].startswith("tiny chose 2 of 8 faces of each photo")
+    assert usual["context"]["faces"] != best["context"]["faces"]
+    assert value(usual, "mse_best3") > 0
+    assert "mse_best3" in str(best["missing"])
+    rows = {row.name: [cell.text for cell in row.cells] for row in build_table({"a": usual, "b": best}).rows}
+    assert [text.partition(" ")[2] for text in rows["identity_tiny"]] == ["", "(chose the faces)"]
+    assert [text.partition(" ")[2] for text in rows["type1_umpire_far1e-2"]] == ["", ""]
+    assert rows["best_of"] == ["1", "4"]
+    assert not [metric for metric in headlines_of(best) if metric.name.startswith("type1_tiny")]
+    both = best | {"context": best["context"] | {"loss_encoders": ["tiny"]}}
+    assert partiality("identity_tiny", both) == " (in the loss, chose the faces)"
+    # They are the faces that a generator keeps.
+    faces = ChosenFaces(snapshot(generator, dataset), encoder=encoder, num=2, best_of=4, seed=0, device="cpu")
+    some = np.array([3, 7])
+    _, kept = best_faces(generator, dataset.embeddings(some), [3, 7], 2, 4, encoder, 0)
+    measured = [to_images(faces(some, number, dataset.batch(some))) for number in range(2)]
+    assert torch.equal(torch.stack(measured, 1), kept)
+
+
+def test_too_many_candidates_are_refused(run: Run) -> None:
+    with pytest.raises(UserError, match="--best-of must be"):
+        run(TinyGenerator(), candidates=0)
+    with pytest.raises(UserError, match="1200 candidates of one embedding; 1024 is the most"):
+        run(TinyGenerator(), candidates=600)

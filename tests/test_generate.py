@@ -21,7 +21,7 @@ from vultus.images.io import to_x
 from vultus.models.facenet import FaceNet
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
-from vultus.sampling.best import choose
+from vultus.sampling.best import choose, likeness
 from vultus.sampling.conditioning import as_one, from_embeddings, from_photos, one_embedding, random_identities
 from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
 from vultus.sampling.generator import load
@@ -322,24 +322,30 @@ def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.C
     assert "--as-one takes the mean of --photos or --embeddings" in capsys.readouterr().err
 
 
-class Brightness:
-    """An encoder whose cosine to the embedding [1, 0] is high for bright images."""
-
-    def embed(self, x: Tensor) -> Tensor:
-        """See Encoder."""
-        level = x.mean((1, 2, 3))
-        return torch.stack([level, (1 - level.square()).sqrt()], 1)
-
-
 def test_the_best_faces_are_no_copies() -> None:
     levels = torch.tensor([10, 200, 201, 60, 120, 199], dtype=torch.uint8)
     candidates = levels[:, None, None, None].expand(-1, 3, 32, 32).contiguous()
-    rows = choose(candidates, torch.tensor([1.0, 0.0]), 2, Brightness())  # type: ignore[arg-type]
-    assert rows.tolist() == [2, 4]  # 200 and 199 are copies of the best
-    every = choose(candidates, torch.tensor([1.0, 0.0]), 6, Brightness())  # type: ignore[arg-type]
-    assert sorted(every.tolist()) == list(range(6))
-    one = choose(candidates[:1], torch.tensor([1.0, 0.0]), 1, Brightness())  # type: ignore[arg-type]
-    assert one.tolist() == [0]
+    score = levels.float()
+    assert choose(candidates, score, 2) == [2, 4]  # 200 and 199 are copies of the best
+    assert sorted(choose(candidates, score, 6)) == list(range(6))
+    assert choose(candidates[:1], score[:1], 1) == [0]
+    same = candidates[1:2].expand(6, -1, -1, -1)  # where the noise has no effect
+    assert choose(same, score, 2) == [2, 1]
+
+
+def test_a_face_without_likeness_comes_last(random_facenet: FaceNet) -> None:
+    class Broken(FaceNet):
+        """Gives NaN for the second face."""
+
+        def embed(self, x: Tensor, size: int | None = None) -> Tensor:
+            """See Encoder."""
+            embeddings = torch.zeros(len(x), 2)
+            embeddings[:, 0], embeddings[1] = -0.5, torch.nan
+            return embeddings
+
+    images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    score = likeness(images, torch.tensor([[1.0, 0.0]]).expand(3, -1), Broken(random_facenet.network))
+    assert score.argsort().tolist()[0] == 1
 
 
 def test_best_of_keeps_the_faces_most_like_their_embedding(

@@ -271,9 +271,10 @@ def test_metrics_in_the_embedded_snapshot_are_in_its_card() -> None:
     assert card.data.eval_results
     assert f"| `identity_facenet` ↑ | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |" in card.text
     assert "mse_best8" in card.text  # in the table of all metrics
-    result["context"]["noise_strength"] = 0.5
-    card = ModelCard(model_card(metadata, metadata["generator"], result=result))
-    assert "2 faces for each, noise times 0.5." in card.text
+    result["context"] |= {"noise_strength": 0.5, "best_of": 4, "chosen_by": ["facenet"]}
+    text = ModelCard(model_card(metadata, metadata["generator"], result=result)).text
+    assert "2 faces for each, noise times 0.5, the best of 4 times as many by the encoder of the condition." in text
+    assert "chose the faces)" in text
 
 
 def test_metrics_of_old_snapshots_are_plain_values() -> None:

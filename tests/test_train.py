@@ -298,6 +298,7 @@ def test_average_follows_the_half_life() -> None:
             "faces are unrelated to their embeddings (cosine 0.040, to those of others 0.030",
         ),
         ({"alike": 0.7, "identity_facenet": 0.04, "identity_chance": 0.0, "identity_above_chance": 3.6}, ""),
+        ({"n_images": 10, "alike": 0.7, "identity_facenet": 0.04, "identity_above_chance": 1.2}, ""),
         ({"alike": 0.5, "identity_facenet": 0.1}, ""),
         ({"mse": 0.5}, ""),
     ],

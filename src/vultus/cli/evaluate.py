@@ -29,6 +29,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         default=1.0,
         help="factor of the noise; below 1: faces more alike",
     )
+    parser.add_argument(
+        "--best-of", type=Count, default=1, help="measure what generate --best-of K keeps; FaceNet's rows are marked"
+    )
     parser.add_argument("--limit", type=Limit | None, help="use this many photos, evenly spread over the split")
     parser.add_argument(
         "--judge",
@@ -48,7 +51,19 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     from vultus.evaluation.compare import evaluate_snapshots, format_comparison
 
-    passed = ("data", "split", "out", "noises", "noise_strength", "limit", "fetch", "seed", "batch", "device")
+    passed = (
+        "data",
+        "split",
+        "out",
+        "noises",
+        "noise_strength",
+        "best_of",
+        "limit",
+        "fetch",
+        "seed",
+        "batch",
+        "device",
+    )
     results = evaluate_snapshots(options.snapshots, judges=options.judge, **{name: options[name] for name in passed})
     print(json.dumps(results, indent=2) if options.json else format_comparison(results))
     return 0

@@ -31,7 +31,7 @@ from vultus._progress import message
 from vultus.data.dataset import PreparedDataset
 from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.evaluate import EvaluationSettings
-from vultus.evaluation.extract import FaceSet, RealFaces, extract, vectors
+from vultus.evaluation.extract import ChosenFaces, FaceSet, RealFaces, extract, vectors
 from vultus.evaluation.plots import distributions
 from vultus.evaluation.results import FILE
 from vultus.evaluation.scores import spread
@@ -134,8 +134,11 @@ def _images(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, number: 
 def _people(faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray) -> Grid:
     some = rows[spread(len(rows), PEOPLE)]
     photos = dataset.batch(some)
-    columns = [photos.images, *(_images(faces, dataset, some, number) for number in range(FACES))]
-    heads = ["source photo", *(f"generated with noise {number + 1}" for number in range(FACES))]
+    numbers = range(faces.num if isinstance(faces, ChosenFaces) else FACES)
+    columns = [photos.images, *(_images(faces, dataset, some, number) for number in numbers)]
+    heads = ["source photo", *(f"generated with noise {number + 1}" for number in numbers)]
+    if isinstance(faces, ChosenFaces):
+        heads = ["source photo", *(f"best {number + 1} of {faces.num * faces.best_of} faces" for number in numbers)]
     images = torch.stack(columns, 1).flatten(0, 1)
     return Grid(images, len(columns), [f"person {name}" for name in photos.identities], heads)
 

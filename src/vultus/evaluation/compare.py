@@ -40,6 +40,7 @@ def evaluate_snapshots(
     out: str | Path | None = None,
     noises: Count = 2,
     noise_strength: NoiseStrength = 1.0,
+    best_of: Count = 1,
     limit: Limit | None = None,
     judges: Sequence[str] = ("dlib",),
     fetch: bool = False,
@@ -63,6 +64,8 @@ def evaluate_snapshots(
         limit: use this many photos, evenly spread over the split; None uses all.
         judges: face recognition networks that no loss contains: "dlib", or FILE.onnx or FILE.onnx:raw.
         fetch: download the weights of FID and LPIPS (340 MB) if they are missing.
+        best_of: measure the faces that `vultus generate --best-of` keeps: the best of so many times as many noises, by
+            FaceNet, whose own rows are marked then.
         seed: of the noise and of the resampled people.
         batch: photos at a time; changes memory and speed, not results.
         device: "auto", "cuda", "mps" or "cpu".
@@ -99,6 +102,7 @@ def evaluate_snapshots(
         batch=batch,
         seed=seed,
         noise_strength=noise_strength,
+        best_of=best_of,
         device=device,
         files=files,
     )
@@ -119,6 +123,7 @@ def compare(
     batch: int = 32,
     seed: int = 0,
     noise_strength: float = 1.0,
+    best_of: int = 1,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
     backbones: Backbones | None = None,
@@ -140,7 +145,9 @@ def compare(
     for snapshot in snapshots.values():
         check_match(snapshot, next(side for side in (test, train) if side is not None), encoder)
     backbones = backbones or load_backbones(encoder, judges=judges, device=device, fetch=fetch)
-    settings = EvaluationSettings(noises, limit, batch, seed, device, noise_strength=noise_strength, cache=cache)
+    settings = EvaluationSettings(
+        noises, limit, batch, seed, device, noise_strength=noise_strength, candidates=best_of, cache=cache
+    )
     check_settings(settings)
     # As many photos of training people as of unseen ones: some metrics depend on their number.
     most = limit if test is None else min(limit or len(test), len(test))
@@ -151,9 +158,9 @@ def compare(
             dataset, other = sides[side]
             assert dataset is not None
             counted = replace(settings, limit=most if side == "train" else limit)
-            planned = planned_context(
-                counted.faces(snapshot), dataset, backbones, counted, trained_on(snapshot, dataset)
-            ) | {"snapshot_sha256": files[name].sha256 if files and name in files else None}
+            faces = counted.faces(snapshot, backbones.encoder)
+            planned = planned_context(faces, dataset, backbones, counted, trained_on(snapshot, dataset))
+            planned["snapshot_sha256"] = files[name].sha256 if files and name in files else None
             suffix = f" ({side})" if split == "both" else ""
             parts[name].append(_Part(name + suffix, name + suffix, dataset, other, counted, planned))
     if out is not None:
@@ -176,7 +183,8 @@ def compare(
         own = results if out is not None else {part.stored: results[part.column] for part in parts[name]}
         try:
             for part in parts[name]:
-                faces, known = part.settings.faces(snapshot), part.planned["trained_on_this_data"]
+                faces = part.settings.faces(snapshot, backbones.encoder)
+                known = part.planned["trained_on_this_data"]
                 keywords: dict[str, Any] = {"backbones": backbones, "other": part.other, "settings": part.settings}
                 write_grids(places[name], part.stored, faces, part.dataset, trained_on_this_data=known, **keywords)
             write_results(places[name], own, format_comparison(own))

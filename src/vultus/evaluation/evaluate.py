@@ -30,6 +30,7 @@ from vultus.evaluation.backbones.loading import Backbones
 from vultus.evaluation.bootstrap import LEVEL, REPLICATES, Estimate, PersonBootstrap, difference
 from vultus.evaluation.extract import (
     NOISE_PAIRS,
+    ChosenFaces,
     Column,
     FaceSet,
     GeneratedFaces,
@@ -50,6 +51,7 @@ from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
 from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
+from vultus.sampling.best import check_candidates
 
 MAX_OTHER = 512  # pairs of real photos from which the difference of two photos of one person is measured
 MAX_BEST = 128  # photos of the best-of metrics
@@ -68,6 +70,7 @@ class EvaluationSettings:
         device, dtype: of the generator.
         noise_strength: factor of the noise; below 1 faces are more alike and nearer to the average.
         best_of: noises of the metrics that take the best one, on 128 photos; below 2 they are left out.
+        candidates: for each face, of which the encoder of the condition keeps the best, as `vultus generate --best-of`.
         cache: folder for the arrays computed from faces; None: `features` in the user's cache folder.
     """
 
@@ -79,6 +82,7 @@ class EvaluationSettings:
     dtype: torch.dtype = torch.float32
     noise_strength: NoiseStrength = 1.0
     best_of: int = 8
+    candidates: Count = 1
     cache: Path | None = None
 
     @property
@@ -86,11 +90,13 @@ class EvaluationSettings:
         """Keyword arguments of `extract`."""
         return {"batch": self.batch, "cache": self.cache or cache_folder() / "features", "device": self.device}
 
-    def faces(self, snapshot: Snapshot) -> GeneratedFaces:
-        """The faces that the snapshot generates with these settings."""
-        return GeneratedFaces(
-            snapshot, seed=self.seed, device=self.device, dtype=self.dtype, noise_strength=self.noise_strength
-        )
+    def faces(self, snapshot: Snapshot, encoder: Encoder) -> GeneratedFaces:
+        """The faces that the snapshot generates with these settings; `encoder` chooses them if there are candidates."""
+        how: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
+        how["noise_strength"] = self.noise_strength
+        if self.candidates == 1:
+            return GeneratedFaces(snapshot, **how)
+        return ChosenFaces(snapshot, encoder=encoder, num=self.noises, best_of=self.candidates, **how)
 
 
 def evaluate(
@@ -121,7 +127,7 @@ def evaluate(
     settings = settings or EvaluationSettings()
     check_match(snapshot, dataset, backbones.encoder)
     result = evaluate_faces(
-        settings.faces(snapshot),
+        settings.faces(snapshot, backbones.encoder),
         dataset,
         backbones=backbones,
         other=other,
@@ -175,6 +181,12 @@ def evaluate_faces(
             "the data set names no identities, so every image counts as a person of its own; the people of the test "
             "split may be in the training data"
         )
+    if settings.candidates > 1:
+        drawn = settings.noises * settings.candidates
+        notes.append(
+            f"{backbones.short} chose {settings.noises} of {drawn} faces of each photo, so its own rows say what it "
+            f"selected for, not how alike the faces are; see those of a judge"
+        )
     _check_encoder(dataset, rows, backbones.encoder, settings, notes)
     work = _Evaluation(faces, dataset, other, rows, identities, bootstrap, backbones, settings)
     metrics, distributions, missing = _identity(work)
@@ -184,7 +196,7 @@ def evaluate_faces(
     }
     missing |= backbones.missing
     metrics |= _realism(work, missing, notes)
-    metrics |= _reconstruction(work)
+    metrics |= _reconstruction(work, missing)
     metrics |= _diversity(work, notes)
     encoder = backbones.short
     if other is not None and other.split == "train":
@@ -232,6 +244,8 @@ def planned_context(
         "noises": settings.noises,
         "seed": settings.seed,
         "noise_strength": settings.noise_strength,
+        "best_of": settings.candidates,
+        **({"chosen_by": [backbones.short]} if settings.candidates > 1 else {}),
         "resolution": dataset.resolution,
         "device": str(settings.device),
         "networks": backbones.ids,
@@ -259,6 +273,8 @@ def check_settings(settings: EvaluationSettings) -> None:
     hints = get_type_hints(EvaluationSettings, include_extras=True)
     for name in ("noises", "limit", "batch", "seed", "noise_strength"):
         checked(getattr(settings, name), hints[name], f"--{name}")
+    checked(settings.candidates, hints["candidates"], "--best-of")
+    check_candidates(settings.candidates, settings.noises)
 
 
 @torch.inference_mode()
@@ -374,12 +390,16 @@ def _realism(work: _Evaluation, missing: dict[str, str], notes: list[str]) -> Ro
     return rows
 
 
-def _reconstruction(work: _Evaluation) -> Rows:
+def _reconstruction(work: _Evaluation, missing: dict[str, str]) -> Rows:
     networks, settings, resolution = work.backbones.perceptual, work.settings, work.dataset.resolution
     names = {"pixels", *(network.short for network in networks)}
     errors = {name: array for name, array in work.generated.items() if name in names}
     rows = scores.reconstruction(errors, work.natural, work.bootstrap, resolution)
-    if settings.best_of > 1:
+    if settings.best_of > 1 and settings.candidates > 1:
+        missing[f"mse_best{settings.best_of} and the other rows _best{settings.best_of}"] = (
+            "with --best-of the faces are chosen already"
+        )
+    elif settings.best_of > 1:
         best = spread(len(work.rows), MAX_BEST)
         columns = [pixels(settings.best_of), *(perceptual(network, settings.best_of) for network in networks)]
         errors = work.extract(work.faces, work.dataset, work.rows[best], columns)

@@ -30,7 +30,10 @@ from vultus.evaluation import metrics
 from vultus.evaluation.backbones.lpips import Perceptual
 from vultus.evaluation.verification import person_rows
 from vultus.images.io import to_images, to_x
+from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
+from vultus.sampling.best import SPREAD, in_float32
+from vultus.sampling.generate import best_faces
 from vultus.sampling.latents import noise
 
 NOISE_PAIRS = "apart"  # the column of `noise_pairs`; its name in the cache
@@ -118,6 +121,53 @@ class GeneratedFaces:
         if not x.isfinite().all():
             raise UserError(f"{self.snapshot.path or 'the snapshot'}: gives values that are not finite; train it again")
         return to_x(to_images(x))
+
+
+class ChosenFaces(GeneratedFaces):
+    """The faces that `vultus generate --best-of` keeps: for each photo the best `num` of `num` x `best_of` faces.
+
+    Args:
+        snapshot, seed, device, dtype, noise_strength: see GeneratedFaces.
+        encoder: the encoder of the condition, on `device`; it chooses, in float32.
+        num: faces that are kept.
+        best_of: candidates for each of them.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        encoder: Encoder,
+        num: int,
+        best_of: int,
+        seed: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        noise_strength: float = 1.0,
+    ) -> None:
+        super().__init__(snapshot, seed=seed, device=device, dtype=dtype, noise_strength=noise_strength)
+        self.num, self.best_of, self._encoder = num, best_of, encoder
+        chosen = f"{self.id} {num} of {num * best_of} {SPREAD} {encoder.id} {encoder.weights_sha256}"
+        self.id = f"best-{hashlib.sha256(chosen.encode()).hexdigest()}"
+        self._latest: tuple[list[int], Tensor] = [], torch.zeros(0)  # rows, their faces [B, num, 3, R, R]
+
+    def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
+        """See FaceSet; `number` is below `num`. All faces of the latest rows are kept."""
+        if self._latest[0] != rows.tolist():
+            self._encoder = in_float32(self._encoder)
+            _, images = best_faces(
+                self.snapshot.network,
+                photos.c,
+                rows.tolist(),
+                self.num,
+                self.best_of,
+                self._encoder,
+                self.seed,
+                self.noise_strength,
+                self.dtype,
+            )
+            self._latest = rows.tolist(), images
+        return to_x(self._latest[1][:, number])
 
 
 class FaceBatch:

@@ -17,7 +17,10 @@ OTHER_DATA = (
 )
 
 
-IN_LOSS = " (in the loss)"  # follows values of an encoder that the losses of the training contained
+# These follow values of an encoder that is no fair judge: the losses contained it, it chose the faces, or both.
+IN_LOSS = " (in the loss)"
+CHOSE = " (chose the faces)"
+BOTH = " (in the loss, chose the faces)"
 WITHOUT_ENCODER = ("reference-mse", "reference-dcgan", "tiny")  # presets whose losses contain none
 
 
@@ -43,6 +46,21 @@ def in_loss(name: str, result: Mapping[str, Any]) -> bool:
     return metric.fields["backbone"] in result.get("context", {}).get("loss_encoders", ())
 
 
+def chose(name: str, result: Mapping[str, Any]) -> bool:
+    """Whether this metric of a result is the verdict of the encoder that chose the faces, in results of `--best-of`."""
+    metric = registry.find(name)
+    if metric is None or metric.family.group != "identity":
+        return False
+    return metric.fields["backbone"] in result.get("context", {}).get("chosen_by", ())
+
+
+def partiality(name: str, result: Mapping[str, Any]) -> str:
+    """What follows the value of this metric in a table where its encoder is no fair judge; otherwise ""."""
+    return {(True, False): IN_LOSS, (False, True): CHOSE, (True, True): BOTH}.get(
+        (in_loss(name, result), chose(name, result)), ""
+    )
+
+
 def of_other_data(result: Mapping[str, Any]) -> bool:
     """Whether the data set of a result is known to be another than the snapshot was trained on."""
     return result.get("context", {}).get("trained_on_this_data") is False
@@ -64,8 +82,9 @@ def with_training_data(result: Mapping[str, Any], content_sha256: Any) -> dict[s
 
 def headlines_of(result: Mapping[str, Any]) -> list[registry.NamedMetric]:
     """The metrics of a result to show first; without memorization if the photos are `of_other_data`, and without the
-    verdicts of encoders that the losses contained where another encoder judged."""
-    metrics = registry.headlines(result["metrics"], encoders_in_loss(result))
+    verdicts of encoders that the losses contained, or that chose the faces, where another encoder judged."""
+    partial = [*encoders_in_loss(result), *result.get("context", {}).get("chosen_by", ())]
+    metrics = registry.headlines(result["metrics"], partial)
     if of_other_data(result):
         metrics = [metric for metric in metrics if metric.family.group != registry.MEMORIZATION]
     return metrics

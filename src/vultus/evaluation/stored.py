@@ -29,7 +29,7 @@ FOLDER = "evaluations"
 EARLIER_FOLDER = "evaluation"
 ASIDE = "earlier"  # OUT/earlier-1, ...: evaluations that were in OUT before
 DIGITS = 12  # of a hash in the name of a folder
-USUAL = {"noises": 2, "noise_strength": 1.0, "seed": 0}  # not part of the name of a folder
+USUAL = {"noises": 2, "noise_strength": 1.0, "best_of": 1, "seed": 0}  # not part of the name of a folder
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vultus.evaluation import registry
-from vultus.evaluation.headlines import IN_LOSS, in_loss, of_other_data
+from vultus.evaluation.headlines import of_other_data, partiality
 
 CONTEXT = ("cur_nimg", "split", "n_images", "n_people", "noises", "seed", "resolution", "device", "seconds")
-USUAL = {"noise_strength": 1.0}  # context that is a row only where a result differs from it
+USUAL = {"noise_strength": 1.0, "best_of": 1}  # context that is a row only where a result differs from it
 REAL = "real photos"
 OTHER = " (other data)"  # follows values of memorization that were not measured on the data of the training
 UNKNOWN = "other"  # the group of metrics that the registry does not know
@@ -76,7 +76,7 @@ def build_table(results: Results, *, circumstances: bool = True) -> Table:
             shown = zip(cells, results.values(), strict=True)
             cells = [replace(cell, text=cell.text + OTHER) if of_other_data(one) else cell for cell, one in shown]
         both = zip(cells, results.values(), strict=True)
-        cells = [replace(c, text=c.text + IN_LOSS) if c.value is not None and in_loss(name, r) else c for c, r in both]
+        cells = [c if c.value is None else replace(c, text=c.text + partiality(name, r)) for c, r in both]
         rows.append(Row("metric", name, arrow, text, cells))
     if circumstances:
         rows += _context_rows([result["context"] for result in results.values()])

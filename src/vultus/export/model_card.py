@@ -122,14 +122,15 @@ def _results(result: Mapping[str, Any], repo: str) -> dict[str, Any]:
     """What the template shows of a result."""
     context, rows = result["context"], result["metrics"]
     split = {"test": "people never seen in training", "train": "the training people"}.get(str(context.get("split")))
-    strength = context.get("noise_strength", 1)
+    strength, best_of = context.get("noise_strength", 1), context.get("best_of", 1)
     intervals = all("low" in row for row in rows.values())
     photos, whole = context.get("n_images", "?"), context.get("n_split")
     part = f" of {whole}" if whole and whole != photos else ""
     return {
         "measured_on": f"{photos}{part} photos of {context.get('n_people', '?')} people "
         f"({split or 'the whole data set'}), {context.get('noises', '?')} faces for each"
-        + (f", noise times {strength:g}" if strength != 1 else ""),
+        + (f", noise times {strength:g}" if strength != 1 else "")
+        + (f", the best of {best_of} times as many by the encoder of the condition" if best_of != 1 else ""),
         "rows": [_row(metric, rows[metric.name]) for metric in headlines_of(result)],
         "alarms": result["alarms"],
         "other_data": OTHER_DATA if of_other_data(result) else "",

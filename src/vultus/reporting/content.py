@@ -13,7 +13,7 @@ from typing import Any
 
 from vultus.errors import UserError
 from vultus.evaluation import registry
-from vultus.evaluation.headlines import IN_LOSS, headlines_of, in_loss, of_other_data
+from vultus.evaluation.headlines import headlines_of, of_other_data, partiality
 from vultus.evaluation.plots import Line, histogram, line_chart
 from vultus.evaluation.stored import base_name
 from vultus.reporting.run_folder import Evaluation, Run, number, read_evaluations, read_runs
@@ -301,7 +301,7 @@ def _headlines(runs: Sequence[Run], evaluation: Evaluation) -> list[Headline]:
         ]
         real = next((value["real"] for value in values if value and number(value.get("real"))), None)
         cells = [
-            metric.text(value["value"]) + (IN_LOSS if result and in_loss(metric.name, result) else "")
+            metric.text(value["value"]) + (partiality(metric.name, result) if result else "")
             if value and number(value["value"])
             else ""
             for value, result in zip(values, results, strict=True)

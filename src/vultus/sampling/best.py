@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vultus.errors import UserError
 from vultus.images.io import to_x
-from vultus.models.facenet import Encoder, load_facenet
+from vultus.models.facenet import Encoder, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import check_encoder
 
@@ -36,6 +36,14 @@ def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
         raise UserError(f"--best-of needs FaceNet's weights to choose faces: {error}") from None
 
 
+def in_float32(encoder: Encoder) -> Encoder:
+    """The same encoder computing in float32, as `load_chooser` loads it: the choice must not depend on the machine."""
+    if not isinstance(encoder, FaceNet) or encoder.dtype == torch.float32:
+        return encoder
+    device = next(encoder.network.parameters()).device
+    return FaceNet(encoder.network, device=device, dtype=torch.float32, weights_sha256=encoder.weights_sha256)
+
+
 def check_candidates(best_of: int, num: int) -> None:
     """Raise UserError where one embedding has more than MOST candidates."""
     if best_of > 1 and best_of * num > MOST:
@@ -46,34 +54,46 @@ def check_candidates(best_of: int, num: int) -> None:
 
 
 @torch.inference_mode()
-def choose(images: Tensor, c: Tensor, num: int, encoder: Encoder) -> Tensor:
-    """The rows of the `num` best faces, int64 [num], the best first.
+def likeness(images: Tensor, c: Tensor, encoder: Encoder) -> Tensor:
+    """The cosine of the embedding of each image uint8 [M, 3, R, R] to its row of `c` [M, c_dim]: float32 [M].
+
+    -2 where it is not a number, so that such an image comes last.
+    """
+    parameter = next(iter(encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    parts = []
+    for part, target in zip(images.split(BATCH), c.cpu().float().split(BATCH), strict=True):
+        padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
+        embeddings = encoder.embed(to_x(padded.to(device)))[: len(part)].cpu().float()
+        parts.append((embeddings * target).sum(1))
+    return torch.cat(parts).nan_to_num(nan=-2.0)
+
+
+def choose(images: Tensor, score: Tensor, num: int) -> list[int]:
+    """The rows of the `num` best of the candidates of one embedding, the best first.
 
     Args:
         images: candidates, uint8 [M, 3, R, R], M >= num.
-        c: their embedding [c_dim], unit norm.
-        encoder: on any device; the score of a face is the cosine of its embedding to `c`.
+        score: of each [M], higher for better ones.
+        num: how many are kept.
 
     Faces are taken in the order of their scores; one that is nearer to a face already taken than SPREAD times the
     median difference between two candidates is passed over. The difference is the RMS of pixels, as in the metric
     `diversity_noise_rms`, of images reduced to SIDE. If too few faces are left, the limit is lowered.
     """
-    parameter = next(iter(encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    scores = []
-    for part in images.split(BATCH):
-        padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
-        scores.append(encoder.embed(to_x(padded.to(device)))[: len(part)].float().cpu() @ c.float().cpu())
-    order = torch.cat(scores).argsort(descending=True, stable=True).tolist()
+    order = score.argsort(descending=True, stable=True).tolist()
+    if num == 1:
+        return order[:1]
     small = F.adaptive_avg_pool2d(to_x(images.cpu()), min(SIDE, images.shape[-1])).flatten(1).double()
     difference = torch.cdist(small, small, compute_mode="donot_use_mm_for_euclid_dist") / small.shape[1] ** 0.5
-    pairs = difference[tuple(torch.triu_indices(len(images), len(images), 1))]
-    limit = SPREAD * float(pairs.median()) if len(pairs) else 0.0
+    limit = SPREAD * float(difference[tuple(torch.triu_indices(len(images), len(images), 1))].median())
     while True:
         kept: list[int] = []
+        nearest = torch.full((len(images),), float("inf"), dtype=torch.float64)  # to a face already taken
         for row in order:
-            if len(kept) < num and all(float(difference[row, other]) >= limit for other in kept):
+            if len(kept) < num and nearest[row] >= limit:
                 kept.append(row)
+                nearest = torch.minimum(nearest, difference[row])
         if len(kept) == num:
-            return torch.tensor(kept)
+            return kept
         limit = limit * RELAXED if limit > 1e-6 else 0.0

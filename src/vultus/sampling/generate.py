@@ -35,11 +35,12 @@ from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, mo
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.best import check_candidates, choose, load_chooser
+from vultus.sampling.best import check_candidates, choose, likeness, load_chooser
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
 from vultus.sampling.latents import noise, slerp
 
 STEP = 16  # faces to a call of the generator, always
+AT_ONCE = 256  # candidates in memory at once where faces are chosen, or those of one embedding
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
 PER_FOLDER = 1000  # faces in one folder; more are split into numbered sub-folders
 # Suffixes that no folder has on purpose; beside those of Pillow.
@@ -152,26 +153,28 @@ def generate(
     read.check(grid_path or out)
     if grid_path and not overwrite:
         check_marked(grid_path)
+    encoder, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
     make_folder(out)
     model = _model(snapshot)
-    encoder = load_chooser(snapshot, best_of, num)
     kept: list[Tensor] = []
     number = embeddings = 0
     at_once = -(-max(1, batch) // STEP) * STEP
+    at_once = num * max(1, at_once // num) if encoder else at_once  # all faces of an embedding are chosen together
     stream = _all_faces(source, num)
     with progress(total, title="generate", unit="face") as bar:
-        while group := list(itertools.islice(stream, num if encoder else at_once)):
-            faces = [face for face, _ in group]
-            if encoder:  # the faces of one embedding
-                noises, images = best_faces(
-                    snapshot.network, group[0][1], faces[0].index, num, best_of, encoder, seed, noise_strength, dtype
+        while group := list(itertools.islice(stream, at_once)):
+            faces, c = [face for face, _ in group], torch.stack([c for _, c in group])
+            if encoder:
+                indices = [face.index for face in faces[::num]]
+                chosen, images = best_faces(
+                    snapshot.network, c[::num], indices, num, best_of, encoder, seed, noise_strength, dtype
                 )
+                noises = itertools.chain.from_iterable(chosen)
                 faces = [replace(face, noise=number) for face, number in zip(faces, noises, strict=True)]
+                images = images.flatten(0, 1)
             else:
-                z = torch.cat(
-                    [noise(seed, face.index, 1, snapshot.network.z_dim, variant=face.noise) for face in faces]
-                )
-                images = render(snapshot.network, z * noise_strength, torch.stack([c for _, c in group]), dtype)
+                z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.noise) for face in faces])
+                images = render(snapshot.network, z * noise_strength, c, dtype)
             images = _marked(images) if mark else images
             if grid_path:
                 kept.append(images)
@@ -254,25 +257,31 @@ def save_images(
 def best_faces(
     generator: GeneratorNetwork,
     c: Tensor,
-    index: int,
+    indices: Sequence[int],
     num: int,
     best_of: int,
     encoder: Encoder,
     seed: int,
     noise_strength: float = 1.0,
     dtype: torch.dtype | None = None,
-    *,
-    first: int = 0,
-) -> tuple[list[int], Tensor]:
-    """The best `num` of `num` x `best_of` faces of embedding `c` [c_dim], number `index`: (numbers of noises, images).
+) -> tuple[list[list[int]], Tensor]:
+    """The best `num` of `num` x `best_of` faces of every embedding: (numbers of their noises, images).
 
-    `first` is the number of the first noise. Images are uint8 [num, 3, R, R]. See `choose` in sampling/best.py.
+    `c` [N, c_dim] are the embeddings, `indices` their numbers, on which the noise depends. Images are uint8
+    [N, num, 3, R, R]; see `choose` in sampling/best.py for what is kept.
     """
-    numbers = range(first, first + num * best_of)
-    z = torch.cat([noise(seed, index, 1, generator.z_dim, variant=number) for number in numbers])
-    images = render(generator, z * noise_strength, c.expand(len(z), -1), dtype)
-    rows = choose(images, c, num, encoder)
-    return [numbers[row] for row in rows.tolist()], images[rows]
+    count = num * best_of
+    numbers: list[list[int]] = []
+    kept = [torch.zeros(0, num, 3, generator.resolution, generator.resolution, dtype=torch.uint8)]
+    at_once = max(1, AT_ONCE // count)
+    for start in range(0, len(c), at_once):
+        part, rows = c[start : start + at_once].repeat_interleave(count, 0), indices[start : start + at_once]
+        z = [noise(seed, row, 1, generator.z_dim, variant=variant) for row in rows for variant in range(count)]
+        images = render(generator, torch.cat(z) * noise_strength, part, dtype)
+        for own, score in zip(images.split(count), likeness(images, part, encoder).split(count), strict=True):
+            numbers.append(choose(own, score, num))
+            kept.append(own[numbers[-1]][None])
+    return numbers, torch.cat(kept)
 
 
 def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[_Face, Tensor]]:

@@ -83,11 +83,7 @@ class Generator(Snapshot):
         """
         rows = self._rows(c)
         if encoder := load_chooser(self, best_of, num):
-            parts = [
-                best_faces(self.network, row, index, num, best_of, encoder, seed, noise_strength)[1]
-                for index, row in enumerate(rows)
-            ]
-            return torch.stack(parts) if parts else render(self.network, rows[:, :0], rows).unflatten(0, (0, num))
+            return best_faces(self.network, rows, range(len(rows)), num, best_of, encoder, seed, noise_strength)[1]
         variants = [noise(seed, 0, len(rows), self.z_dim, variant=variant) for variant in range(num)]
         z = torch.stack(variants, 1).flatten(0, 1) * noise_strength
         return render(self.network, z, rows.repeat_interleave(num, 0)).unflatten(0, (len(rows), num))

@@ -17,6 +17,7 @@ from vultus.sampling.latents import noise
 
 NOISE_SEED = 2
 COLLAPSED = 0.9  # mean cosine between faces of different people, from which they count as one face; photos have 0.02
+FEWEST = 30  # photos, below which faces that follow their embeddings a little cannot be told from chance
 CHANCE = 2.0  # standard deviations above chance, which 2 % of faces that do not depend on their embedding reach
 
 
@@ -25,7 +26,7 @@ def failure(metrics: Mapping[str, float]) -> str:
     alike, above = metrics.get("alike", 0.0), metrics.get("identity_above_chance", float("inf"))
     if alike > COLLAPSED:
         return f"faces of different people are alike (cosine {alike:.2f}): mode collapse"
-    if above < CHANCE:
+    if above < CHANCE and metrics.get("n_images", FEWEST) >= FEWEST:
         cosine, chance = metrics.get("identity_facenet", 0.0), metrics.get("identity_chance", 0.0)
         return (
             f"faces are unrelated to their embeddings (cosine {cosine:.3f}, to those of others {chance:.3f}, a "
