@@ -122,7 +122,7 @@ def test_projection_discriminator_outputs(resolution: int) -> None:
 def test_conditional_norm_generator_as_published() -> None:
     """Names and shapes in a snapshot of the preset at 128x128."""
     state = networks("vultus-cpu")[0].state_dict()
-    assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 5_363_692
+    assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 5_363_491
     assert state["stem.weight"].shape == (256 * 16, 384)
     assert state["blocks.3.norm1.affine.weight"].shape == (128, 256)
     assert state["blocks.4.skip.weight"].shape == (32, 64, 1, 1)

@@ -189,7 +189,8 @@ def test_loss_is_computed_on_images_of_sampled_noise() -> None:
     target = F.normalize(torch.randn(4, 128, generator=torch.Generator().manual_seed(0)))
     step = gan._generate(*gan._begin(images, c, 0), 0)
     step.x = step.x.detach().requires_grad_()
-    value = gan._second_loss(step, target)
+    step.second = target
+    value = gan._second_loss(step, gan.second)
     value.backward()
     moved = step.x.grad.abs().amax((1, 2, 3)) > 0
     coded = torch.zeros(4, dtype=torch.bool).index_fill(0, step.coded, True)
@@ -197,6 +198,10 @@ def test_loss_is_computed_on_images_of_sampled_noise() -> None:
     assert torch.equal(moved, ~coded)
     log = gan.step(images, c, 0, target)
     assert log["G_second"].item() == pytest.approx(value.item(), abs=1e-4)
+    # A stream has no targets of the whole data set: an image's target is the embedding of its own photo.
+    own = gan.second.embed(step.x_real)
+    values = [gan._second_loss(replace(step, second=targets), gan.second).item() for targets in (None, own)]
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_setting_of_another_encoder_names_the_known_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

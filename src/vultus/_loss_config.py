@@ -88,7 +88,7 @@ class CVAEGANLossConfig(LossConfig):
         texture_fraction: part of the batch that it sees.
         second_encoder: a face encoder besides FaceNet whose identity loss is computed on images of sampled noise:
             `mobilefacenet`, or `dlib` (which then judges nothing). Its target is halfway between the source photo and
-            the mean of the person's other training photos.
+            the mean of the person's other training photos; in a stream it is the source photo alone.
         second_weight: weight of that loss.
         second_fraction: part of the batch that it is computed on.
         augment: probability that an image is shifted before the discriminator sees it, and that a square is cut out.

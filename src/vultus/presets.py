@@ -8,6 +8,7 @@ docs/results.md has all results, with intervals.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from vultus._loss_config import CVAEGANLossConfig, GANLossConfig
 from vultus.config import (
@@ -20,6 +21,8 @@ from vultus.config import (
     TrainConfig,
 )
 from vultus.errors import UserError
+
+N = TypeVar("N", GeneratorConfig, DiscriminatorConfig)
 
 REFERENCE_MSE = GANConfig(
     preset="reference-mse",
@@ -69,15 +72,15 @@ DCGAN_IDENTITY = GANConfig(
 
 VULTUS_CPU = CVAEGANConfig(
     preset="vultus-cpu",
-    generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256),
-    discriminator=DiscriminatorConfig(kind="projection", base_width=24, max_width=256, projection=256),
+    generator=GeneratorConfig(kind="conditional-norm", max_width=256, projection=256, fine_width=16),
+    discriminator=DiscriminatorConfig(kind="projection", base_width=48, max_width=256, projection=256, fine_width=16),
     loss=CVAEGANLossConfig(
         mse_weight=10.0,
         mse_size=64,
-        identity_weight=8.0,
+        identity_weight=4.0,
         identity_start=1.0,
-        identity_nimg=40_000,
-        identity_size=92,
+        identity_nimg=10_000,
+        identity_size=148,
         identity_sizes=4,
         identity_fraction=0.375,
         coded_fraction=0.5,
@@ -88,6 +91,8 @@ VULTUS_CPU = CVAEGANConfig(
         feature_weight=1.0,
         feature_match=1.0,
         feature_fraction=1.0,
+        second_encoder="mobilefacenet",
+        second_weight=4.0,
         augment=0.6,
         augment_until=0.9,
     ),
@@ -108,9 +113,9 @@ Frechet distance 54; ST-LPIPS over noise 0.214.
 VULTUS_BASE = replace(
     VULTUS_CPU,
     preset="vultus-base",
-    generator=replace(VULTUS_CPU.generator, base_width=64, max_width=512, projection=512),
-    discriminator=replace(VULTUS_CPU.discriminator, base_width=48, max_width=512, projection=512),
-    loss=replace(VULTUS_CPU.loss, identity_nimg=160_000, identity_fraction=0.5),
+    generator=replace(VULTUS_CPU.generator, base_width=64, max_width=512, projection=512, fine_width=32),
+    discriminator=replace(VULTUS_CPU.discriminator, base_width=96, max_width=512, projection=512, fine_width=32),
+    loss=replace(VULTUS_CPU.loss, identity_nimg=40_000, identity_fraction=0.5, second_fraction=0.5),
     optim=replace(VULTUS_CPU.optim, lr=4e-4, batch=64, ema_nimg=80_000),
     epochs=200,
     log_every_nimg=6_400,
@@ -152,7 +157,7 @@ def get_preset(name: str) -> TrainConfig:
 def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> TrainConfig:
     """The same run at another resolution, and for a budget of `images` where that is known.
 
-    - Above the preset's resolution the width of the finest stage halves with each doubling, so that an image costs
+    - Above the preset's resolution the widths of the finest stages halve with each doubling, so that an image costs
       twice as much and not four times; below it the widths stay.
     - The error against the photo is computed at the same share of the full size.
     - In a short run the identity weight reaches its final value after 40 % of the images at the latest.
@@ -163,9 +168,14 @@ def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> T
     schedule = loss.identity_nimg if images is None else min(loss.identity_nimg, round(0.4 * images))
     return replace(
         config,
-        generator=replace(generator, resolution=resolution, base_width=max(8, generator.base_width // narrower)),
-        discriminator=replace(
-            discriminator, resolution=resolution, base_width=max(8, discriminator.base_width // narrower)
-        ),
+        generator=narrowed(generator, resolution, narrower),
+        discriminator=narrowed(discriminator, resolution, narrower),
         loss=replace(loss, mse_size=round(loss.mse_size * scale), identity_nimg=schedule),
     )
+
+
+def narrowed(network: N, resolution: int, divisor: int) -> N:
+    """A network of that resolution. Its finest stages have fewer channels: at least 8, or 4 at full resolution."""
+    fine_width = max(4, network.fine_width // divisor) if network.fine_width else 0
+    base_width = max(8, network.base_width // divisor)
+    return replace(network, resolution=resolution, base_width=base_width, fine_width=fine_width)

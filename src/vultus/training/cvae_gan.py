@@ -29,6 +29,7 @@ from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder, Text
 from vultus.models.discriminators import ProjectionDiscriminator, build_discriminator
 from vultus.models.facenet import FaceFeatures, FaceNet
 from vultus.models.generators import build_generator
+from vultus.models.second_encoder import SecondEncoder
 from vultus.training import losses
 from vultus.training.augment import augment
 from vultus.training.step import Method, Step, Term, step_generator
@@ -219,8 +220,8 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             yield "G_mse", losses.mse_weight(loss, step.cur_nimg), error
         if step.features is not None:
             yield from self._face_terms(step, step.features)
-        if loss.second_weight and self.second is not None and step.second is not None:
-            yield "G_second", loss.second_weight, self._second_loss(step, step.second)
+        if loss.second_weight and self.second is not None:
+            yield "G_second", loss.second_weight, self._second_loss(step, self.second)
 
     def _face_terms(self, step: CVAEGANStep, features: Features) -> Iterator[Term]:
         """Perceptual distance and identity loss, of FaceNet's features."""
@@ -237,13 +238,12 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             embedding = self.face.rest(features[1][chosen] / self.F.scale[1].to(features[1].dtype))
             yield "G_identity", weight, losses.identity(embedding, step.c[chosen])
 
-    def _second_loss(self, step: CVAEGANStep, target: Tensor) -> Tensor:
+    def _second_loss(self, step: CVAEGANStep, encoder: SecondEncoder) -> Tensor:
         """The identity loss of the second encoder, on images of sampled noise, in a crop that varies from step to step.
 
         An image whose latents come from the posterior encoder has the pose of its photo; the target, half of which is
-        the mean of other photos, would work against it.
+        the mean of other photos, would work against it. Without targets in the step, the photos' own embeddings are.
         """
-        assert self.second is not None
         count = max(1, round(len(step.x) * self.config.loss.second_fraction))
         chosen = prior_first(len(step.x), step.coded)[:count]
         draw = step_generator(self.config.seed + 9, step.cur_nimg)  # on the host: these decide shapes, not values
@@ -251,7 +251,12 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
         x = step.x[chosen]
         x = x.flip(3) if bool(torch.rand((), generator=draw) < 0.5) else x
         left, top, side = (SECOND_JITTER * value for value in jitter)
-        return losses.identity(self.second.embed(x, (left, top, side)), target[chosen])
+        if step.second is not None:
+            target = step.second[chosen]
+        else:
+            with torch.no_grad():
+                target = encoder.embed(step.x_real[chosen])
+        return losses.identity(encoder.embed(x, (left, top, side)), target)
 
 
 def prior_first(count: int, coded: Tensor) -> Tensor:

@@ -189,11 +189,6 @@ def run(
     check_data(config, photos, FaceNet if config.loss.needs_encoder() else None)
     check_config(config)
     check_place(out)
-    if isinstance(dataset, StreamedDataset) and config.loss.second_encoder_name() != "none":
-        raise UserError(
-            "--loss.second_weight: the loss of a second encoder needs its embeddings of all photos before the "
-            "training, which a stream does not have; prepare the data with `vultus prepare`, or leave it out"
-        )
     begun = None if fresh else check_folder(out, config, photos)
     start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
     if dry_run:

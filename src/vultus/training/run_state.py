@@ -15,6 +15,7 @@ from vultus._progress import message
 from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
+from vultus.data.stream.dataset import StreamedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, Encoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
@@ -63,7 +64,9 @@ class RunState:
         self.config = train_config(self.record["config"], str(out / "config.json"))
         method = METHODS[self.config.method]
         self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
-        self.second = None if second is None else second_targets(dataset, second, device)
+        # A stream cannot be read ahead; each step then computes the targets of its own photos.
+        ahead = second is not None and not isinstance(dataset, StreamedDataset)
+        self.second = second_targets(dataset, second, device) if second is not None and ahead else None
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
         self.population = fit_population(dataset.embedding_chunks())
