@@ -1,8 +1,9 @@
 """Write the figures of the embedded snapshot into the documents.
 
-    python scripts/update_docs.py RUN EVALUATION [--minutes 147]
+    python scripts/update_docs.py RUN EVALUATION [--earlier RUN ...] [--minutes 147]
 
 RUN is the run folder, EVALUATION the folder that `vultus evaluate RUN --data DIR --split both --out EVALUATION` wrote.
+`--earlier` names the runs whose weights RUN began with (`--init`), oldest first: their images and minutes are added.
 These parts are written, the rest of the documents stays:
 
 - docs/results.md, between the comments `embedded snapshot`: the tables of the evaluation
@@ -14,10 +15,11 @@ These parts are written, the rest of the documents stays:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +67,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="runs that RUN began from, oldest first")
     parser.add_argument("--minutes", type=float, help="length of the training; default: the sessions of run.json")
     options = parser.parse_args()
     results = json.loads((options.evaluation / "results.json").read_text(encoding="utf-8"))
     values = figures(results)
-    sessions = json.loads((options.run / "run.json").read_text(encoding="utf-8"))["sessions"]
-    values["minutes"] = options.minutes or sum(session["seconds"] for session in sessions) / 60
+    runs = [*options.earlier, options.run]
+    begins = list(itertools.accumulate((images(run) for run in runs), initial=0))
+    values["cur_nimg"] = begins[-1]
+    values["minutes"] = options.minutes or sum(seconds(run) for run in runs) / 60
     for name in ("README.md", "docs/recipe.md"):
         edit(ROOT / name, lambda text: with_column(text, values))
     table = (options.evaluation / "table.md").read_text(encoding="utf-8").strip()
     edit(ROOT / "docs/results.md", lambda text: with_block(text, COLUMN, table))
-    edit(ROOT / "docs/recipe.md", lambda text: with_block(text, "validation", validation(options.run)))
+    edit(ROOT / "docs/recipe.md", lambda text: with_block(text, "validation", validation(runs, begins)))
     shutil.copyfile(options.evaluation / "identity.png", ROOT / "docs/identity.png")
-    progress(options.run, ROOT / "docs/progress.jpg")
+    progress(runs, begins, ROOT / "docs/progress.jpg")
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """The values of the test split by metric, with `fd`, `gap` and `cur_nimg`."""
+    """The values of the test split by metric, with `fd` and `gap`."""
     by_split = {result["context"]["split"]: result for result in results.values()}
     test, train = by_split["test"], by_split["train"]
     values = {name: metric["value"] for name, metric in test["metrics"].items()}
     [values["fd"]] = [value for name, value in values.items() if re.fullmatch(r"fd_effnet_\d+_test", name)]
     values["gap"] = train["metrics"]["identity_facenet"]["value"] - values["identity_facenet"]
-    values["cur_nimg"] = test["context"]["cur_nimg"]
     return values
 
 
@@ -123,16 +127,35 @@ def with_block(text: str, name: str, block: str) -> str:
     return f"{before}{begin}\n{block}\n{end}{after}"
 
 
-def validation(run: Path) -> str:
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def images(run: Path) -> int:
+    """Images seen in the run: the last that a checkpoint or a measurement counts."""
+    numbers = [int(path.stem.split("-")[1]) for path in run.glob("checkpoint-*.pt")]
+    return max(numbers + [row["cur_nimg"] for row in rows_of(run)])
+
+
+def seconds(run: Path) -> float:
+    return max(row["seconds"] for row in rows_of(run) if "seconds" in row)
+
+
+def validation(runs: Sequence[Path], begins: Sequence[int]) -> str:
     """A table of the cosine over the training: after about 5, 10, 20, 40, 60, 80 and 100 % of the images."""
-    rows = [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    measured = {row["cur_nimg"]: row["identity_facenet"] for row in rows if row.get("evaluator") and row["cur_nimg"]}
-    seconds = {row["cur_nimg"]: row["seconds"] for row in rows if "seconds" in row}
+    measured, time, spent = {}, {}, 0.0
+    for run, begin in zip(runs, begins, strict=False):
+        for row in rows_of(run):
+            if row.get("evaluator") and row["cur_nimg"]:
+                measured[begin + row["cur_nimg"]] = row["identity_facenet"]
+            elif "seconds" in row:
+                time[begin + row["cur_nimg"]] = spent + row["seconds"]
+        spent += seconds(run)
     last = max(measured)
     chosen = sorted(
         {min(measured, key=lambda nimg: abs(nimg - share * last)) for share in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)}
     )
-    minutes = [seconds[max(nimg for nimg in seconds if nimg <= number)] / 60 for number in chosen]
+    minutes = [time[max(nimg for nimg in time if nimg <= number)] / 60 for number in chosen]
     return "\n".join(
         [
             "| images seen | " + " | ".join(f"{nimg:,}" for nimg in chosen) + " |",
@@ -143,17 +166,22 @@ def validation(run: Path) -> str:
     )
 
 
-def progress(run: Path, path: Path) -> None:
+def progress(runs: Sequence[Path], begins: Sequence[int], path: Path) -> None:
     """The strip: a row for each of ROWS samples, whose distances double, and a column for each person."""
-    resolution = load_snapshot(run / "snapshot.safetensors").network.resolution
-    paths = [entry for entry in sample_paths(run / "samples") if entry[0] > 0]
+    resolution = load_snapshot(runs[-1] / "snapshot.safetensors").network.resolution
+    paths = [
+        (begin + nimg, file)
+        for run, begin in zip(runs, begins, strict=False)
+        for nimg, file in sample_paths(run / "samples")
+        if nimg > 0
+    ]
     last = paths[-1][0]
-    chosen = {min(paths, key=lambda entry: abs(entry[0] - last / 2**row)) for row in range(ROWS)}
-    samples = [read_sample(file, resolution) for _, file in sorted(chosen)]
+    chosen = sorted({min(paths, key=lambda entry: abs(entry[0] - last / 2**row)) for row in range(ROWS)})
+    samples = [read_sample(file, resolution) for _, file in chosen]
     faces = torch.cat([torch.from_numpy(sample.generated[:PEOPLE, 0]) for sample in samples])
     origin = Origin("", detail=f"in training, after up to {last} images")
     save_marked(grid(faces, len(samples[0].generated[:PEOPLE])), path, origin, watermark=False)
-    print(f"{path.name}: after {', '.join(f'{sample.cur_nimg:,}' for sample in samples)} images")
+    print(f"{path.name}: after {', '.join(f'{nimg:,}' for nimg, _ in chosen)} images")
 
 
 if __name__ == "__main__":
