@@ -30,6 +30,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no patch logits": ("loss.patch_weight=0",),
     "no identity loss": ("loss.identity_weight=0", "loss.identity_start=0"),
     "no augmentation": ("loss.augment=0",),
+    "no second encoder": ("loss.second_weight=0",),
+    "no stage at full resolution": ("generator.fine_width=0", "discriminator.fine_width=0"),
 }
 
 # Metric, title, factor, digits.
@@ -77,7 +79,7 @@ def main() -> None:
     runs = [(arm, seed, options.out / name_of(arm, seed)) for seed in options.seeds for arm in options.arms]
     for arm, seed, run in runs:
         settings = [f"--{setting}" for setting in (*options.set, *ARMS[arm])]
-        command = ["train", "--preset", "vultus-cpu", "--data", options.data, "--out", str(run), "--dtype", "float32"]
+        command = ["train", "--preset", "vultus-cpu", "--data", options.data, "--out", str(run)]
         command += ["--images", str(options.images), "--sample_every_nimg", str(options.images)]
         command += [f"--seed={seed}", *settings]
         print(f"{arm}, seed {seed}", file=sys.stderr, flush=True)

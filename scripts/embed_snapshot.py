@@ -38,11 +38,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshot")
     parser.add_argument("figures", nargs="?", help="JSON of `vultus evaluate SNAPSHOT --json`")
+    parser.add_argument("--images", type=int, help="images seen in all, where the run began from others (--init)")
+    parser.add_argument("--hours", type=float, help="hours of training in all")
+    parser.add_argument("--licence", help="terms of the data, where `vultus prepare` was not given them")
     parser.add_argument("--data", help="fit the population prior to the training split of this data set")
     options = parser.parse_args()
     snapshot = load_snapshot(options.snapshot)
     if options.data:
         snapshot.population = fit_population(PreparedDataset(options.data).embeddings())
+    if options.licence:
+        snapshot.metadata["licence"] = options.licence
+    if options.images:
+        snapshot.metadata["cur_nimg"] = options.images
+    if options.hours:
+        snapshot.metadata["hours"] = options.hours
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         result = next(iter(figures.values()))

@@ -9,6 +9,7 @@ These parts are written, the rest of the documents stays:
 - docs/results.md, between the comments `embedded snapshot`: the tables of the evaluation
 - README.md and docs/recipe.md, the column `embedded snapshot` of their tables
 - docs/recipe.md, between the comments `validation`: the cosine over the training, from stats.jsonl
+- docs/faces.jpg: the sheet of `vultus demo`, of the snapshot that is embedded now
 - docs/identity.png, and docs/progress.jpg: the same people as training proceeds, one noise vector, without their photos
 """
 
@@ -27,8 +28,9 @@ import torch
 
 from vultus._files import atomic_path
 from vultus.images.io import grid
-from vultus.images.xmp import Origin, save_marked
-from vultus.models.snapshot import load_snapshot
+from vultus.images.xmp import Origin, model_id, save_marked
+from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
+from vultus.sampling.grids import overview_sheet
 from vultus.training.sample_files import read_sample, sample_paths
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,10 @@ def main() -> None:
     edit(ROOT / "docs/recipe.md", lambda text: with_block(text, "validation", validation(runs, begins)))
     shutil.copyfile(options.evaluation / "identity.png", ROOT / "docs/identity.png")
     progress(runs, begins, ROOT / "docs/progress.jpg")
+    snapshot = load_snapshot(default_snapshot())
+    save_marked(
+        overview_sheet(snapshot, gallery(), seed=0), ROOT / "docs/faces.jpg", Origin(model_id(snapshot.path), 0)
+    )
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
@@ -112,7 +118,8 @@ def with_column(text: str, values: Mapping[str, float]) -> str:
         elif place is not None:
             rows = [row for words, row in CELLS.items() if cells[1].startswith(words)]
             if rows:
-                cells[place] = f"**{rows[0](values)}**"
+                text = rows[0](values)
+                cells[place] = text if cells[1] == "training" else f"**{text}**"
                 lines[index] = " ".join(["|", *(f"{cell} |" for cell in cells[1:-1])]).replace("|  |", "| |")
     return "\n".join(lines)
 
