@@ -25,6 +25,8 @@ from vultus.models import mobilefacenet
 from vultus.models.dlib_resnet import DlibResNet
 from vultus.models.mobilefacenet import MobileFaceNet, MobileFaceNetNetwork, fold_norms, load_mobilefacenet
 from vultus.models.second_encoder import DlibEncoder, load_second_encoder
+from vultus.presets import get_preset
+from vultus.training.launch import _second_encoder
 from vultus.training.second_targets import person_targets, second_targets
 
 
@@ -103,6 +105,15 @@ def test_weights_of_another_network_are_refused(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UserError, match=f"{path}: not the keys of MobileFaceNet") as caught:
         load_mobilefacenet()
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_without_its_weights_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "mobilefacenet.pt"
+    torch.save({"conv.weight": torch.zeros(2)}, path)
+    monkeypatch.setenv("VULTUS_WEIGHTS", str(tmp_path))
+    own(monkeypatch, path)
+    with pytest.raises(UserError, match=f"{path}: .*; or train without it: --loss.second_encoder none"):
+        _second_encoder(get_preset("vultus-cpu"), "cpu")
 
 
 def test_box_is_in_parts_of_the_image() -> None:

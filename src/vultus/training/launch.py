@@ -24,7 +24,7 @@ from vultus.data.stream.places import is_streamed
 from vultus.errors import UserError
 from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, load_facenet
 from vultus.models.generators import GeneratorNetwork
-from vultus.models.second_encoder import load_second_encoder
+from vultus.models.second_encoder import SecondEncoder, load_second_encoder
 from vultus.presets import fitted, get_preset
 from vultus.training.checkpoint import checkpoints, load_checkpoint, load_init
 from vultus.training.grown_data import begun_with
@@ -205,7 +205,7 @@ def run(
     if isinstance(dataset, StreamedDataset):
         dataset.record.folder = out
         dataset.encoder.offer(encoder)
-    second = load_second_encoder(config.loss.second_encoder_name(), device=device)
+    second = _second_encoder(config, device)
     validation = _validation(dataset, encoder)
     try:
         return run_training(
@@ -227,6 +227,13 @@ def run(
             dataset.close()
             for note in dataset.record.notes():
                 message(f"note: {note}")
+
+
+def _second_encoder(config: TrainConfig, device: str) -> SecondEncoder | None:
+    try:
+        return load_second_encoder(config.loss.second_encoder_name(), device=device)
+    except UserError as error:
+        raise UserError(f"{error}; or train without it: --loss.second_encoder none") from None
 
 
 def _action(out: Path, budget: Budget, *, fresh: bool) -> str:
