@@ -26,7 +26,7 @@ if [ -n "${EMBED:-}" ]; then
     python scripts/embed_snapshot.py $run/snapshot.safetensors $run/evaluation/results.json --data $data
     python scripts/update_docs.py $run $run/evaluation
     cp $run/failures.jpg docs/failures.jpg
-    # docs/generate.md, docs/marks.md and docs/export.md: these tables are printed.
+    # The tables of docs/generate.md and docs/marks.md are printed.
     for count in 1 4; do
         vultus evaluate default --data $data --limit 300 --best-of $count --judge dlib mobilefacenet
     done

@@ -46,12 +46,8 @@ def main() -> None:
     snapshot = load_snapshot(options.snapshot)
     if options.data:
         snapshot.population = fit_population(PreparedDataset(options.data).embeddings())
-    if options.licence:
-        snapshot.metadata["licence"] = options.licence
-    if options.images:
-        snapshot.metadata["cur_nimg"] = options.images
-    if options.hours:
-        snapshot.metadata["hours"] = options.hours
+    given = {"licence": options.licence, "cur_nimg": options.images, "hours": options.hours}
+    snapshot.metadata.update({key: value for key, value in given.items() if value})
     if options.figures:
         figures = json.loads(Path(options.figures).read_text(encoding="utf-8"))
         result = next(iter(figures.values()))

@@ -31,6 +31,8 @@ from vultus.images.io import grid
 from vultus.images.xmp import Origin, model_id, save_marked
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.grids import overview_sheet
+from vultus.training.checkpoint import checkpoints
+from vultus.training.run_log import read_stats
 from vultus.training.sample_files import read_sample, sample_paths
 
 ROOT = Path(__file__).parents[1]
@@ -118,8 +120,8 @@ def with_column(text: str, values: Mapping[str, float]) -> str:
         elif place is not None:
             rows = [row for words, row in CELLS.items() if cells[1].startswith(words)]
             if rows:
-                text = rows[0](values)
-                cells[place] = text if cells[1] == "training" else f"**{text}**"
+                cell = rows[0](values)
+                cells[place] = cell if cells[1] == "training" else f"**{cell}**"
                 lines[index] = " ".join(["|", *(f"{cell} |" for cell in cells[1:-1])]).replace("|  |", "| |")
     return "\n".join(lines)
 
@@ -134,25 +136,21 @@ def with_block(text: str, name: str, block: str) -> str:
     return f"{before}{begin}\n{block}\n{end}{after}"
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def images(run: Path) -> int:
     """Images seen in the run: the last that a checkpoint or a measurement counts."""
-    numbers = [int(path.stem.split("-")[1]) for path in run.glob("checkpoint-*.pt")]
-    return max(numbers + [row["cur_nimg"] for row in rows_of(run)])
+    numbers = [int(path.stem.split("-")[1]) for path in checkpoints(run)]
+    return max(numbers + [row["cur_nimg"] for row in read_stats(run / "stats.jsonl")])
 
 
 def seconds(run: Path) -> float:
-    return max(row["seconds"] for row in rows_of(run) if "seconds" in row)
+    return max(row["seconds"] for row in read_stats(run / "stats.jsonl") if "seconds" in row)
 
 
 def validation(runs: Sequence[Path], begins: Sequence[int]) -> str:
     """A table of the cosine over the training: after about 5, 10, 20, 40, 60, 80 and 100 % of the images."""
     measured, time, spent = {}, {}, 0.0
     for run, begin in zip(runs, begins, strict=False):
-        for row in rows_of(run):
+        for row in read_stats(run / "stats.jsonl"):
             if row.get("evaluator") and row["cur_nimg"]:
                 measured[begin + row["cur_nimg"]] = row["identity_facenet"]
             elif "seconds" in row:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vultus._files import write_json
 from vultus._formats import VERSIONS
@@ -64,9 +65,10 @@ class RunState:
         self.config = train_config(self.record["config"], str(out / "config.json"))
         method = METHODS[self.config.method]
         self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
+        self.second: Tensor | None = None
         # A stream cannot be read ahead; each step then computes the targets of its own photos.
-        ahead = second is not None and not isinstance(dataset, StreamedDataset)
-        self.second = second_targets(dataset, second, device) if second is not None and ahead else None
+        if second is not None and not isinstance(dataset, StreamedDataset):
+            self.second = second_targets(dataset, second, device)
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
         self.population = fit_population(dataset.embedding_chunks())
