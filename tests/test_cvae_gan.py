@@ -20,7 +20,8 @@ from vultus.models.facenet import FaceFeatures, FaceNet, InceptionResnetV1
 from vultus.models.snapshot import load_snapshot
 from vultus.presets import fitted, get_preset
 from vultus.training import losses as terms
-from vultus.training.cvae_gan import CVAEGAN, evenly_spread, evenly_spread_count, prior_first
+from vultus.training.cvae_gan import CVAEGAN
+from vultus.training.parts import evenly_spread, evenly_spread_count, prior_first
 from vultus.training.losses import identity_weight, mse_weight
 from vultus.training.trainer import Budget, train
 
@@ -333,7 +334,8 @@ def test_texture_discriminator_tells_photos_and_generated_images_apart() -> None
     assert all(torch.isclose(f.square().mean(), torch.tensor(1.0), atol=1e-3) for f in scaled)
     before = [float(gan.step(images, c, 4 * number)["T_adversarial"]) for number in range(12)]
     assert before[-1] < before[0]
-    step = gan._generate(*gan._begin(images, c, 0), 0)
+    part = gan.part(4)
+    step = gan._generate(part, *gan._begin(part, images, c, 0), 0)
     step.x = step.x.detach().requires_grad_()
     {name: value for name, _, value in gan._generator_terms(step)}["G_texture"].backward()
     assert step.x.grad is not None

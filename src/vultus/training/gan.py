@@ -10,6 +10,7 @@ from vultus.config import GANConfig, to_dict
 from vultus.models.discriminators import build_discriminator
 from vultus.models.generators import build_generator
 from vultus.training import losses
+from vultus.training.parts import Part, first
 from vultus.training.step import Method, Step, Term
 
 
@@ -20,8 +21,13 @@ class GAN(Method[GANConfig, Step]):
         self.G = build_generator(**to_dict(self.config.generator))
         self.D = build_discriminator(**to_dict(self.config.discriminator))
 
-    def _generate(self, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> Step:
-        return Step(cur_nimg, x_real, c, z, self.G(z.to(self.dtype), c))
+    def _subsets(self, batch: int) -> dict[str, Tensor]:
+        if self.encoder is None:
+            return {}
+        return {"identity_fraction": first(batch, self.config.loss.identity_fraction)}
+
+    def _generate(self, part: Part, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> Step:
+        return Step(cur_nimg, part, x_real, c, z, self.G(z.to(self.dtype), c))
 
     def _discriminator_terms(self, step: Step) -> Iterator[Term]:
         loss = self.config.loss
@@ -41,7 +47,8 @@ class GAN(Method[GANConfig, Step]):
             yield "G_mse", losses.mse_weight(loss, step.cur_nimg), error
         weight = losses.identity_weight(loss, step.cur_nimg)
         if weight and self.encoder is not None:
-            count = max(1, round(len(step.x) * loss.identity_fraction))
+            read = step.part["identity_fraction"]
+            count = len(read)
             size, mirrored = self._draw_view(step.cur_nimg)
             embedding = self.encoder.embed(step.x[:count].flip(3) if mirrored else step.x[:count], size)
-            yield "G_identity", weight, losses.identity(embedding, step.c[:count])
+            yield "G_identity", weight, read.share * losses.identity(embedding, step.c[:count])

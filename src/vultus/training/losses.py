@@ -5,7 +5,7 @@ Every loss returns a scalar; logits are float32, [N] unless said otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +71,23 @@ def feature_distance(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a - b).abs().float().mean() for a, b in zip(fake, real, strict=True)]).sum()
 
 
-def kl_normal(mean: Tensor, log_variance: Tensor, free: float = 0.0) -> Tensor:
+def kl_normal(
+    mean: Tensor,
+    log_variance: Tensor,
+    free: float = 0.0,
+    whole: Callable[[Tensor], Tensor] = lambda nats: nats,
+) -> Tensor:
     """KL(N(mean, variance) || N(0, 1)) in nats, of [N, z_dim]: summed over z_dim, mean over the batch.
 
     The first `free` nats of each latent, in the mean over the batch, have no gradient (Kingma et al. 2016,
-    arXiv:1606.04934, equation 15).
+    arXiv:1606.04934, equation 15). Where the N rows are a part of a batch, `whole` gives the mean [z_dim] over the
+    batch from that over the part.
     """
     nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    return nats.mean(0).clamp(min=free).sum() if free else nats.sum(1).mean()
+    if not free:
+        return nats.sum(1).mean()
+    own = nats.mean(0)
+    return own.masked_fill(whole(own.detach()) < free, free).sum()
 
 
 def identity(embedding: Tensor, target: Tensor) -> Tensor:

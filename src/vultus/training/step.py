@@ -15,22 +15,27 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vultus.config import TrainConfig
 from vultus.images.io import to_x
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
+from vultus.models.sync_norm import synchronised
+from vultus.training.parts import Part
+from vultus.training.processes import ALONE, Processes
 
 Term = tuple[str, float, Tensor]  # name in the statistics, weight, scalar loss
 
 
 @dataclass
 class Step:
-    """One step on a batch of B photos.
+    """One step on a batch of photos, or on the part [B, ...] of it that this process computes.
 
     Attributes:
         cur_nimg: images seen before it.
+        part: which images of the batch these are.
         x_real: the photos [B, 3, R, R] in [-1, 1], mirrored or not.
         c: their embeddings [B, c_dim].
         z: the latents [B, z_dim] that x was generated from.
@@ -40,6 +45,7 @@ class Step:
     """
 
     cur_nimg: int
+    part: Part
     x_real: Tensor
     c: Tensor
     z: Tensor
@@ -50,6 +56,14 @@ class Step:
 
 S = TypeVar("S", bound=Step)
 C = TypeVar("C", bound=TrainConfig)
+
+
+class _Networks(nn.ModuleList):
+    """Networks whose gradients DistributedDataParallel averages."""
+
+    def forward(self, total: Tensor) -> Tensor:
+        """The loss of the step, as it is."""
+        return total
 
 
 class Method(ABC, Generic[C, S]):
@@ -65,6 +79,7 @@ class Method(ABC, Generic[C, S]):
         encoder: frozen FaceNet, needed only where config.loss.needs_encoder().
         second: a second frozen face encoder, for methods that have a loss for one.
         memory_format: of weights and images; channels_last is the faster one on a CPU.
+        processes: those that train together, each on its part of every batch.
     """
 
     GENERATOR_SIDE: ClassVar[tuple[str, ...]] = ("G",)  # networks that G_optim trains
@@ -81,6 +96,7 @@ class Method(ABC, Generic[C, S]):
         encoder: Encoder | None,
         second: SecondEncoder | None = None,
         memory_format: torch.memory_format = torch.channels_last,
+        processes: Processes = ALONE,
     ) -> None:
         if config.loss.needs_encoder() and encoder is None:
             raise ValueError("these losses need an encoder")
@@ -90,12 +106,17 @@ class Method(ABC, Generic[C, S]):
         self.encoder = encoder
         self.second = second
         self.memory_format = memory_format
+        self.processes = processes
         self.budget_used = 0.0
+        self._parts_of: dict[int, Part] = {}
+        self._reducers: dict[tuple[str, ...], nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build()
         for network in self.networks().values():
             network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
+            if processes.count > 1:
+                synchronised(network)
         self.G_ema: GeneratorNetwork = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.G_optim, self.D_optim = self._adam(self.GENERATOR_SIDE), self._adam(self.DISCRIMINATOR_SIDE)
 
@@ -106,7 +127,7 @@ class Method(ABC, Generic[C, S]):
         """Build the networks named in GENERATOR_SIDE and DISCRIMINATOR_SIDE, without those that no loss needs."""
 
     @abstractmethod
-    def _generate(self, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> S:
+    def _generate(self, part: Part, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> S:
         """Generate images for a batch, from noise z [B, z_dim]."""
 
     @abstractmethod
@@ -117,6 +138,14 @@ class Method(ABC, Generic[C, S]):
     def _generator_terms(self, step: S) -> Iterator[Term]:
         """The terms of the generator's loss, in the order in which they are added. The discriminators are frozen."""
 
+    def _order(self, batch: int) -> Tensor:
+        """The indices of a batch in the order in which they are dealt to the processes, see Part."""
+        return torch.arange(batch)
+
+    def _subsets(self, batch: int) -> dict[str, Tensor]:
+        """The indices of a batch on which a loss is computed, by the setting of the losses that says how many."""
+        return {}
+
     def calibrate(self, images: Tensor) -> None:
         """Called once with photos uint8 [N, 3, R, R] before the first step of a run."""
 
@@ -125,11 +154,14 @@ class Method(ABC, Generic[C, S]):
     def step(self, images: Tensor, c: Tensor, cur_nimg: int, second: Tensor | None = None) -> dict[str, Tensor]:
         """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R] with embeddings c [B, 512].
 
-        `cur_nimg` is the number of images seen before this batch; `second` [B, dim2] are targets of
-        the second encoder. The images are generated once for both updates.
-        Returns named losses and the norms of the gradients as scalars on the device; no value is read back to the host.
+        With several processes, these are the images of this one's part(). `cur_nimg` is the number of images seen
+        before this batch; `second` [B, dim2] are targets of the second encoder. The images are generated once for both
+        updates.
+        Returns named losses and the norms of the gradients, of the whole batch, as scalars on the device; no value is
+        read back to the host.
         """
-        step = self._generate(*self._begin(images, c, cur_nimg), cur_nimg)
+        part = self.part(len(images) * self.processes.count)
+        step = self._generate(part, *self._begin(part, images, c, cur_nimg), cur_nimg)
         step.second = None if second is None else second.to(self.device, non_blocking=True)
         self._update_discriminators(step)
         discriminators = self._side(self.DISCRIMINATOR_SIDE)
@@ -137,32 +169,63 @@ class Method(ABC, Generic[C, S]):
             network.requires_grad_(False)
         total = self._total(step, self._generator_terms(step))
         self.G_optim.zero_grad(set_to_none=True)
-        total.backward()
+        self._reduced(self.GENERATOR_SIDE, total).backward()
         for network in discriminators:
             network.requires_grad_(True)
         step.log["G_grad_norm"] = gradient_norm(*self._side(self.GENERATOR_SIDE))
         self.G_optim.step()
-        self._average(cur_nimg + len(images))
+        if self.processes.main:
+            self._average(cur_nimg + part.batch)
         step.log["G_total"] = total
-        return {key: value.detach() for key, value in step.log.items()}
+        losses = {key: value.detach() for key, value in step.log.items()}
+        if self.processes.count == 1:
+            return losses
+        means = self.processes.mean(torch.stack(list(losses.values())))
+        return dict(zip(losses, means.unbind(), strict=True))
 
-    def _begin(self, images: Tensor, c: Tensor, cur_nimg: int) -> tuple[Tensor, Tensor, Tensor]:
+    def part(self, batch: int) -> Part:
+        """The images of a batch of that size that this process computes. Raises UserError as Part."""
+        if batch not in self._parts_of:
+            number, count = self.processes.number, self.processes.count
+            self._parts_of[batch] = Part(self._order(batch), self._subsets(batch), number, count, self.device)
+        return self._parts_of[batch]
+
+    def connect(self) -> None:
+        """Take the weights of the first process, and from now on average gradients over all of them."""
+        if self.processes.count == 1:
+            return
+        for side in (self.GENERATOR_SIDE, self.DISCRIMINATOR_SIDE):
+            networks = _Networks(self._side(side))
+            self._reducers[side] = DistributedDataParallel(
+                networks, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+            )
+
+    def _reduced(self, side: tuple[str, ...], total: Tensor) -> Tensor:
+        """`total`, whose backward averages the gradients of this side's networks over the processes.
+
+        The forward passes of a step are many, of parts of networks, and no call of one module, as
+        DistributedDataParallel expects. It needs nothing of them but the loss.
+        """
+        reduced: Tensor = self._reducers[side](total) if side in self._reducers else total
+        return reduced
+
+    def _begin(self, part: Part, images: Tensor, c: Tensor, cur_nimg: int) -> tuple[Tensor, Tensor, Tensor]:
         """x_real [B, 3, R, R] (mirrored or not), c and noise z [B, z_dim], on the device."""
         config = self.config
         rng = step_generator(config.seed, cur_nimg, self.device)
         images = images.to(self.device, non_blocking=True)
         c = c.to(self.device, non_blocking=True)
         if config.loader.mirror:
-            flip = torch.rand(len(images), 1, 1, 1, generator=rng, device=self.device) < 0.5
+            flip = part.of(torch.rand(part.batch, 1, 1, 1, generator=rng, device=self.device)) < 0.5
             images = torch.where(flip, images.flip(3), images)
-        z = torch.randn(len(images), config.generator.z_dim, generator=rng, device=self.device)
+        z = part.of(torch.randn(part.batch, config.generator.z_dim, generator=rng, device=self.device))
         return to_x(images).contiguous(memory_format=self.memory_format), c, z
 
     def _update_discriminators(self, step: S) -> None:
         total = self._total(step, self._discriminator_terms(step))
         if total.requires_grad:
             self.D_optim.zero_grad(set_to_none=True)
-            total.backward()
+            self._reduced(self.DISCRIMINATOR_SIDE, total).backward()
             step.log["D_grad_norm"] = gradient_norm(*self._side(self.DISCRIMINATOR_SIDE))
             self.D_optim.step()
 
