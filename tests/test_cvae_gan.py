@@ -21,8 +21,8 @@ from vultus.models.snapshot import load_snapshot
 from vultus.presets import fitted, get_preset
 from vultus.training import losses as terms
 from vultus.training.cvae_gan import CVAEGAN
-from vultus.training.parts import evenly_spread, evenly_spread_count, prior_first
 from vultus.training.losses import identity_weight, mse_weight
+from vultus.training.parts import evenly_spread, evenly_spread_count, prior_first
 from vultus.training.trainer import Budget, train
 
 PRESET = get_preset("vultus-cpu")

@@ -312,6 +312,14 @@ def merged(config: TrainConfig, settings: Mapping[str, Any], where: str) -> Trai
     return train_config(values, where)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config dict with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two nested config dicts differ."""
     keys: list[str] = []

@@ -13,7 +13,7 @@ from vultus._ranges import Hours, Images, checked, from_text, parts
 from vultus._yaml import parse_yaml, read_yaml
 from vultus.cli.options import ArgumentParser, add_typed
 from vultus.cli.setting_help import SECTIONS, attribute_texts, setting_help
-from vultus.config import CONFIGS, merged, method_name, setting_types, to_dict, why_unknown
+from vultus.config import CONFIGS, flat, merged, method_name, setting_types, to_dict, why_unknown
 from vultus.data.stream.options import StreamOptions, option_name, stream_types
 from vultus.errors import UserError
 from vultus.presets import PRESETS, get_preset
@@ -45,9 +45,17 @@ Given = list[tuple[str, str, Any]]  # source as messages name it ("--" or "FILE:
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    """Train a generator."""
+    """Train a generator; in each process that torchrun started, or in this one."""
+    from vultus.training.processes import joined
+
+    with joined():
+        return _train(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
     from vultus.data.dataset import PreparedDataset
     from vultus.training import launch
+    from vultus.training.processes import current
     from vultus.training.resume import check_side
 
     parsed = _parser(_all_settings()).parse_args(list(arguments))
@@ -85,7 +93,7 @@ def train_command(arguments: Sequence[str]) -> int:
         images=options.get("images"),
     )
     if parsed.help:
-        defaults = _flat(to_dict(start)) | {"preset": launch.DEFAULT_PRESET, **DEFAULTS}
+        defaults = flat(to_dict(start)) | {"preset": launch.DEFAULT_PRESET, **DEFAULTS}
         defaults |= {name: getattr(StreamOptions, name) for name in STREAM}
         _parser(setting_types(type(start)), defaults).print_help()
         raise SystemExit(0)
@@ -113,7 +121,7 @@ def train_command(arguments: Sequence[str]) -> int:
         dry_run=parsed.dry_run,
         init=options.get("init"),
     )
-    if not parsed.dry_run:
+    if not parsed.dry_run and current().main:
         print(path)
     return 0
 
@@ -241,10 +249,3 @@ def _entries(values: Any, source: str, prefix: str = "") -> Given:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

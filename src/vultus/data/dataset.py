@@ -10,7 +10,7 @@ import io
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vultus._progress import message
+from vultus._run_config import read_run_config
 from vultus.data.integrity import check_shards
 from vultus.data.manifest import read_manifest
 from vultus.errors import UserError
 from vultus.images.io import from_pil
+from vultus.models.facenet import Encoder
 
 CHUNK = 8192  # embeddings that are read at once
 
@@ -57,10 +60,13 @@ class PreparedDataset:
     Attributes:
         manifest: the content of manifest.json.
         resolution: side R of the images in pixels.
+        random_access: whether any row can be read at any time.
 
     Raises UserError if the folder is not a complete prepared data set, a shard is not the bytes that the manifest
     records, or the split is empty.
     """
+
+    random_access: ClassVar[bool] = True
 
     def __init__(self, folder: str | Path, split: str | None = "train", *, max_images: int = 0, seed: int = 0) -> None:
         self.folder = Path(folder)
@@ -129,6 +135,31 @@ class PreparedDataset:
         other._select(None, 0, 0)
         return other
 
+    def begun_with(self, out: Path) -> PreparedDataset:
+        """The data set as it was when the run in `out` began, so that the resumed run sees the same photos in the same
+        order, also where `vultus prepare` has added photos since.
+
+        A note tells the user. Where no run is in `out`, or it began on another data set, the data set is returned as it
+        is, and the run's own check refuses it.
+        """
+        path = out / "config.json"
+        content = str(read_run_config(path)["data"].get("content_sha256")) if path.is_file() else ""
+        if content not in [state["content_sha256"] for state in self.manifest.get("earlier", [])]:
+            return self
+        earlier = self.as_of(content)
+        before, now = (each.manifest["counts"]["images"] for each in (earlier, self))
+        message(
+            f"note: {self.folder} has grown from {before} to {now} images since this run began; it goes on with those "
+            f"{before}. To train on all of them, begin a new run in another --out, or with --fresh"
+        )
+        return earlier
+
+    def begin(self, out: Path, encoder: Encoder | None) -> None:
+        """A run in `out` is about to read the data set, with this FaceNet, if it has one."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
     def _open(self, name: str) -> pa.Table:
         path = self.folder / name
         try:
@@ -189,11 +220,14 @@ class PreparedDataset:
         for start in range(0, len(self), CHUNK):
             yield self.embeddings(range(start, min(start + CHUNK, len(self))))
 
-    def read(self, *, batch: int, cur_nimg: int, seed: int) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
-        """The batches after `cur_nimg` images, without end, each with its rows."""
+    def read(
+        self, *, batch: int, cur_nimg: int, seed: int, own: np.ndarray | None = None
+    ) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
+        """The batches after `cur_nimg` images, without end, each with its rows; of each only the places `own`."""
         order = Order(len(self), seed)
         while True:
             rows = order(cur_nimg, batch)
+            rows = rows if own is None else rows[own]
             yield self.batch(rows), rows
             cur_nimg += batch
 
@@ -247,14 +281,16 @@ def batches(
     seed: int,
     pin: bool = False,
     second: Tensor | None = None,
+    own: np.ndarray | None = None,
 ) -> Generator[tuple[int, Batch], None, None]:
     """Yield (images seen before the batch, batch) without end, from `cur_nimg` on. Run it in a thread with Prefetch.
 
-    `second` [N, dim2] are targets of a second encoder, a row for each row of the data set.
+    `second` [N, dim2] are targets of a second encoder, a row for each row of the data set. With `own`, each batch is
+    only these of its places, those of one of several processes.
 
     `pin` puts the tensors into page-locked memory, from which they are copied to a GPU asynchronously.
     """
-    with contextlib.closing(dataset.read(batch=batch, cur_nimg=cur_nimg, seed=seed)) as source:
+    with contextlib.closing(dataset.read(batch=batch, cur_nimg=cur_nimg, seed=seed, own=own)) as source:
         for item, rows in source:
             if second is not None:
                 item = replace(item, second=second[torch.from_numpy(rows)])

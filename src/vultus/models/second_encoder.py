@@ -43,9 +43,16 @@ class DlibEncoder(nn.Module):
     box = (21 / 128, 30 / 128, 85 / 128)  # left, top, side: where the aligned crops lie in the mean
     size = 150
 
-    def __init__(self, network: DlibResNet, *, device: torch.device | str = "cpu", weights_sha256: str = "") -> None:
+    def __init__(
+        self,
+        network: DlibResNet,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        weights_sha256: str = "",
+    ) -> None:
         super().__init__()
-        self.dtype = fastest_dtype(str(device))
+        self.dtype = dtype or fastest_dtype(str(device))
         self.network = network.to(device, self.dtype).requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights_sha256 = weights_sha256
@@ -61,8 +68,10 @@ class DlibEncoder(nn.Module):
         return F.normalize(self.network(x.to(self.dtype, memory_format=torch.channels_last)).float())
 
 
-def load_second_encoder(name: str, *, device: torch.device | str = "cpu") -> SecondEncoder | None:
-    """The encoder `mobilefacenet` or `dlib`; None for `none`.
+def load_second_encoder(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> SecondEncoder | None:
+    """The encoder `mobilefacenet`, or `dlib`, which computes in `dtype`, by default the faster one; None for `none`.
 
     Raises UserError that says what is missing and how to get it.
     """
@@ -71,4 +80,4 @@ def load_second_encoder(name: str, *, device: torch.device | str = "cpu") -> Sec
     if name == "mobilefacenet":
         return load_mobilefacenet(device=device)
     path = check_model(model_path(ENCODER), ENCODER, missing=MISSING)
-    return DlibEncoder(read_weights(path), device=device, weights_sha256=MODEL_SHA256[ENCODER])
+    return DlibEncoder(read_weights(path), device=device, dtype=dtype, weights_sha256=MODEL_SHA256[ENCODER])

@@ -18,11 +18,19 @@ class Session:
     """One process that trains a run, kept up to date in run.json.
 
     run.json: `data` (content_sha256, counts, licence of the data set) and `sessions`, each with `began` (UTC),
-    `seconds`, `from_nimg`, `cur_nimg`, `command`, `versions`, `git`, `hardware`, `dtype`, `trackers`.
+    `seconds`, `from_nimg`, `cur_nimg`, `command`, `versions`, `git`, `hardware`, `dtype`, `processes`, `trackers`.
     """
 
     def __init__(
-        self, out: Path, *, data: dict[str, Any], device: str, dtype: str, cur_nimg: int, trackers: list[str]
+        self,
+        out: Path,
+        *,
+        data: dict[str, Any],
+        device: str,
+        dtype: str,
+        cur_nimg: int,
+        trackers: list[str],
+        processes: int = 1,
     ) -> None:
         self._path = out / "run.json"
         self.entry: dict[str, Any] = {
@@ -35,6 +43,7 @@ class Session:
             "git": revision(),
             "hardware": hardware(device),
             "dtype": dtype,
+            "processes": processes,
             "trackers": trackers,
         }
         before = read_json(self._path)["sessions"] if self._path.is_file() else []

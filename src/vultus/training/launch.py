@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vultus._device import resolve_device
 from vultus._download import weights_available
 from vultus._progress import message
@@ -22,15 +24,15 @@ from vultus.data.stream.dataset import StreamedDataset
 from vultus.data.stream.options import StreamOptions, option_name
 from vultus.data.stream.places import is_streamed
 from vultus.errors import UserError
-from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, load_facenet
+from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, fastest_dtype, load_facenet
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder, load_second_encoder
 from vultus.presets import fitted, get_preset
 from vultus.training.checkpoint import checkpoints, load_checkpoint, load_init
-from vultus.training.grown_data import begun_with
+from vultus.training.processes import current, joined
 from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
-from vultus.training.trainer import Budget, default_budget
+from vultus.training.trainer import Budget, Evaluator, check_processes, default_budget
 from vultus.training.trainer import train as run_training
 from vultus.training.validation import unseen_validation
 
@@ -57,7 +59,8 @@ def train(
 ) -> Path:
     """Train a generator; the same run as `vultus train` with these options, bit for bit on a CPU.
 
-    The preset is adapted to the resolution of the data and to a budget of `images`. The same call again resumes.
+    The preset is adapted to the resolution of the data and to a budget of `images`. The same call again resumes. In a
+    program that torchrun started, all its processes train together.
 
     Args:
         preset: a name in vultus.presets.
@@ -80,31 +83,32 @@ def train(
     preset or setting, a folder that is no prepared data set, and missing FaceNet weights where the losses need them;
     Stopped after SIGINT or SIGTERM.
     """
-    given = dict(settings or {})
-    passes = epochs if epochs is not None else given.get("epochs")
-    budgets = (("images", images), ("hours", hours), ("epochs", passes))
-    check_budgets([name for name, value in budgets if value is not None])
-    if "preset" in given:
-        raise UserError("settings: preset is an argument of its own")
-    if epochs is not None:
-        given["epochs"] = float(epochs)
-    get_preset(preset)  # a wrong name is reported before a wrong folder
-    dataset = open_data(data, stream or {}, preset=preset, out=None if fresh else out, device=device)
-    check_side(dataset)
-    config = base_config(preset, out=None if fresh else out, resolution=dataset.resolution, images=images)
-    return run(
-        merged(config, given, "settings"),
-        dataset,
-        out=out,
-        images=images,
-        hours=hours,
-        device=device,
-        track=track,
-        project=project,
-        fresh=fresh,
-        dry_run=dry_run,
-        init=init,
-    )
+    with joined():
+        given = dict(settings or {})
+        passes = epochs if epochs is not None else given.get("epochs")
+        budgets = (("images", images), ("hours", hours), ("epochs", passes))
+        check_budgets([name for name, value in budgets if value is not None])
+        if "preset" in given:
+            raise UserError("settings: preset is an argument of its own")
+        if epochs is not None:
+            given["epochs"] = float(epochs)
+        get_preset(preset)  # a wrong name is reported before a wrong folder
+        dataset = open_data(data, stream or {}, preset=preset, out=None if fresh else out, device=device)
+        check_side(dataset)
+        config = base_config(preset, out=None if fresh else out, resolution=dataset.resolution, images=images)
+        return run(
+            merged(config, given, "settings"),
+            dataset,
+            out=out,
+            images=images,
+            hours=hours,
+            device=device,
+            track=track,
+            project=project,
+            fresh=fresh,
+            dry_run=dry_run,
+            init=init,
+        )
 
 
 def open_data(
@@ -180,17 +184,22 @@ def run(
 
     What can be refused is refused before anything is loaded or written. `dry_run` ends there, and prints the plan.
     """
-    out = Path(out)
+    out, processes = Path(out), current()
     check_trackers(track)
-    dataset = dataset if fresh else begun_with(out, dataset)
+    dataset = dataset if fresh else dataset.begun_with(out)
     device = resolve_device(device)
     budget = None if images is None and hours is None else Budget(total_nimg=images, hours=hours)
     photos = dataset.with_split("train", max_images=config.loader.max_images, seed=config.seed)
     check_data(config, photos, FaceNet if config.loss.needs_encoder() else None)
     check_config(config)
-    check_place(out)
-    begun = None if fresh else check_folder(out, config, photos)
-    start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
+    check_processes(config, photos, processes)
+    begun = start = None
+    if processes.main:  # the others may not see the run folder, which can be on another machine
+        check_place(out)
+        begun = None if fresh else check_folder(out, config, photos)
+        start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
+    elif dry_run:
+        return out / SNAPSHOT
     if dry_run:
         dtype = begun.config["dtype"] if begun else dtype_name(config.dtype, device)
         lines = {"would": _action(out, budget or default_budget(config, photos), fresh=fresh)}
@@ -201,12 +210,18 @@ def run(
             lines["weights"] = f"of {start.folder} after {start.cur_nimg} images"
         print("\n".join(f"{key + ':':<12} {value}" for key, value in lines.items()))
         return out / SNAPSHOT
-    encoder = _facenet(device, needed=config.loss.needs_encoder())
-    if isinstance(dataset, StreamedDataset):
-        dataset.record.folder = out
-        dataset.encoder.offer(encoder)
-    second = _second_encoder(config, device)
-    validation = _validation(dataset, encoder)
+    # By one process: what is the faster dtype in one may not be in another.
+    dtype = processes.broadcast(fastest_dtype(device) if processes.main else None)
+    needed, encoder = config.loss.needs_encoder(), None
+    with processes.first_alone():
+        if needed or processes.main:  # which validates
+            encoder = _facenet(device, dtype, needed=needed)
+        second = _second_encoder(config, device, dtype)
+    evaluators: list[Evaluator] = []
+    if processes.main:
+        dataset.begin(out, encoder)
+        validation = _validation(dataset, encoder)
+        evaluators = [("unseen", validation, config.sample_every_nimg)] if validation is not None else []
     try:
         return run_training(
             config,
@@ -214,24 +229,21 @@ def run(
             out=out,
             budget=budget,
             device=device,
-            encoder=encoder if config.loss.needs_encoder() else None,
+            encoder=encoder if needed else None,
             second=second,
-            evaluators=[("unseen", validation, config.sample_every_nimg)] if validation is not None else [],
+            evaluators=evaluators,
             track=track,
             project=project,
             fresh=fresh,
             init=start,
         )
     finally:
-        if isinstance(dataset, StreamedDataset):
-            dataset.close()
-            for note in dataset.record.notes():
-                message(f"note: {note}")
+        dataset.close()
 
 
-def _second_encoder(config: TrainConfig, device: str) -> SecondEncoder | None:
+def _second_encoder(config: TrainConfig, device: str, dtype: torch.dtype | None) -> SecondEncoder | None:
     try:
-        return load_second_encoder(config.loss.second_encoder_name(), device=device)
+        return load_second_encoder(config.loss.second_encoder_name(), device=device, dtype=dtype)
     except UserError as error:
         raise UserError(f"{error}; or train without it: --loss.second_encoder none") from None
 
@@ -284,10 +296,10 @@ def _validation(
     return unseen_validation(dataset, encoder)
 
 
-def _facenet(device: str, *, needed: bool) -> Encoder | None:
+def _facenet(device: str, dtype: torch.dtype | None, *, needed: bool) -> Encoder | None:
     """FaceNet; None with a note where it is neither available nor `needed`."""
     try:
-        return load_facenet(device=device)
+        return load_facenet(device=device, dtype=dtype)
     except UserError as error:
         if needed:
             raise

@@ -110,8 +110,8 @@ class Part:
         for name, indices in subsets.items():
             if len(indices) and min(int(torch.isin(indices, rows).sum()) for rows in self.dealt) == 0:
                 raise UserError(
-                    f"--loss.{name} takes {len(indices)} of {self.batch} images, too few for {processes} processes; raise "
-                    "it or --optim.batch, or start fewer processes"
+                    f"--loss.{name} takes {len(indices)} of {self.batch} images, too few for {processes} processes; "
+                    "raise it or --optim.batch, or start fewer processes"
                 )
             own = places[indices]
             own = own[own >= 0]

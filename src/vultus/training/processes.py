@@ -87,13 +87,11 @@ class Processes:
         """The mean over the processes, without gradient."""
         return self.concatenated(values[None]).mean(0) if self.count > 1 else values
 
-    def scatter(self, parts: Sequence[Tensor] | None, like: Tensor) -> Tensor:
-        """The part of this process, of those that the first one has; `like` has its shape and dtype. On the CPU."""
+    def scatter(self, parts: Sequence[Tensor] | None, own: Tensor) -> None:
+        """Fill `own`, on the CPU, with the part of this process, of those that the first one has."""
         import torch.distributed as dist
 
-        own = torch.empty_like(like)
         dist.scatter(own, None if parts is None else list(parts))
-        return own
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -141,12 +139,14 @@ def joined() -> Iterator[Processes]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    store, number, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    store, number, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
     local = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    dist.init_process_group(store=dist.PrefixStore("vultus", store), rank=number, world_size=count, timeout=PATIENCE)
+    dist.init_process_group(store=PrefixStore("vultus", store), rank=number, world_size=count, timeout=PATIENCE)
     try:
         yield Processes(number, count)
     except (UserError, argparse.ArgumentError, RuntimeError) as error:

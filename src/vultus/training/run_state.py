@@ -16,7 +16,6 @@ from vultus._progress import message
 from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
-from vultus.data.stream.dataset import StreamedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, Encoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
@@ -24,6 +23,7 @@ from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
 from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, save_checkpoint
 from vultus.training.methods import METHODS
+from vultus.training.processes import ALONE, Processes
 from vultus.training.resume import SNAPSHOT, check_data, check_folder
 from vultus.training.run_log import cut_stats
 from vultus.training.second_targets import second_targets
@@ -38,11 +38,12 @@ class RunState:
     Args:
         config: the run, as given by the user.
         dataset: the training photos.
-        out: the run folder; this process holds its lock.
+        out: the run folder; this process, or the first one of several, holds its lock, and alone reads and writes it.
         device: cuda, mps or cpu.
         encoder: FaceNet, needed where config.loss.needs_encoder().
         second: a second face encoder, needed where config has a loss for one.
         init: weights to begin a new run with; see Method.take_weights(). Not used if there is a checkpoint.
+        processes: those that train the run together. All of them create a RunState, of the same settings and photos.
 
     Raises UserError if settings, data and folder do not fit together.
     """
@@ -56,25 +57,31 @@ class RunState:
         encoder: Encoder | None,
         second: SecondEncoder | None = None,
         init: Init | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         check_data(config, dataset, encoder)
-        self.dataset, self.out, self.device = dataset, out, device
-        begins = not checkpoints(out)
-        start = init if begins else None
-        self.record = _settle(config, dataset, out, device, begins=begins, start=start)
+        self.dataset, self.out, self.device, self.processes = dataset, out, device, processes
+        start = init if processes.main and not checkpoints(out) else None
+        record: dict[str, Any] = _settle(config, dataset, out, device, start) if processes.main else {}
+        self.record = processes.broadcast(record)
         self.config = train_config(self.record["config"], str(out / "config.json"))
-        method = METHODS[self.config.method]
-        self.model = method(self.config, device=device, dtype=DTYPES[self.config.dtype], encoder=encoder, second=second)
+        method, dtype = METHODS[self.config.method], DTYPES[self.config.dtype]
+        self.model = method(
+            self.config, device=device, dtype=dtype, encoder=encoder, second=second, processes=processes
+        )
+        self.part = self.model.part(self.config.optim.batch)
         self.second: Tensor | None = None
         # A stream cannot be read ahead; each step then computes the targets of its own photos.
-        if second is not None and not isinstance(dataset, StreamedDataset):
-            self.second = second_targets(dataset, second, device)
+        if second is not None and dataset.random_access:
+            with processes.first_alone():
+                self.second = second_targets(dataset, second, device)
         self.cur_nimg = 0
         self.seconds = 0.0  # of training, all sessions together
-        self.population = fit_population(dataset.embedding_chunks())
+        self.population = fit_population(dataset.embedding_chunks()) if processes.main else {}
         self._resume()
         if start is not None:
             self._begin_from(start)
+        self.model.connect()
 
     def _begin_from(self, start: Init) -> None:
         left = self.model.take_weights(start.networks)
@@ -85,12 +92,14 @@ class RunState:
 
     def _resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop statistics written after it."""
-        for leftover in self.out.glob(".*.tmp"):
+        main = self.processes.main
+        for leftover in self.out.glob(".*.tmp") if main else ():
             leftover.unlink()
-        checkpoint = load_checkpoint(self.out)
-        if checkpoint is None:
+        checkpoint = self.processes.broadcast(load_checkpoint(self.out) if main else None)
+        if checkpoint is None and main:
             (self.out / "stats.jsonl").unlink(missing_ok=True)
             self.model.calibrate(self.dataset.batch(range(min(CALIBRATION, len(self.dataset)))).images)
+        if checkpoint is None:
             return
         state, path = checkpoint
         try:
@@ -99,8 +108,9 @@ class RunState:
             reason = " ".join(str(error).split())[:100]
             raise UserError(f"{path}: belongs to other networks ({reason}); choose another --out") from None
         self.cur_nimg, self.seconds = int(state["cur_nimg"]), float(state["seconds"])
-        cut_stats(self.out / "stats.jsonl", self.cur_nimg)
-        print(f"{self.out}: resuming from {path.name}", file=sys.stderr)
+        if main:
+            cut_stats(self.out / "stats.jsonl", self.cur_nimg)
+            print(f"{self.out}: resuming from {path.name}", file=sys.stderr)
 
     def due(self, every_nimg: int) -> bool:
         """Whether the last step passed a multiple of `every_nimg`."""
@@ -112,7 +122,9 @@ class RunState:
         if diverged is None:
             return
         nimg, keys, names = diverged
-        write_json(self.out / "diverged.json", {"cur_nimg": nimg, "losses": names, "keys": keys})
+        keys = [key for part in self.processes.gather(keys) for key in part]
+        if self.processes.main:
+            write_json(self.out / "diverged.json", {"cur_nimg": nimg, "losses": names, "keys": keys})
         good = checkpoints(self.out)
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more in diverged.json" if len(keys) > 4 else "")
         raise UserError(
@@ -150,7 +162,7 @@ class RunState:
 
 
 def _settle(
-    config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, *, begins: bool, start: Init | None
+    config: TrainConfig, dataset: PreparedDataset, out: Path, device: str, start: Init | None
 ) -> dict[str, Any]:
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
@@ -161,7 +173,7 @@ def _settle(
     record = {"format": VERSIONS["run config"], "config": to_dict(replace(config, dtype=dtype)), "data": data}
     if start is not None:
         record["init"] = {"run": start.folder.name, "cur_nimg": start.cur_nimg}
-    elif not begins:
+    elif checkpoints(out):
         record |= {key: value for key, value in read_run_config(path).items() if key == "init"}
     write_json(path, record)
     return record

@@ -13,30 +13,34 @@ Run folder:
     diverged.json          the step and the photos at which a loss diverged
 
 The same command run again resumes from the last checkpoint; on a CPU the result is that of an uninterrupted run,
-bit for bit.
+bit for bit. Of several processes (processes.py), the first writes all of this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vultus._files import folder_lock, make_folder
 from vultus._prefetch import Prefetch
 from vultus._progress import Progress, message, progress
 from vultus._ranges import Hours, Images, checked
-from vultus.config import TrainConfig, check_config
-from vultus.data.dataset import PreparedDataset, batches
-from vultus.errors import Stopped
+from vultus.config import TrainConfig, check_config, flat, to_dict
+from vultus.data.dataset import Batch, PreparedDataset, batches
+from vultus.errors import Stopped, UserError
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
 from vultus.training.checkpoint import Init
 from vultus.training.environment import Session, peak_memory
-from vultus.training.grown_data import begun_with
+from vultus.training.processes import Processes, current
 from vultus.training.resume import SNAPSHOT, check_data, move_aside
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import RunState
@@ -101,28 +105,51 @@ def train(
         fresh: start over; a run that is in `out` is moved into a sub-folder of it.
         init: weights to begin with (see load_init). No effect on a run that is resumed.
 
+    Of several processes (see processes.joined), each calls this with the same arguments.
+
     Returns the path of the snapshot. Raises UserError for a folder in use or of another run, a tracker that is not
     installed, and a loss that is not finite; Stopped after SIGINT or SIGTERM.
     """
+    processes = current()
     check_trackers(track)
     check_config(config)
+    out = Path(out)
     opened = data if isinstance(data, PreparedDataset) else PreparedDataset(data, None)
-    opened = opened if fresh else begun_with(out, opened)
+    opened = opened if fresh else opened.begun_with(out)
     photos = opened.with_split("train", max_images=config.loader.max_images, seed=config.seed)
     check_data(config, photos, encoder)
+    check_processes(config, photos, processes)
     budget = budget or default_budget(config, photos)
-    out = make_folder(out)
-    with folder_lock(out, "train"):
-        if fresh and (moved := move_aside(out)):
-            message(f"{out}: starting over; the run that was here is in {moved}")
-        run = RunState(config, photos, out, device, encoder, second, init)
+    with _folder(out, fresh) if processes.main else contextlib.nullcontext():
+        run = RunState(config, photos, out, device, encoder, second, init, processes)
         if budget.used(run.cur_nimg, run.seconds) < 1:
             _loop(run, budget, evaluators, track, project, again="the same command" + " without --fresh" * fresh)
-        else:
+        elif processes.main:
             message(f"{out}: the budget is used up ({run.cur_nimg} images); nothing to do")
             if not (out / SNAPSHOT).exists():
                 run.save_snapshot()
     return out / SNAPSHOT
+
+
+@contextlib.contextmanager
+def _folder(out: Path, fresh: bool) -> Iterator[None]:
+    """Create and lock the run folder; with `fresh`, move the run that is there aside."""
+    make_folder(out)
+    with folder_lock(out, "train"):
+        if fresh and (moved := move_aside(out)):
+            message(f"{out}: starting over; the run that was here is in {moved}")
+        yield
+
+
+def check_processes(config: TrainConfig, photos: PreparedDataset, processes: Processes) -> None:
+    """Raise UserError if batches cannot be dealt to the processes, or these have other settings or photos."""
+    if config.optim.batch % processes.count:
+        raise UserError(
+            f"--optim.batch is {config.optim.batch}, which cannot be dealt to {processes.count} processes; give a "
+            f"multiple of {processes.count}"
+        )
+    values = flat(to_dict(config)) | {"the content of --data": photos.manifest["content_sha256"][:12]}
+    processes.check_same(values)
 
 
 def default_budget(config: TrainConfig, photos: PreparedDataset) -> Budget:
@@ -134,80 +161,169 @@ def _loop(
     run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str, *, again: str
 ) -> None:
     """Train until the budget is used up or a signal comes; `again` is the command that resumes the run."""
-    config, batch, device = run.config, run.config.optim.batch, run.device
-    earlier = run.seconds
-    start = time.monotonic() - earlier
-    failed = _Failed(run)
-    samples = SampleGrid.of_dataset(run.dataset, run.out / "samples", config.generator.z_dim)
-    session = _session(run, track)
-    source = batches(
-        run.dataset, batch=batch, cur_nimg=run.cur_nimg, seed=config.seed, pin=device == "cuda", second=run.second
-    )
-    with (
-        collect_signals() as received,
-        Prefetch(source, PREFETCHED, ended=lambda: bool(received)) as prefetched,
-        _run_log(run, session, track, project) as log,
-        progress(budget.total_nimg, title="training", initial=run.cur_nimg) as bar,
-    ):
-        if run.cur_nimg == 0:
-            _draw(run, samples, log)
-            _validate(run, evaluators, log, failed)
+    config, batch, processes = run.config, run.config.optim.batch, run.processes
+    start = time.monotonic() - run.seconds
+    writes = _records(run, budget, evaluators, track, project) if processes.main else contextlib.nullcontext()
+    with collect_signals() as received, _source(run, received) as source, writes as records:
         window = StatisticsWindow(run.cur_nimg)
-        for nimg, item in window.waiting(prefetched):
-            run.model.budget_used = budget.used(run.cur_nimg, run.seconds)
+        used, stop = budget.used(run.cur_nimg, run.seconds), 0
+        for nimg, item in window.waiting(source):
+            run.model.budget_used = used
             losses = run.model.step(item.images, item.c, nimg, item.second)
             run.cur_nimg = nimg + batch
             run.seconds = time.monotonic() - start
             window.add(nimg, item.keys, losses)
-            if device == "cpu" or run.due(config.log_every_nimg):  # on a GPU the check waits for the step
-                run.check_losses(window)
-            bar.update(batch)
-            if run.due(config.log_every_nimg):
-                line = {"seconds": round(run.seconds, 2)} | window.close(run.cur_nimg)
-                line |= {"lr": config.optim.lr} | peak_memory(device)
-                log.log(line, run.cur_nimg)
-                _show(run, line, budget, bar)
-            last = bool(received) or budget.used(run.cur_nimg, run.seconds) >= 1
+            # The clock is that of the first process; a signal may have come to any.
+            own = budget.used(run.cur_nimg, run.seconds) if processes.main else 0.0
+            used, number = processes.largest([own, received[0] if received else 0])
+            stop, last = int(number), bool(number) or used >= 1
             save = last or run.due(config.checkpoint_every_nimg)
-            if save:
+            if run.device == "cpu" or save or run.due(config.log_every_nimg):  # on a GPU the check waits for the step
                 run.check_losses(window)
-                metadata = run.save()
-                session.update(run.cur_nimg, run.seconds - earlier)
-            if save or run.due(config.sample_every_nimg):
-                _draw(run, samples, log)
-            if not received:
-                _validate(run, [each for each in evaluators if last or run.due(each[2])], log, failed)
+            if records is not None:
+                records.after_step(window, save=save, last=last, stopped=bool(stop))
             if last:
-                if not received:
-                    log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
                 break
         else:  # a signal came while it waited for data, from a network that stalls
-            if run.cur_nimg:
+            stop = received[0]
+            if records is not None and run.cur_nimg:
                 run.check_losses(window)
-                run.save()
-                session.update(run.cur_nimg, run.seconds - earlier)
-    if received:
-        print(f"{run.out}: stopped at {run.cur_nimg} images; {again} resumes", file=sys.stderr)
-        raise Stopped(received[0])
+                records.save()
+    if stop:
+        if processes.main:
+            print(f"{run.out}: stopped at {run.cur_nimg} images; {again} resumes", file=sys.stderr)
+        raise Stopped(stop)
 
 
-def _session(run: RunState, track: Sequence[str]) -> Session:
+@contextlib.contextmanager
+def _source(run: RunState, received: list[int]) -> Iterator[Iterator[tuple[int, Batch]]]:
+    """The batches of the run, of each the own part. They end when a signal comes while one waits for data."""
+    config, processes = run.config, run.processes
+    several = processes.count > 1
+    scattered = several and not run.dataset.random_access
+    if scattered and not processes.main:
+        yield _scattered(run, None)
+        return
+    source = batches(
+        run.dataset,
+        batch=config.optim.batch,
+        cur_nimg=run.cur_nimg,
+        seed=config.seed,
+        pin=run.device == "cuda" and not scattered,
+        second=run.second,
+        own=run.part.own.numpy() if several and not scattered else None,
+    )
+    # One of several processes cannot leave alone: the others would wait for it.
+    ended = None if several else lambda: bool(received)
+    with Prefetch(source, PREFETCHED, ended=ended) as prefetched:
+        yield _scattered(run, prefetched) if scattered else prefetched
+
+
+def _scattered(run: RunState, source: Iterator[tuple[int, Batch]] | None) -> Iterator[tuple[int, Batch]]:
+    """The own part of each batch of `source`, which only the first process reads; it sends the others theirs."""
+    part, side, nimg = run.part, run.dataset.resolution, run.cur_nimg
+    images = torch.empty(len(part.own), 3, side, side, dtype=torch.uint8)
+    c = torch.empty(len(part.own), run.config.generator.c_dim)
+    while True:
+        item = None if source is None else next(source)[1]
+        run.processes.scatter(None if item is None else [item.images[rows] for rows in part.dealt], images)
+        run.processes.scatter(None if item is None else [item.c[rows] for rows in part.dealt], c)
+        yield nimg, Batch(images.clone(), c.clone(), [], item.keys if item else [])
+        nimg += part.batch
+
+
+@contextlib.contextmanager
+def _records(
+    run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str
+) -> Iterator[_Records]:
+    """What is written about a run; at its beginning, samples and a validation."""
     recorded = run.record["data"]
     data = {key: recorded[key] for key in ("content_sha256", "counts", "licence", "identities") if key in recorded}
-    return Session(
-        run.out, data=data, device=run.device, dtype=run.config.dtype, cur_nimg=run.cur_nimg, trackers=list(track)
+    session = Session(
+        run.out,
+        data=data,
+        device=run.device,
+        dtype=run.config.dtype,
+        cur_nimg=run.cur_nimg,
+        trackers=list(track),
+        processes=run.processes.count,
     )
+    described = {"config": run.record["config"], "data": recorded, "session": session.entry}
+    with (
+        RunLog(run.out, trackers=track, project=project, config=described, cur_nimg=run.cur_nimg) as log,
+        progress(budget.total_nimg, title="training", initial=run.cur_nimg) as bar,
+    ):
+        records = _Records(run, budget, evaluators, session, log, bar)
+        if run.cur_nimg == 0:
+            records.draw()
+            records.validate(evaluators)
+        yield records
 
 
-def _run_log(run: RunState, session: Session, track: Sequence[str], project: str) -> RunLog:
-    config = {"config": run.record["config"], "data": run.record["data"], "session": session.entry}
-    return RunLog(run.out, trackers=track, project=project, config=config, cur_nimg=run.cur_nimg)
+class _Records:
+    """What the first process writes about a run: statistics, samples, validations, checkpoints."""
 
+    def __init__(
+        self,
+        run: RunState,
+        budget: Budget,
+        evaluators: Sequence[Evaluator],
+        session: Session,
+        log: RunLog,
+        bar: Progress,
+    ) -> None:
+        self._run, self._budget, self._evaluators = run, budget, evaluators
+        self._session, self._log, self._bar = session, log, bar
+        self._before = run.seconds  # of earlier sessions
+        self._failed = _Failed(run)
+        self._samples = SampleGrid.of_dataset(run.dataset, run.out / "samples", run.config.generator.z_dim)
 
-def _draw(run: RunState, samples: SampleGrid, log: RunLog) -> None:
-    path = samples.draw(run.model.G_ema, run.cur_nimg, run.device, run.model.dtype)
-    log.image("samples", path, run.cur_nimg)
-    log.image("progress", samples.strip(run.cur_nimg), run.cur_nimg)
+    def after_step(self, window: StatisticsWindow, *, save: bool, last: bool, stopped: bool) -> None:
+        """Write what is due. `last`: the run ends here, or is `stopped` by a signal."""
+        run = self._run
+        self._bar.update(run.config.optim.batch)
+        if run.due(run.config.log_every_nimg):
+            line = {"seconds": round(run.seconds, 2)} | window.close(run.cur_nimg)
+            line |= {"lr": run.config.optim.lr} | peak_memory(run.device)
+            self._log.log(line, run.cur_nimg)
+            self._show(line)
+        metadata = self.save() if save else {}
+        if save or run.due(run.config.sample_every_nimg):
+            self.draw()
+        if not stopped:
+            self.validate([each for each in self._evaluators if last or run.due(each[2])])
+            if last:
+                self._log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
+
+    def save(self) -> dict[str, Any]:
+        """Write checkpoint and snapshot; return the snapshot's metadata."""
+        metadata = self._run.save()
+        self._session.update(self._run.cur_nimg, self._run.seconds - self._before)
+        return metadata
+
+    def draw(self) -> None:
+        """Write the samples."""
+        run = self._run
+        path = self._samples.draw(run.model.G_ema, run.cur_nimg, run.device, run.model.dtype)
+        self._log.image("samples", path, run.cur_nimg)
+        self._log.image("progress", self._samples.strip(run.cur_nimg), run.cur_nimg)
+
+    def validate(self, evaluators: Sequence[Evaluator]) -> None:
+        """Log what these evaluators measure."""
+        for name, function, every_nimg in evaluators:
+            metrics = function(self._run.model.G_ema)
+            self._log.log(metrics, self._run.cur_nimg, name)
+            self._failed.check(name, metrics, every_nimg)
+
+    def _show(self, line: dict[str, float]) -> None:
+        run, hours, total = self._run, self._budget.hours, None
+        if hours is not None:
+            rate = run.cur_nimg / max(run.seconds, 1e-9)
+            total = round(run.cur_nimg + rate * max(hours * 3600 - run.seconds, 0))
+        names = {"D_adversarial": "D", "G_adversarial": "G", "G_mse": "mse", "G_identity": "identity"}
+        shown = {short: f"{line[name]:.3f}" for name, short in names.items() if name in line}
+        every = run.config.checkpoint_every_nimg
+        self._bar.show(shown | {"checkpoint in": every - run.cur_nimg % every}, total=total)
 
 
 class _Failed:
@@ -227,21 +343,3 @@ class _Failed:
                 f"vultus: warning: {self._run.out}: after {self._run.cur_nimg} images, {reason}; lower --optim.lr in a "
                 f"new --out"
             )
-
-
-def _validate(run: RunState, evaluators: Sequence[Evaluator], log: RunLog, failed: _Failed) -> None:
-    for name, function, every_nimg in evaluators:
-        metrics = function(run.model.G_ema)
-        log.log(metrics, run.cur_nimg, name)
-        failed.check(name, metrics, every_nimg)
-
-
-def _show(run: RunState, line: dict[str, float], budget: Budget, bar: Progress) -> None:
-    total = None
-    if budget.hours is not None:
-        rate = run.cur_nimg / max(run.seconds, 1e-9)
-        total = round(run.cur_nimg + rate * max(budget.hours * 3600 - run.seconds, 0))
-    names = {"D_adversarial": "D", "G_adversarial": "G", "G_mse": "mse", "G_identity": "identity"}
-    shown = {short: f"{line[name]:.3f}" for name, short in names.items() if name in line}
-    every = run.config.checkpoint_every_nimg
-    bar.show(shown | {"checkpoint in": every - run.cur_nimg % every}, total=total)

@@ -39,6 +39,7 @@ from vultus.data.stream.remote import Attempts, Broken
 from vultus.data.stream.shards import Shard, Shards
 from vultus.data.tables import identities_from
 from vultus.errors import UserError
+from vultus.models.facenet import Encoder
 
 LARGE_GROUP = 20_000  # rows of a row group, from which the memory deserves a note
 
@@ -59,6 +60,8 @@ class StreamedDataset(PreparedDataset):
 
     Raises UserError for a source that cannot be opened (see open_source), and for a run that was begun on others.
     """
+
+    random_access = False  # what is read next depends on what could not be used before
 
     def __init__(
         self,
@@ -200,16 +203,25 @@ class StreamedDataset(PreparedDataset):
                 "at a time: lower --mix, or write the files with smaller row groups"
             )
 
+    def begin(self, out: Path, encoder: Encoder | None) -> None:
+        """Keep the record of what is left out in the run folder `out`, and use this encoder if it is the stream's."""
+        self.record.folder = out
+        self.encoder.offer(encoder)
+
     def close(self) -> None:
-        """End what is still read. Nothing can be read afterwards but what is in memory."""
+        """End what is still read, and say what was left out. Only what is in memory can be read afterwards."""
         self._attempts.stopped.set()
         self._blocks.stop()
+        for note in self.record.notes():
+            message(f"note: {note}")
 
-    def check_begun(self, folder: Path) -> None:
-        """Raise UserError, which names the option or the file, if the run in `folder` was begun on something else."""
-        before = read_record(folder)
+    def begun_with(self, out: Path) -> PreparedDataset:
+        """The stream itself. Raises UserError, which names the option or the file, if the run in `out` was begun on
+        something else."""
+        before = read_record(out)
         if before is not None:
-            check_same(folder, before, self.record.head, {shard.place.name: shard.name for shard in self._opened})
+            check_same(out, before, self.record.head, {shard.place.name: shard.name for shard in self._opened})
+        return self
 
     # --- splits ------------------------------------------------------------------------------------------------------
 
@@ -350,8 +362,12 @@ class StreamedDataset(PreparedDataset):
 
     # --- the training ------------------------------------------------------------------------------------------------
 
-    def read(self, *, batch: int, cur_nimg: int, seed: int) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
+    def read(
+        self, *, batch: int, cur_nimg: int, seed: int, own: np.ndarray | None = None
+    ) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
         """The batches after `cur_nimg` images, without end. Raises UserError if the network stays away."""
+        if own is not None:
+            raise ValueError("what a stream leaves out is known to who reads all of it")
         if seed != self.seed:
             self.seed, self._order = seed, None
         order = self._begin()
