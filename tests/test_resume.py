@@ -257,7 +257,7 @@ def test_a_manifest_that_does_not_fit_its_shards(run: Run) -> None:
 def test_losses_of_another_encoder_than_the_data(
     run: Run, tiny_dataset: Callable[..., Path], random_facenet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "load_facenet", lambda device: random_facenet)
+    monkeypatch.setattr(launch, "load_facenet", lambda **_: random_facenet)
     run.data = tiny_dataset("short", dim=128)
     networks = ["--generator.c_dim", "128", "--discriminator.c_dim", "128"]
     error = run.refused(*networks, "--loss.identity_weight", "1")

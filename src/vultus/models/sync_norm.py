@@ -56,8 +56,9 @@ class _Synchronised(torch.autograd.Function):
         own = x.new_zeros(2, channels, dtype=torch.float32)
         torch.batch_norm_update_stats(x, own[0], own[1], 1.0)  # with momentum 1: mean and unbiased variance of x
         moments = torch.cat([own[0], own[1] * ((count - 1) / count), own.new_tensor([count])])
-        parts = moments.new_empty(dist.get_world_size(), len(moments))
-        dist.all_gather_into_tensor(parts, moments)
+        every = [torch.empty_like(moments) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, moments)
+        parts = torch.stack(every)
         counts = parts[:, -1:]
         share = counts / counts.sum()
         means, variances = parts[:, :channels], parts[:, channels:-1]

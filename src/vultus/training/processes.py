@@ -77,11 +77,12 @@ class Processes:
         """The values [n, ...] of every process one after the other, [count * n, ...], without gradient."""
         if self.count == 1:
             return values
+        import torch
         import torch.distributed as dist
 
-        every = values.new_empty(self.count * len(values), *values.shape[1:])
-        dist.all_gather_into_tensor(every, values.contiguous())
-        return every
+        every = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(every, values.contiguous())
+        return torch.cat(every)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, without gradient."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,8 +59,12 @@ S = TypeVar("S", bound=Step)
 C = TypeVar("C", bound=TrainConfig)
 
 
-class _Networks(nn.ModuleList):
-    """Networks whose gradients DistributedDataParallel averages."""
+class _Parameters(nn.Module):
+    """Parameters whose gradients DistributedDataParallel averages."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.all = nn.ParameterList(parameter for network in networks for parameter in network.parameters())
 
     def forward(self, total: Tensor) -> Tensor:
         """The loss of the step, as it is."""
@@ -194,10 +199,12 @@ class Method(ABC, Generic[C, S]):
         """Take the weights of the first process, and from now on average gradients over all of them."""
         if self.processes.count == 1:
             return
+        for network in self.networks().values():
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, 0)
         for side in (self.GENERATOR_SIDE, self.DISCRIMINATOR_SIDE):
-            networks = _Networks(self._side(side))
             self._reducers[side] = DistributedDataParallel(
-                networks, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+                _Parameters(self._side(side)), gradient_as_bucket_view=True, find_unused_parameters=True
             )
 
     def _reduced(self, side: tuple[str, ...], total: Tensor) -> Tensor:
