@@ -28,6 +28,8 @@ for line in sys.stdin:
                     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
                 os.environ.clear()
                 os.environ.update(environment)
+                if len(task["processes"]) > 1:
+                    torch.set_num_threads(1)  # as torchrun does
                 warnings.simplefilter("error")
                 sys.argv = ["-c", *task["arguments"]]
                 exec(compile(task["program"], "program", "exec"), {"__name__": "__main__"})

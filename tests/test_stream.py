@@ -22,6 +22,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from forked import Forks
 from range_server import RangeServer
 from stand_in_hub import Hub
 from test_prepare import TinyEncoder
@@ -39,6 +40,8 @@ from vultus.data.stream.options import StreamOptions
 from vultus.data.stream.order import EpochOrder, Skips, StreamOrder
 from vultus.errors import UserError
 from vultus.training import launch
+from vultus.training.processes import joined
+from vultus.training.run_log import read_stats
 
 SRC = Path(remote.__file__).resolve().parents[3]
 TESTS = Path(__file__).resolve().parent
@@ -671,3 +674,34 @@ def test_the_hub(faces: Path, tmp_path: Path) -> None:
         assert reason in message
         assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def run_in_processes(source: str, out: str, images: str) -> None:
+    """A training in this process, alone or one of several."""
+    with joined():
+        run(stream(Path(source), mix=2), Path(out), int(images))
+
+
+def test_two_processes_train_on_the_photos_that_the_first_one_reads(faces: Path, tmp_path: Path, forks: Forks) -> None:
+    """Also where a photo cannot be used, which only the process that reads it knows."""
+    table = pyarrow.parquet.read_table(faces / "train-1.parquet")
+    images = table.column("image").to_pylist()
+    images[3]["bytes"] = b"no image"
+    table = table.set_column(0, "image", pa.array(images, table.schema.field("image").type))
+    pyarrow.parquet.write_table(table, faces / "train-1.parquet", row_group_size=4)
+    for out, count in (("one", 1), ("two", 2)):
+        program = "import sys, test_stream; test_stream.run_in_processes(*sys.argv[1:])"
+        for done in forks.run_together(program, str(faces), str(tmp_path / out), "48", count=count):
+            assert done.returncode == 0, done.stderr
+    one, two = (
+        [line for line in read_stats(tmp_path / out / "stats.jsonl") if "G_mse" in line] for out in ("one", "two")
+    )
+    names = ("D_adversarial", "G_adversarial", "G_mse")
+    for a, b in zip(one, two, strict=True):
+        assert [b[name] for name in names] == pytest.approx([a[name] for name in names], rel=1e-3)
+    records = [json.loads((tmp_path / out / "stream.json").read_text()) for out in ("one", "two")]
+    assert records[0] == records[1]
+    assert len(records[0]["skipped"]["photos"]) == 1

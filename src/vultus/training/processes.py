@@ -80,7 +80,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        every = [torch.empty_like(values) for _ in range(self.count)]
+        every = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(every, values.contiguous())
         return torch.cat(every)
 
@@ -92,7 +92,8 @@ class Processes:
         """Fill `own`, on the CPU, with the part of this process, of those that the first one has."""
         import torch.distributed as dist
 
-        dist.scatter(own, None if parts is None else list(parts))
+        # gloo sends memory as it lies, whatever the strides.
+        dist.scatter(own, None if parts is None else [part.contiguous() for part in parts])
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
