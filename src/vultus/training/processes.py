@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # how long a process waits for another one, which may be validating
-_SAID = "vultus/error"  # key of the store, under which the first error stands
+GOODBYE = 2.0  # seconds that the first process, which may hold the store, waits for the others after an error
+_SAID = "vultus/error"  # key of the store, under which the first process with an error stands
+_ENDED = "vultus/ended"  # number of the processes that have ended with one
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,10 @@ def joined() -> Iterator[Processes]:
         said = str(number).encode()
         with contextlib.suppress(RuntimeError):  # the store is gone with the process that held it
             said = store.compare_set(_SAID, "", str(number))
+            store.add(_ENDED, 1)
+            end = time.monotonic() + GOODBYE
+            while number == 0 and store.add(_ENDED, 0) < count and time.monotonic() < end:
+                time.sleep(0.02)
         if said != str(number).encode():
             raise SystemExit(2) from None
         raise error from None

@@ -204,7 +204,7 @@ class Method(ABC, Generic[C, S]):
                 dist.broadcast(tensor, 0)
         for side in (self.GENERATOR_SIDE, self.DISCRIMINATOR_SIDE):
             self._reducers[side] = DistributedDataParallel(
-                _Parameters(self._side(side)), gradient_as_bucket_view=True, find_unused_parameters=True
+                _Parameters(self._side(side)), gradient_as_bucket_view=True, static_graph=True
             )
 
     def _reduced(self, side: tuple[str, ...], total: Tensor) -> Tensor:
