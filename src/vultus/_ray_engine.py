@@ -166,7 +166,7 @@ def _cluster(workers: int) -> Iterator[tuple[Any, int, float | None]]:
     ours = not ray.is_initialized()
     if ours:
         address = os.environ.get("RAY_ADDRESS")
-        new = {} if address else {"num_cpus": max(workers, processors()), "include_dashboard": False}
+        new: dict[str, Any] = {} if address else {"num_cpus": max(workers, processors()), "include_dashboard": False}
         try:
             ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **new)
         except (ConnectionError, RuntimeError, ValueError) as error:
