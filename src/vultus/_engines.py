@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -135,13 +136,13 @@ _function: Callable[[Any], Any] | None = None
 
 def _begin(make: Callable[[], Callable[[Any], Any]], ended: Connection, threads: int) -> None:
     """Initialize a worker process."""
-    import torch
-
     global _make
     _make = make
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
-    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # is read when torch is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def _end_with_parent(ended: Connection) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from vultus._engines import ATTEMPTS, died
 from vultus._files import processors
-from vultus.errors import UserError
+from vultus.errors import UserError, in_one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -109,6 +109,7 @@ def run_on_ray(
     ahead = list(itertools.islice(numbered, 2 * workers))
     if not ahead:
         return
+    workers = min(workers, len(ahead))
     with _cluster(workers) as (ray, cpus, gpus):
         feed = ray.remote(_Feed).options(num_cpus=0).remote()
         context = ray.data.DataContext.get_current().copy()
@@ -146,6 +147,8 @@ def run_on_ray(
                     count += 1
                 if done == count:
                     return
+        except ray.exceptions.RayError as error:
+            raise UserError(f"the Ray cluster failed ({in_one_line(error)}); run the same command again") from None
         finally:
             ray.get(feed.end.remote())
             results = None
