@@ -140,9 +140,14 @@ def _begin(make: Callable[[], Callable[[Any], Any]], ended: Connection, threads:
     _make = make
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # is read when torch is imported
+    set_threads(threads)
+
+
+def set_threads(count: int) -> None:
+    """Set the number of threads of this process's computations."""
+    os.environ["OMP_NUM_THREADS"] = str(count)  # is read when torch is imported
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
+        sys.modules["torch"].set_num_threads(count)
 
 
 def _end_with_parent(ended: Connection) -> None:

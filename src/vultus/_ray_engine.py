@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vultus._engines import ATTEMPTS, died
+from vultus._engines import ATTEMPTS, died, set_threads
 from vultus._files import processors
 from vultus.errors import UserError, in_one_line
 
@@ -77,10 +77,8 @@ class _Worker:
     """An actor: makes the function once and calls it for each task."""
 
     def __init__(self, make: bytes, feed: Any, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self._make, self._feed = pickle.loads(make), feed
+        set_threads(threads)
+        self._make, self._feed = make, feed
         self._function: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +92,7 @@ class _Worker:
             if task is None:
                 raise died(number)
             if self._function is None:
-                self._function = self._make()
+                self._function = pickle.loads(self._make)()
             result = self._function(pickle.loads(task))
         except Exception as raised:  # Ray would print it with its traceback
             error = raised
