@@ -16,7 +16,7 @@ import pytest
 from torch import Tensor
 
 from forked import PATHS, Forks
-from test_prepare import TinyEncoder, content, jpeg, skipped, write_photos
+from test_prepare import TinyEncoder, content, jpeg, rows, skipped, write_photos
 from test_sources import write_parquet
 from vultus.cli.main import main
 from vultus.data.prepare import prepare
