@@ -35,7 +35,8 @@ def run_tasks(
     Args:
         make: called once by each worker, for the function that it calls with each task. It is pickled, as are the tasks
             and results.
-        tasks: read while the results are consumed, at most 2 * `workers` tasks ahead of them.
+        tasks: read while the results are consumed, at most 2 * `workers` tasks ahead of them. Messages name a task by
+            its `str`.
         workers: number of processes; the processors are divided among them, at least one thread each.
         engine: "processes" of this machine, or "ray": actors of Ray Data, on the cluster that the environment variable
             RAY_ADDRESS names, or else on this machine.
@@ -50,11 +51,11 @@ def run_tasks(
     return _run_in_processes(make, tasks, workers)
 
 
-def died(number: int) -> UserError:
+def died(task: object) -> UserError:
     """The error for a task of which ATTEMPTS workers died."""
     return UserError(
-        f"a worker process died {ATTEMPTS} times in task {number} (killed, or out of memory); lower --workers, or free "
-        "some memory, then run the same command again"
+        f"a worker process died {ATTEMPTS} times in {str(task)[:100]} (killed, or out of memory); lower --workers, or "
+        "free some memory, then run the same command again"
     )
 
 
@@ -102,13 +103,13 @@ def _run_in_processes(
             for pool in pools:
                 if not pool.futures or not pool.futures[0].done():
                     continue
-                number = pool.tasks[0][0]
+                number, task = pool.tasks[0]
                 try:
                     result = pool.futures[0].result()
                 except BrokenProcessPool:
                     attempts[number] += 1
                     if attempts[number] == ATTEMPTS:
-                        raise died(number) from None
+                        raise died(task) from None
                     pool.executor.shutdown()
                     again, pool.executor = list(pool.tasks), start()
                     pool.tasks.clear()

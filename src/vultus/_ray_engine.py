@@ -54,10 +54,10 @@ class _Feed:
             await self._changed.wait()
         return number < self._count
 
-    async def begin(self, number: int) -> bytes | None:
-        """The task; None if ATTEMPTS workers have begun it before."""
+    async def begin(self, number: int) -> tuple[bytes, bool]:
+        """The task, and whether fewer than ATTEMPTS workers have begun it before."""
         self._attempts[number] += 1
-        return self._tasks[number] if self._attempts[number] <= ATTEMPTS else None
+        return self._tasks[number], self._attempts[number] <= ATTEMPTS
 
     async def drop(self, number: int) -> None:
         """Forget a task that has a result."""
@@ -87,13 +87,14 @@ class _Worker:
 
         number = int(batch["number"][0])
         result, error = None, None
-        task = ray.get(self._feed.begin.remote(number))
+        pickled, again = ray.get(self._feed.begin.remote(number))
         try:
-            if task is None:
-                raise died(number)
+            task = pickle.loads(pickled)
+            if not again:
+                raise died(task)
             if self._function is None:
                 self._function = pickle.loads(self._make)()
-            result = self._function(pickle.loads(task))
+            result = self._function(task)
         except Exception as raised:  # Ray would print it with its traceback
             error = raised
         return {"result": [pickle.dumps((number, result, error))]}
@@ -173,11 +174,14 @@ def _cluster(workers: int) -> Iterator[tuple[Any, int, float | None]]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"RAY_ADDRESS {address}: no connection to a Ray cluster ({error})") from None
     try:
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-        if cpus < workers:
-            raise UserError(f"--workers {workers}: the Ray cluster has {cpus} CPUs; give at most as many")
-        yield ray, cpus // workers, min(1.0, gpus / workers) if gpus else None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        gpus = sum(node.get("GPU", 0) for node in nodes)
+        if sum(cpus) < workers:
+            raise UserError(f"--workers {workers}: the Ray cluster has {sum(cpus)} CPUs; give at most as many")
+        # The most with which all workers find a place.
+        share = next(n for n in range(sum(cpus) // workers, 0, -1) if sum(count // n for count in cpus) >= workers)
+        yield ray, share, min(1.0, gpus / workers) if gpus else None
     finally:
         if ours:
             ray.shutdown()

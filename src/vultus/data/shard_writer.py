@@ -51,6 +51,9 @@ class ShardTask:
     start: Position | None = None
     expected: str | None = None
 
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
