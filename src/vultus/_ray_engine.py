@@ -114,7 +114,6 @@ def run_on_ray(
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        context.execution_options.preserve_order = False
         context.target_max_block_size = 1  # bytes: a block for each row
         try:
             for number, task in ahead:
