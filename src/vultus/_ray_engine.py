@@ -171,7 +171,8 @@ def _cluster(workers: int) -> Iterator[tuple[Any, int, float | None]]:
         try:
             ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **new)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"RAY_ADDRESS {address}: no connection to a Ray cluster ({error})") from None
+            place = f"RAY_ADDRESS {address}" if address else "--engine ray"
+            raise UserError(f"{place}: no Ray cluster can be used ({in_one_line(error)})") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = [int(node.get("CPU", 0)) for node in nodes]

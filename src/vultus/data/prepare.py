@@ -82,9 +82,9 @@ def prepare(
     Raises UserError for an invalid option or source, a folder that is locked, holds other files, lies in the source or
     was begun with other options, and OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
-    if engine == "ray" and workers is None:
-        raise UserError("--engine ray needs --workers, the number of processes")
     checked(workers, Count | None, "--workers")
+    if checked(engine, Engine, "--engine") == "ray" and workers is None:
+        raise UserError("--engine ray needs --workers, the number of processes")
     source, device = str(source), resolve_device(device) if device == "auto" else device
     options = Options(
         source,

@@ -153,8 +153,9 @@ class PreparedFolder:
             shutil.rmtree(self.progress)
             first = f" (the first, {skips[0]['key']}: {skips[0]['reason']})" if skips else ""
             raise UserError(f"none of {len(skips)} photos can be used{first}; the reasons are in {self.skipped_file}")
+        names = {entry["file"] for entry in entries}
         for file in self.folder.glob("shard-*.arrow"):
-            if file.name > entries[-1]["file"]:  # of a killed process, before photos were removed from the source
+            if file.name not in names:  # of a process that was killed before photos were removed from the source
                 file.unlink()
         _write_lines(self.sidecars_file, map(_lasting, entries))
         content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
