@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -153,7 +154,8 @@ def set_threads(count: int) -> None:
 
 def _end_with_parent(ended: Connection) -> None:
     """End the process when the parent closes its end of the pipe, or dies."""
-    ended.poll(None)
+    with contextlib.suppress(OSError):  # how Windows says so
+        ended.poll(None)
     os._exit(1)
 
 
