@@ -17,6 +17,7 @@ import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,17 @@ def clock() -> tuple[float, float]:
 
 
 def forward_rates(encoder: FaceNet, batches: list[torch.Tensor]) -> tuple[float, float]:
-    """Images per second of wall-clock time and of CPU time, FaceNet alone."""
+    """Images per second of wall-clock time and of CPU time, FaceNet alone; one thread for each batch, as in prepare."""
+    threads = torch.get_num_threads()
+
+    @torch.inference_mode()
+    def forward(x: torch.Tensor) -> None:
+        encoder.embed_crop(x)
+
     wall, cpu = clock()
-    with torch.inference_mode():
-        for x in batches:
-            encoder.embed_crop(x)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(forward, batches))
+    torch.set_num_threads(threads)
     wall, cpu = (now - then for now, then in zip(clock(), (wall, cpu), strict=True))
     count = sum(map(len, batches))
     return count / wall, count / cpu
