@@ -17,7 +17,9 @@ import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,21 +42,27 @@ def clock() -> tuple[float, float]:
 
 
 def forward_rates(encoder: FaceNet, batches: list[torch.Tensor]) -> tuple[float, float]:
-    """Images per second of wall-clock time and of CPU time, FaceNet alone."""
+    """Images per second of wall-clock time and of CPU time, FaceNet alone; one thread for each batch, as in prepare."""
+    threads = torch.get_num_threads()
+
+    @torch.inference_mode()
+    def forward(x: torch.Tensor) -> None:
+        encoder.embed_crop(x)
+
     wall, cpu = clock()
-    with torch.inference_mode():
-        for x in batches:
-            encoder.embed_crop(x)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(forward, batches))
+    torch.set_num_threads(threads)
     wall, cpu = (now - then for now, then in zip(clock(), (wall, cpu), strict=True))
     count = sum(map(len, batches))
     return count / wall, count / cpu
 
 
-def prepare_rates(encoder: FaceNet, source: str, count: int, batch: int) -> tuple[float, float]:
-    """The same for `vultus prepare`."""
+def prepare_rates(encoder: FaceNet, source: str, count: int, batch: int, **workers: Any) -> tuple[float, float]:
+    """The same for `vultus prepare`; the CPU time is without that of `workers`."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         wall, cpu = clock()
-        manifest = prepare(source, Path(folder) / "out", limit=count, batch=batch, encoder=encoder)
+        manifest = prepare(source, Path(folder) / "out", limit=count, batch=batch, encoder=encoder, **workers)
         wall, cpu = (now - then for now, then in zip(clock(), (wall, cpu), strict=True))
     count = manifest["counts"]["images"]
     return count / wall, count / cpu
@@ -67,6 +75,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    parser.add_argument("--workers", type=int, help="measure `vultus prepare` with this number of processes too")
+    parser.add_argument("--engine", choices=("processes", "ray"), default="processes", help="of --workers")
     options = parser.parse_args()
 
     dtype = fastest_dtype("cpu") if options.dtype == "auto" else DTYPES[options.dtype]
@@ -87,6 +97,14 @@ def main() -> None:
             f"(CPU time {cpu_ratios[-1]:.1%})",
             flush=True,
         )
+        if options.workers:
+            workers = {"workers": options.workers, "engine": options.engine}
+            several, _ = prepare_rates(encoder, options.source, len(crops), options.batch, **workers)
+            print(
+                f"{options.workers} workers ({options.engine}), with their start: {several:.1f} images/s, "
+                f"{several / whole:.1%} of one process",
+                flush=True,
+            )
     median, cpu_median = statistics.median(ratios), statistics.median(cpu_ratios)
     print(f"median {median:.1%} of FaceNet's forward pass (CPU time {cpu_median:.1%})")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")

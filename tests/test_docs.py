@@ -281,7 +281,7 @@ def settings() -> str:
 
 def names(count: int, *, test: bool) -> list[str]:
     """Names of people whom `vultus prepare` puts into the test split, or whom it does not."""
-    from vultus.data.preparation import in_test
+    from vultus.data.crops import in_test
 
     return [name for name in (f"person-{number}" for number in range(999)) if in_test(name, 0.1) == test][:count]
 
@@ -310,7 +310,7 @@ def write_data(folder: Path, rows: list[dict[str, Any]], metadata: dict[str, Any
     prepared = PreparedFolder(folder)
     prepared.begin({})
     head = {"schema": 1, "source": "generated", "licence": None, "resolution": 128, "crop": metadata["crop"]}
-    entry = prepared.write(0, rows, 512, [])
+    entry = prepared.write(0, rows, 512) | {"skipped": []}
     prepared.finish([entry], head | {"encoder": metadata["encoder"] | {"dtype": "float32"}}, {})
 
 
@@ -329,7 +329,7 @@ def write_parquet(folder: Path, images: dict[str, list[tuple[bytes, int]]]) -> N
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    from vultus.data.preparation import in_test
+    from vultus.data.crops import in_test
     from vultus.images import align
     from vultus.images.io import encode_jpeg, to_pil
     from vultus.models.snapshot import default_snapshot, load_snapshot

@@ -63,6 +63,7 @@ class Part(Protocol):
 
     split: str | None  # "train" or "test"; None if the source has no splits
     total: int | None  # number of items, if it is known without reading them
+    seekable: bool  # `items` begins at {"row": N} without reading what is before; total is known, and it can be pickled
 
     def items(self, position: Position | None) -> Generator[Item, None, None]:
         """The items after `position` (None: all items)."""

@@ -84,6 +84,8 @@ class FolderPart:
     A sub-folder that cannot be read is an item with a problem.
     """
 
+    seekable = False
+
     def __init__(self, folder: Path) -> None:
         """Counts the photos, which lists every folder. Raises OSError if `folder` itself cannot be read."""
         self.folder = folder

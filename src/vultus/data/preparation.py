@@ -1,33 +1,32 @@
-"""The work of a preparation: photos in, shards out.
+"""The work of a preparation: which photos make up which shard, and the order in which shards are complete.
 
-Photos are decoded in threads, embedded in batches and written shard by shard; no batch spans two shards.
+Shards are written by this process, or by several. No batch spans two shards, so that each can be written by itself. The
+photos of the split "train" come after those of "test", because the people of "test" are left out of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from vultus._files import processors
-from vultus._prefetch import Prefetch
+from vultus._engines import Engine, run_tasks
 from vultus._progress import Progress, progress
-from vultus.data.changes import History, Listed, listed, with_listings
-from vultus.data.crops import CropEncoder, Crops, Unusable, crop_entry, crops_of, embed, encoder_entry, in_test
+from vultus.data.changes import History, listed, with_listings
+from vultus.data.crops import CropEncoder, crop_entry, encoder_entry
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
-from vultus.data.shards import PreparedFolder
+from vultus.data.shard_writer import MakeShardWriter, ShardTask, ShardWriter, WrittenShard
+from vultus.data.shards import Json, PreparedFolder
 from vultus.errors import UserError
 
-PREFETCH = 3  # batches that are decoded while the encoder computes; bounds the memory
 SHOWN = 3  # skipped photos in the summary
 
 
@@ -35,44 +34,65 @@ def _named(keys: set[str]) -> Callable[[Item], bool]:
     return lambda item: item.key in keys
 
 
-# --- the preparation -------------------------------------------------------------------------------------------------
+def _absolute(item: Item) -> Item:
+    """The item with a path that holds in every folder."""
+    return replace(item, data=item.data.absolute()) if isinstance(item.data, Path) else item
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that write shards: their number, what starts them, and the function that loads the encoder in them."""
+
+    count: int
+    engine: Engine
+    load: Callable[[], CropEncoder]
 
 
 @dataclass(frozen=True, slots=True)
-class _Photo:
-    key: str
-    identity: str
-    split: str | None
-    crops: Future[Crops | Unusable]
-
-
-@dataclass(frozen=True, slots=True)
-class _ShardEnd:
-    index: int
-    items: int
-    part: int
-    position: Position | None  # after the last item of the shard; None in a folder, where the listing counts
-    listing: list[Listed] | None  # of a folder
-    expected: str | None = None  # sha256 of a shard that is made again and that the manifest names
-
-
-@dataclass(slots=True)
 class _Shard:
-    """The content of the shard that is not written yet."""
+    """A shard that is to be written. `covers`: what its sidecar says about its photos, once they have been read."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    pending: list[tuple[dict[str, Any], Image.Image]] = field(default_factory=list)  # rows without an embedding
+    task: ShardTask
+    covers: Callable[[], Json]
+
+
+class _Reading:
+    """At most `count` items of a part, and those that were read. The items themselves are not kept."""
+
+    def __init__(self, items: Iterator[Item], count: int, index: int, part: Part) -> None:
+        self._items, self._count, self._index, self._part = items, count, index, part
+        self._position: Position | None = None
+        self.taken: list[Item] = []
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in itertools.islice(self._items, self._count):
+            self.taken.append(Item(item.key, item.identity, None, signature=item.signature))
+            yield item
+        if not isinstance(self._part, FolderPart):
+            self._position = self._part.position()
+
+    def covers(self) -> Json:
+        """See _Shard."""
+        covered = {"items": len(self.taken), "part": self._index, "position": self._position}
+        return covered | {"listing": listed(self.taken)} if isinstance(self._part, FolderPart) else covered
 
 
 class Preparation:
-    """One preparation of `source` into `folder`, from its complete shards on."""
+    """One preparation of `source` into `folder`, from its complete shards on; by this process, if `workers` is None."""
 
-    def __init__(self, folder: PreparedFolder, options: Options, source: Source, encoder: CropEncoder) -> None:
+    def __init__(
+        self,
+        folder: PreparedFolder,
+        options: Options,
+        source: Source,
+        encoder: CropEncoder,
+        workers: Workers | None = None,
+    ) -> None:
         self.folder = folder
         self.options = options
         self.source = source
         self.encoder = encoder
+        self.workers = workers
         self.test_identities: set[str] = set()
         self.synthetic, self.first_synthetic = 0, ""  # images whose metadata say so, the key of the first
 
@@ -88,16 +108,9 @@ class Preparation:
         before = sum(entry["items"] for entry in done if "lost" not in entry)
         if done and not self.folder.manifest_file.exists():
             print(f"{self.folder.folder}: resuming after {before} photos", file=sys.stderr)
-        cores = processors()
-        pool = ThreadPoolExecutor(max(2, cores), "vultus-decode")
-        try:
-            with (
-                Prefetch(self._read(done, pool), PREFETCH * self.options.batch) as events,
-                progress(self._total(done, before), title="prepare", initial=before) as shown,
-            ):
-                done = self._encode(events, done, shown)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with progress(self._total(done, before), title="prepare", initial=before) as shown:
+            done = self._write(done, shown)
+        self.folder.remove_temporary()  # of workers that were killed
         seconds = time.perf_counter() - start
         manifest = self._finish(done)
         skips = list(itertools.islice((skip for entry in done for skip in entry["skipped"]), SHOWN))
@@ -123,71 +136,127 @@ class Preparation:
             total += part.total
         return min(total, self.options.limit or total)
 
-    def _read(self, done: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Generator[_Photo | _ShardEnd, None, None]:
-        """The photos of the shards that are lost, then those after the complete ones.
+    def _write(self, done: list[Json], shown: Progress) -> list[Json]:
+        """Write the shards and their sidecars. Returns the sidecars of all shards, those in `done` included."""
+        entries = {number: entry for number, entry in enumerate(done) if "lost" not in entry}
+        # The shards of the split "train" begin when those of "test" are complete.
+        for _, shards in itertools.groupby(self._shards(done), key=lambda shard: shard.task.split):
+            with contextlib.closing(self._written(shards, shown)) as written:
+                for shard, result in written:
+                    number = shard.task.number
+                    entries[number] = {**result.entry, **shard.covers(), "skipped": result.skipped}
+                    self.folder.record(number, entries[number])
+                    self._add_test_identities(entries[number])
+                    self.synthetic += result.synthetic
+                    self.first_synthetic = self.first_synthetic or result.first_synthetic
+        return [entries[number] for number in sorted(entries)]
 
-        A _ShardEnd follows after every `shard_items` items, and after each part.
-        """
-        yield from self._read_again(done, pool)
+    def _written(self, shards: Iterable[_Shard], shown: Progress) -> Generator[tuple[_Shard, WrittenShard], None, None]:
+        """Each shard, when its file is written, in order. So a process that resumes finds no gap between sidecars."""
+        people = frozenset(self.test_identities)
+        parts = {index: part for index, part in enumerate(self.source.parts) if part.seekable}
+        if self.workers is None:
+            with contextlib.closing(ShardWriter(self.folder, self.options, parts, self.encoder, people)) as writer:
+                for shard in shards:
+                    yield shard, writer(shard.task, shown.update)
+            return
+        waiting: dict[int, _Shard] = {}
+        written: dict[int, WrittenShard] = {}
+
+        def tasks() -> Iterator[ShardTask]:
+            for number, shard in enumerate(shards):
+                waiting[number] = replace(shard, task=replace(shard.task, items=None))  # without the photos
+                yield shard.task
+
+        make = MakeShardWriter(
+            self.folder.folder.absolute(), self.options, parts, self.workers.load, encoder_entry(self.encoder), people
+        )
+        following = 0
+        with contextlib.closing(
+            run_tasks(make, tasks(), workers=self.workers.count, engine=self.workers.engine)
+        ) as results:
+            for number, result in results:
+                shown.update(waiting[number].task.count)
+                written[number] = result
+                while following in written:
+                    yield waiting.pop(following), written.pop(following)
+                    following += 1
+
+    def _shards(self, done: list[Json]) -> Iterator[_Shard]:
+        """The shards that are lost, then those after the complete ones: `shard_items` items, or the rest of a part."""
+        yield from self._lost(done)
         seen = sum(entry["items"] for entry in done)
         first = done[-1]["part"] if done else 0
         numbers = itertools.count(len(done))
         for index, part in enumerate(self.source.parts[first:], first):
+            position = done[-1]["position"] if done and index == first else None
+            row = position["row"] if position and part.seekable else 0
             if isinstance(part, FolderPart):
                 # By name, not by position: photos may have been added before the last one that was read.
                 history = History(with_listings(self.folder, done))
                 opened = part.items(None, history.is_new if done else None)
             else:
-                opened = part.items(done[-1]["position"] if done and index == first else None)
+                opened = part.items(position)
             with contextlib.closing(opened) as items:
                 while count := min(self.options.shard_items, self._room(part, seen)):
-                    taken = yield from self._submit(itertools.islice(items, count), part, pool)
-                    seen += len(taken)
-                    if taken:
-                        yield self._end(next(numbers), index, part, taken)
-                    if len(taken) < count:
+                    if part.seekable:
+                        count = min(count, (part.total or 0) - row)
+                        if not count:
+                            break
+                        yield self._seek(next(numbers), index, row, count)
+                        row, seen = row + count, seen + count
+                        continue
+                    item = next(items, None)
+                    if item is None:
                         break
+                    reading = _Reading(itertools.chain([item], items), count, index, part)
+                    yield self._read(next(numbers), reading, index)
+                    seen += len(reading.taken)
 
-    def _read_again(
-        self, done: list[dict[str, Any]], pool: ThreadPoolExecutor
-    ) -> Generator[_Photo | _ShardEnd, None, None]:
-        """The photos of each shard that is lost."""
+    def _lost(self, done: list[Json]) -> Iterator[_Shard]:
+        """The shards that are lost."""
         recorded = self.folder.recorded()
         for number, entry in enumerate(done):
             if "lost" not in entry:
                 continue
-            part, opened = self.source.parts[entry["part"]], None
+            index, count, expected = entry["part"], entry["items"], recorded.get(entry["file"])
+            part = self.source.parts[index]
+            if part.seekable:
+                yield self._seek(number, index, entry["position"]["row"] - count, count, expected)
+                continue
             if isinstance(part, FolderPart):
                 opened = part.items(None, _named({item[0] for item in entry["listing"]}))
             else:
-                before = done[number - 1] if number and done[number - 1]["part"] == entry["part"] else None
+                before = done[number - 1] if number and done[number - 1]["part"] == index else None
                 opened = part.items(before["position"] if before else None)
             with contextlib.closing(opened) as items:
-                taken = yield from self._submit(itertools.islice(items, entry["items"]), part, pool)
-            if len(taken) < entry["items"]:
+                reading = _Reading(items, count, index, part)
+                shard = self._read(number, reading, index, expected, at_once=True)
+            if len(reading.taken) < count:
                 raise UserError(
-                    f"{self.folder.folder / entry['file']}: {entry['lost']}, and {entry['items'] - len(taken)} of its "
-                    f"{entry['items']} photos are no longer in {self.options.source}; put them back and run the same "
+                    f"{self.folder.folder / entry['file']}: {entry['lost']}, and {count - len(reading.taken)} of its "
+                    f"{count} photos are no longer in {self.options.source}; put them back and run the same "
                     "command again, or prepare into another --out"
                 )
-            yield self._end(number, entry["part"], part, taken, recorded.get(entry["file"]))
+            yield shard
 
-    def _submit(
-        self, items: Iterator[Item], part: Part, pool: ThreadPoolExecutor
-    ) -> Generator[_Photo, None, list[Item]]:
-        """Give the items to the threads that decode. Returns them, without their bytes."""
-        size, fraction = self.encoder.size, self.encoder.crop
-        taken = []
-        for item in items:
-            taken.append(Item(item.key, item.identity, None, signature=item.signature))
-            crops = pool.submit(crops_of, item, self.options.resolution, size, fraction, self.options.align)
-            yield _Photo(item.key, item.identity, part.split, crops)
-        return taken
+    def _seek(self, number: int, index: int, row: int, count: int, expected: str | None = None) -> _Shard:
+        """A shard whose rows are read by the process that writes it."""
+        task = ShardTask(number, index, self._split(index), count, None, {"row": row}, expected)
+        return _Shard(task, functools.partial(dict, items=count, part=index, position={"row": row + count}))
 
-    def _end(self, number: int, index: int, part: Part, taken: list[Item], expected: str | None = None) -> _ShardEnd:
-        if isinstance(part, FolderPart):
-            return _ShardEnd(number, len(taken), index, None, listed(taken), expected)
-        return _ShardEnd(number, len(taken), index, part.position(), None, expected)
+    def _read(
+        self, number: int, reading: _Reading, index: int, expected: str | None = None, *, at_once: bool = False
+    ) -> _Shard:
+        """A shard whose items are read here: one by one, or `at_once`, as other processes need them."""
+        items: Iterable[Item] = reading
+        if at_once or self.workers is not None:
+            items = tuple(_absolute(item) for item in reading)
+        count = len(reading.taken)
+        return _Shard(ShardTask(number, index, self._split(index), count, items, None, expected), reading.covers)
+
+    def _split(self, index: int) -> str | None:
+        return self.source.parts[index].split if self.source.has_splits else None
 
     def _room(self, part: Part, seen: int) -> int:
         """How many items of this part the limit allows after `seen` items. Test parts are read first."""
@@ -197,56 +266,6 @@ class Preparation:
         if self.source.has_splits and part.split == "test":
             limit = max(1, round(limit * self.options.test_fraction))
         return max(0, limit - seen)
-
-    def _encode(
-        self, events: Iterator[_Photo | _ShardEnd], done: list[dict[str, Any]], shown: Progress
-    ) -> list[dict[str, Any]]:
-        """Embed the photos and write their shards. Returns the sidecars of all shards, those in `done` included."""
-        entries = {number: entry for number, entry in enumerate(done) if "lost" not in entry}
-        shard = _Shard()
-        for event in events:
-            if isinstance(event, _Photo):
-                self._take(event, shard)
-                if len(shard.pending) == self.options.batch:
-                    self._embed(shard)
-                shown.update()
-                continue
-            self._embed(shard)
-            more: dict[str, Any] = {"items": event.items, "part": event.part, "position": event.position}
-            if event.listing is not None:
-                more["listing"] = event.listing
-            entries[event.index] = self.folder.write(
-                event.index, shard.rows, self.encoder.dim, shard.skipped, expected=event.expected, **more
-            )
-            self._add_test_identities(entries[event.index])
-            shard = _Shard()
-        return [entries[number] for number in sorted(entries)]
-
-    def _take(self, photo: _Photo, shard: _Shard) -> None:
-        """Wait for the crops of a photo; add it to the pending rows, or to the skipped photos with the reason."""
-        crops = photo.crops.result()
-        split = photo.split if self.source.has_splits else None
-        if split is None:
-            split = "test" if in_test(photo.identity, self.options.test_fraction) else "train"
-        elif split == "train" and photo.identity in self.test_identities:
-            crops = Unusable("this person is in the test split")
-        if isinstance(crops, Unusable):
-            skip = {"key": photo.key, "reason": crops.reason}
-            shard.skipped.append(skip | {"again": True} if crops.again else skip)
-        else:
-            row = {"image": crops.jpeg, "identity": photo.identity, "key": photo.key, "split": split}
-            shard.pending.append((row, crops.face))
-            if crops.synthetic:
-                self.synthetic, self.first_synthetic = self.synthetic + 1, self.first_synthetic or photo.key
-
-    def _embed(self, shard: _Shard) -> None:
-        """Embed the pending rows as one batch."""
-        if not shard.pending:
-            return
-        embeddings = embed(self.encoder, [face for _, face in shard.pending], self.options.device)
-        for (row, _), embedding in zip(shard.pending, embeddings, strict=True):
-            shard.rows.append({**row, "embedding": embedding})
-        shard.pending.clear()
 
     def _add_test_identities(self, entry: dict[str, Any]) -> None:
         if self.source.has_splits and self.source.parts[entry["part"]].split == "test":

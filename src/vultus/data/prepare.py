@@ -6,19 +6,23 @@ run therefore resumes after the last complete shard and ends with the same bytes
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vultus._device import resolve_device
+from vultus._engines import Engine
 from vultus._files import folder_lock, make_folder
+from vultus._ranges import Count, checked
 from vultus.data.crops import CropEncoder, encoder_entry
 from vultus.data.existing import Existing
 from vultus.data.items import ONE_PER_IMAGE, Source, nobody_named
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
-from vultus.data.preparation import Preparation, describe
+from vultus.data.preparation import Preparation, Workers, describe
 from vultus.data.shards import PreparedFolder, check_place
 from vultus.data.sources import open_source
 from vultus.errors import UserError
@@ -44,6 +48,8 @@ def prepare(
     id_column: str | None = None,
     encoder: CropEncoder | None = None,
     shard_items: int = SHARD_ITEMS,
+    workers: int | None = None,
+    engine: Engine = "processes",
 ) -> dict[str, Any]:
     """Prepare `source` into the folder `out` and return the manifest.
 
@@ -64,14 +70,21 @@ def prepare(
         id_column: of a table, the column of the identities; default the first of celeb_id, identity, identity_id,
             person, person_id, subject, subject_id and label that is there. Without one, every image counts as a person
             of its own.
-        encoder: another encoder than FaceNet, on `device`; it keeps its dtype.
+        encoder: another encoder than FaceNet, on `device`; it keeps its dtype. On a CPU several threads call it.
         shard_items: items of the source per shard.
+        workers: number of processes that write shards; None: this one does. The result is the same. A program that
+            starts processes must be importable: `if __name__ == "__main__":`. They get a copy of `encoder`.
+        engine: of the workers: "processes" of this machine, or "ray", on the cluster that RAY_ADDRESS names or else on
+            this machine (extra `scale`). `source`, `out` and the weights are on a disk that all machines of it reach.
 
     If an identity is in both splits of the source, its train photos are skipped. Messages and progress go to stderr.
 
     Raises UserError for an invalid option or source, a folder that is locked, holds other files, lies in the source or
     was begun with other options, and OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
+    checked(workers, Count | None, "--workers")
+    if checked(engine, Engine, "--engine") == "ray" and workers is None:
+        raise UserError("--engine ray needs --workers, the number of processes")
     source, device = str(source), resolve_device(device) if device == "auto" else device
     options = Options(
         source,
@@ -110,7 +123,11 @@ def prepare(
         if encoder is None:
             # "auto" depends on a measurement, so it is resolved once for the whole folder.
             name = begun["encoder"]["dtype"] if begun else dtype
-            encoder = load_facenet(device=device, dtype=fastest_dtype(device) if name == "auto" else DTYPES[name])
+            exact = fastest_dtype(device) if name == "auto" else DTYPES[name]
+            load: Callable[[], CropEncoder] = functools.partial(load_facenet, device=device, dtype=exact)
+        else:
+            load = functools.partial(_given, encoder)
+        encoder = load()
         now = {
             "options": vars(options),
             "encoder": encoder_entry(encoder),
@@ -128,7 +145,12 @@ def prepare(
         if existing is not None:
             folder.reopen(now, existing.entries)
         _say_what_is_read(source, opened)
-        return Preparation(folder, options, opened, encoder).run()
+        several = None if workers is None else Workers(workers, engine, load)
+        return Preparation(folder, options, opened, encoder, several).run()
+
+
+def _given(encoder: CropEncoder) -> CropEncoder:
+    return encoder
 
 
 def _columns_before(columns: tuple[str, str | None]) -> list[str | None]:

@@ -40,11 +40,15 @@ class PreparedFolder:
         self.skipped_file = folder / "skipped.jsonl"
         self.sidecars_file = folder / "shards.jsonl"
 
-    def clean(self) -> None:
-        """Remove temporary files of a killed process, and the progress of one that had written its manifest."""
+    def remove_temporary(self) -> None:
+        """Remove temporary files of killed processes. No process may write to the folder."""
         for parent in (self.folder, self.progress):
             for temporary in parent.glob(".*.tmp"):
                 temporary.unlink()
+
+    def clean(self) -> None:
+        """Remove temporary files of killed processes, and the progress of one that had written its manifest."""
+        self.remove_temporary()
         if not self.manifest_file.exists():
             return
         begun = self.begun()
@@ -110,26 +114,19 @@ class PreparedFolder:
                 entry["lost"] = lost[entry["file"]]
         return entries
 
-    def write(
-        self,
-        index: int,
-        rows: Sequence[Mapping[str, Any]],
-        dim: int,
-        skipped: list[Json],
-        *,
-        expected: str | None = None,
-        **more: Any,
-    ) -> Json:
-        """Write shard `index`, then its sidecar, which contains `more` too. Returns the sidecar.
+    def write(self, index: int, rows: Sequence[Mapping[str, Any]], dim: int, expected: str | None = None) -> Json:
+        """Write shard `index`. Returns its file name, number of rows and sha256, for its sidecar.
 
         Raises UserError if `expected` is given and not the sha256 of the shard, which is not written then.
         """
         file = self.folder / _shard(index)
         # A shard without a usable photo has no file.
         sha256 = _write_rows(file, rows, dim, expected) if rows else None
-        entry = {"file": file.name, "rows": len(rows), "sha256": sha256, **more, "skipped": skipped}
+        return {"file": file.name, "rows": len(rows), "sha256": sha256}
+
+    def record(self, index: int, entry: Json) -> None:
+        """Write the sidecar of shard `index`, with which it is complete."""
         write_json(self.progress / _sidecar(index), entry)
-        return entry
 
     def people(self, entry: Json) -> Iterator[tuple[str, str]]:
         """(identity, split) of each row of a shard; its images are not read."""
@@ -156,6 +153,10 @@ class PreparedFolder:
             shutil.rmtree(self.progress)
             first = f" (the first, {skips[0]['key']}: {skips[0]['reason']})" if skips else ""
             raise UserError(f"none of {len(skips)} photos can be used{first}; the reasons are in {self.skipped_file}")
+        names = {entry["file"] for entry in entries}
+        for file in self.folder.glob("shard-*.arrow"):
+            if file.name not in names:  # of a process that was killed before photos were removed from the source
+                file.unlink()
         _write_lines(self.sidecars_file, map(_lasting, entries))
         content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
         manifest = {

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import itertools
-import math
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vultus.data.items import ONE_PER_IMAGE, Item, Position, Source, counted
+from vultus.data.parquet_part import ParquetPart, broke_off, row_item
 from vultus.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ Columns = tuple[str, str | None]  # of the image and of the identity
 
 class StreamPart:
     """One split of a data set, read with `datasets` as a stream."""
+
+    seekable = False
 
     def __init__(
         self,
@@ -67,22 +68,18 @@ class StreamPart:
                 except StopIteration:
                     return
                 except Exception as error:  # pyarrow, fsspec and huggingface_hub have their own exception classes
-                    raise UserError(
-                        f"{self.source}: reading broke off at row {self._row} of {self.name} ({_reason(error)}); "
-                        "what is done is kept: repair the source or the network and run the same command again"
-                    ) from error
-                image = row[self._image] or {}
-                key = image.get("path") or f"{self.name}/{self._row:07d}"
-                identity = row[self._identity] if self._identity else None
-                if isinstance(identity, float) and math.isnan(identity):
-                    identity = None
-                if identity is None and self._required:
-                    raise UserError(
-                        f"{self.source}: --id-column {self._identity} has no value in row {self._row} of {self.name}; "
-                        "name another column, or leave the row out"
-                    )
+                    raise broke_off(self.source, self.name, self._row, _reason(error)) from error
+                item = row_item(
+                    self._row,
+                    row[self._image],
+                    row[self._identity] if self._identity else None,
+                    source=self.source,
+                    name=self.name,
+                    column=self._identity,
+                    required=self._required,
+                )
                 self._row += 1
-                yield Item(key, key if identity is None else str(identity), image.get("bytes"))
+                yield item
         finally:
             # Generators that stay open would print errors when the interpreter exits.
             stream.close()
@@ -206,40 +203,38 @@ def local_parquet(
     import pyarrow.parquet
 
     splits: dict[str, list[Path]] = {}
-    rows: dict[str, int] = {}
+    counts: dict[Path, int] = {}
     schemas: dict[Path, pa.Schema] = {}
     revision = hashlib.sha256()
     for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as parquet:
-                schemas[file], count = parquet.schema_arrow, parquet.metadata.num_rows
+                schemas[file], counts[file] = parquet.schema_arrow, parquet.metadata.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(
                 f"{file}: can't be read as Parquet ({_reason(error)}); fetch it again or move it away"
             ) from None
-        name = split_name(file)
-        splits.setdefault(name, []).append(file)
-        rows[name] = rows.get(name, 0) + count
-        revision.update(f"{file.name} {file.stat().st_size} {count}\n".encode("utf-8", "backslashreplace"))
+        splits.setdefault(split_name(file), []).append(file)
+        revision.update(f"{file.name} {file.stat().st_size} {counts[file]}\n".encode("utf-8", "backslashreplace"))
     check_split(source, split, splits)
-    names = sorted(name for name in splits if split in (None, name))
+    names = _in_order(splits, split)
     read = [file for name in names for file in splits[name]]
     columns = choose_columns({str(file): schemas[file] for file in read}, image_column, id_column)
-    if not sum(rows[name] for name in names):
+    if not sum(counts[file] for file in read):
         raise UserError(f"{source}: no rows in its Parquet files")
     notes = _check_identities(read, columns, schemas, required=id_column is not None)
-    datasets = datasets_library()
-    parts = []
-    for name in names:
-        paths = [glob.escape(str(path.absolute())) for path in splits[name]]
-        try:
-            stream = datasets.load_dataset("parquet", data_files={name: paths}, split=name, streaming=True)
-            parts.append(_stream_part(name, stream, rows[name], source, columns, id_column is not None))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{source}: can't be read as Parquet ({_reason(error)})") from None
-    return Source(_in_order(parts), revision.hexdigest(), identities_from(columns), columns, notes)
+    parts = [
+        ParquetPart(
+            name,
+            split_of(name),
+            [(file, counts[file]) for file in splits[name]],
+            source,
+            columns,
+            identity_required=id_column is not None,
+        )
+        for name in names
+    ]
+    return Source(parts, revision.hexdigest(), identities_from(columns), columns, notes)
 
 
 def _check_identities(
@@ -281,7 +276,7 @@ def hub(
         sha = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=20).sha)
         streams = datasets.load_dataset(source, revision=sha, streaming=True)
         check_split(source, split, streams)
-        names = sorted(name for name in streams if split in (None, name))
+        names = _in_order(streams, split)
         schemas = {f"{source}, split {name}": _schema(streams[name]) for name in names}
         columns = choose_columns(schemas, image_column, id_column)
         parts = []
@@ -289,7 +284,7 @@ def hub(
             info = (streams[name].info.splits or {}).get(name)
             total = info.num_examples if info else None
             parts.append(_stream_part(name, streams[name], total, source, columns, id_column is not None))
-    return Source(_in_order(parts), sha, identities_from(columns), columns)
+    return Source(parts, sha, identities_from(columns), columns)
 
 
 @contextlib.contextmanager
@@ -344,8 +339,9 @@ def _stream_part(
     return StreamPart(name, stream, split_of(name), total or None, source, columns, identity_required=identity_required)
 
 
-def _in_order(parts: list[StreamPart]) -> list[StreamPart]:
-    return sorted(parts, key=lambda part: (part.split != "test", part.name))
+def _in_order(splits: Iterable[str], split: str | None) -> list[str]:
+    """The splits that are read, those for test first."""
+    return sorted((name for name in splits if split in (None, name)), key=lambda name: (split_of(name) != "test", name))
 
 
 def check_split(source: str, split: str | None, splits: Any) -> None:
