@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vultus.sampling.conditioning import embed
     from vultus.sampling.generate import save_images
     from vultus.sampling.generator import Generator, load
+    from vultus.synthesis.synthesize import synthesize
     from vultus.training.launch import train
 
     __version__: str
@@ -41,6 +42,7 @@ __all__ = [
     "publish",
     "report",
     "save_images",
+    "synthesize",
     "train",
 ]
 
@@ -56,6 +58,7 @@ _SOURCES = {  # public name: module, name in it
     "publish": ("vultus.export.publish", "publish"),
     "report": ("vultus.reporting.html", "report"),
     "save_images": ("vultus.sampling.generate", "save_images"),
+    "synthesize": ("vultus.synthesis.synthesize", "synthesize"),
     "train": ("vultus.training.launch", "train"),
 }
 

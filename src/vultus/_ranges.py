@@ -72,6 +72,9 @@ Limit = Annotated[int, Range(2, 1e12)]  # photos of an evaluation, which compare
 Steps = Annotated[int, Range(2, 240)]  # frames of an interpolation
 STRENGTHS = Range(0, 4)  # training has 1; far above, a face is no function of the embedding any more
 NoiseStrength = Annotated[float, STRENGTHS]
+Angle = Annotated[float, Range(0, 180)]  # in degrees
+Score = Annotated[float, Range(-1000, 1000)]  # of a judge
+FacesOfPerson = Annotated[int, Range(1, 1000)]
 Port = Annotated[int, Range(0, 65_535)]
 Amount = Annotated[float, Range(0, 1e6, above=True)]
 Hours = Annotated[float, Range(0, 1e5, above=True)]

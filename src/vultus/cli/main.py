@@ -39,6 +39,7 @@ COMMANDS = {
     "prepare": "photos -> prepared data set: crops with their face embeddings",
     "train": "prepared data set -> run folder with checkpoints and a snapshot",
     "generate": "snapshot + embeddings, photos or random identities -> face images",
+    "synthesize": "snapshot -> labelled data set of people who do not exist",
     "serve": "snapshot -> web page and HTTP API",
     "detect": "images -> whether they are marked as synthetic",
     "evaluate": "snapshot + prepared data set -> metrics on identities that were not trained on",

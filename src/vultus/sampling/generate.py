@@ -155,7 +155,7 @@ def generate(
         check_marked(grid_path)
     encoder, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
     make_folder(out)
-    model = _model(snapshot)
+    model = model_of(snapshot)
     kept: list[Tensor] = []
     number = embeddings = 0
     at_once = -(-max(1, batch) // STEP) * STEP
@@ -231,7 +231,7 @@ def save_images(
         )
     count, num = images.shape[:2]
     flat = images.flatten(0, 1).cpu()
-    origin = Origin(_model(generator) if generator is not None else "", seed)
+    origin = Origin(model_of(generator) if generator is not None else "", seed)
     if Path(out).suffix.lower() in WRITABLE and not _is_folder(out):
         path = _grid_path(out, len(flat))
         if not overwrite:
@@ -391,7 +391,7 @@ def interpolate(
     z = noise(seed, 0, 1, snapshot.network.z_dim) * noise_strength
     images = render(snapshot.network, z.expand(steps, -1), c, dtype)
     images = _marked(images) if mark else images
-    origin = Origin(_model(snapshot), seed)
+    origin = Origin(model_of(snapshot), seed)
     sheet = lay_out(images, steps)
     save_marked(sheet, strip, origin, watermark=False, signer=signer, inputs=read, overwrite=overwrite)
     frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
@@ -402,6 +402,6 @@ def interpolate(
     return [strip, animation]
 
 
-def _model(snapshot: Snapshot) -> str:
-    """The snapshot's id; an exported model has the id of the snapshot that it was exported from."""
+def model_of(snapshot: Snapshot) -> str:
+    """The id of a snapshot; an exported model has the id of the snapshot that it was exported from."""
     return str(snapshot.metadata["model"]) if "model" in snapshot.metadata else model_id(snapshot.path)

@@ -1,0 +1,267 @@
+"""From a snapshot to a labelled data set of people who do not exist.
+
+A shard is the work on a fixed number of people. Some of them may lack accepted faces, so there are rounds: each works
+on as many further people as the data set still lacks, which cannot give too many. Every shard is therefore a function
+of (snapshot, options, seed), whichever process writes it and in whatever order.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vultus._engines import Engine, run_tasks
+from vultus._files import folder_lock, make_folder, sha256_file
+from vultus._formats import VERSIONS
+from vultus._progress import Progress, progress
+from vultus._ranges import Angle, Count, FacesOfPerson, NoiseStrength, Score, Seed, checks_arguments
+from vultus.data.items import counted
+from vultus.errors import UserError
+from vultus.evaluation.backbones.face_recognition import Judge, load_judge
+from vultus.evaluation.headlines import loss_encoders
+from vultus.models.snapshot import load_snapshot
+from vultus.sampling.conditioning import check_population
+from vultus.sampling.generate import model_of
+from vultus.sampling.generator import load
+from vultus.synthesis.card import write_card
+from vultus.synthesis.faces import TRIES, Faces
+from vultus.synthesis.folder import SynthesisFolder, check_place
+from vultus.synthesis.people import People, Person
+from vultus.synthesis.shards import Format, shard_name, write_shard
+
+SHARD_FACES = 1024  # about 20 s of work on one core, which is what a kill can cost
+MIN_ANGLE = 50.0  # degrees between two people; see docs/synthesize.md
+# The score above which these judges accept at most one in a thousand pairs of different real people; see
+# docs/synthesize.md.
+FAR = 1e-3
+THRESHOLDS = {"dlib": -0.567, "mobilefacenet": 0.3526}
+LEAST_KEPT, TRIED = (
+    0.1,
+    64,
+)  # below this share of people with enough faces, after so many, there is no point in going on
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int  # of the shard
+    people: list[Person]
+    expected: str | None  # sha256 of a lost shard that is made again
+
+
+class _ShardWork:
+    """Makes and writes a shard."""
+
+    def __init__(self, out: Path, kind: Format, faces: Faces) -> None:
+        self._out, self._kind, self._faces = out, kind, faces
+
+    def __call__(self, task: _Task) -> Json:
+        rows, counts = self._faces(task.people)
+        name = shard_name(task.number, self._kind)
+        # A shard without a person who has enough faces has no file.
+        sha256 = write_shard(self._out / name, rows, self._kind, task.expected) if rows else None
+        return {"file": name, "rows": len(rows), "sha256": sha256, **asdict(counts)}
+
+
+_Run = Callable[[Iterable[_Task]], Iterator[tuple[int, Json]]]  # yields (position of the task, record of the shard)
+
+
+def _make_work(
+    path: Path, judge: Judge | str | None, device: str, out: Path, kind: Format, settings: Mapping[str, Any]
+) -> _ShardWork:
+    """The work in a process of its own."""
+    loaded = load_judge(judge, device=device) if isinstance(judge, str) else judge
+    return _ShardWork(out, kind, Faces(load_snapshot(path, device), loaded, **settings))
+
+
+@checks_arguments
+def synthesize(
+    snapshot: str | Path = "default",
+    *,
+    out: str | Path,
+    people: Count,
+    per_person: FacesOfPerson = 20,
+    min_angle: Angle = MIN_ANGLE,
+    judge: str | Judge | None = "dlib",
+    threshold: Score | None = None,
+    seed: Seed = 0,
+    noise_strength: NoiseStrength = 1.0,
+    format: Format = "parquet",
+    device: str = "auto",
+    workers: Count | None = None,
+    engine: Engine = "processes",
+) -> Json:
+    """Write a labelled data set of generated faces into the folder `out` and return its manifest.
+
+    Args:
+        snapshot: as for vultus.load().
+        out: the folder to write; the same call again resumes it, and makes lost shards of a complete data set again.
+        people: number of people: random identities of the population prior, in their order.
+        per_person: faces of each person, of different noise.
+        min_angle: least angle between the embeddings of two people, in degrees.
+        judge: that accepts each face (see faces.py): `dlib`, `mobilefacenet`, FILE.onnx[:raw], a Judge, or None.
+        threshold: the score above which a face is accepted. None: that of THRESHOLDS, which other judges do not have.
+        seed: of the random identities and of the noise. Image NUMBER_NOISE of the data set is the face NUMBER_NOISE of
+            `vultus generate SNAPSHOT --random` with this seed.
+        noise_strength: factor of the noise.
+        format: of the shards, see shards.py.
+        device: auto (cuda, else mps, else cpu), cuda, mps or cpu.
+        workers: number of processes that write shards; None: this one does. The result is the same.
+        engine: of the workers: "processes" of this machine, or "ray" (extra `scale`).
+
+    Raises UserError for a value out of range, a snapshot without a population prior, more people than there is room for
+    at `min_angle`, too few accepted faces, and a folder that is locked, holds other files or was begun with other
+    options; OSError if `out` cannot be written. What is done is kept; the same call resumes.
+    """
+    if engine == "ray" and workers is None:
+        raise UserError("--engine ray needs --workers, the number of processes")
+    generator = load(snapshot, device=device)
+    check_population(generator)
+    assert generator.path is not None
+    device = str(next(generator.network.parameters()).device)
+    loaded = load_judge(judge, device=device) if isinstance(judge, str) else judge
+    limit = _threshold(loaded, threshold)
+    options = {
+        "snapshot": model_of(generator),
+        "people": people,
+        "per-person": per_person,
+        "min-angle": min_angle,
+        "judge": None if loaded is None else loaded.id,
+        "threshold": limit,
+        "seed": seed,
+        "noise_strength": noise_strength,
+        "format": format,
+        "device": device,
+    }
+    check_place(Path(out))
+    folder = make_folder(out)
+    with folder_lock(folder, "synthesize"):
+        state = SynthesisFolder(folder)
+        manifest = state.open(options)
+        entries = dict(enumerate(manifest["shards"])) if manifest else state.recorded()
+        lost = state.lost(entries)
+        if manifest and not lost:
+            print(f"{folder}: already complete, {_described(manifest['counts'])}; nothing to do", file=sys.stderr)
+            return manifest
+        for number, reason in lost.items():
+            print(f"{folder / entries[number]['file']}: {reason}; making it again", file=sys.stderr)
+        expected = {number: entries.pop(number)["sha256"] for number in lost}
+        settings: Json = {"threshold": limit, "per_person": per_person, "seed": seed, "noise_strength": noise_strength}
+        if workers is None:
+            run: _Run = functools.partial(_in_order, _ShardWork(folder, format, Faces(generator, loaded, **settings)))
+        else:
+            make = functools.partial(
+                _make_work, generator.path.absolute(), judge, device, folder.absolute(), format, settings
+            )
+            run = functools.partial(run_tasks, make, workers=workers, engine=engine)
+        crowd = People(generator.population, seed=seed, min_angle=min_angle)
+        done = sum(entry["rows"] for entry in entries.values())
+        if done:
+            print(f"{folder}: resuming after {counted(done, 'face')}", file=sys.stderr)
+        crowd = People(generator.population, seed=seed, min_angle=min_angle)
+        with progress(people * per_person, title="synthesize", unit="face", initial=done) as shown:
+            used = _write_shards(crowd, people, per_person, entries, expected, run, state, shown)
+        shards = [entries[number] for number in sorted(entries)]
+        content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
+        sums = {
+            name: sum(shard[name] for shard in shards) for name in ("people", "rows", "tried", "judged", "accepted")
+        }
+        metadata = generator.metadata
+        manifest = {
+            "format": VERSIONS["synthetic data set"],
+            "options": options,
+            "snapshot": {
+                "model": model_of(generator),
+                "file_sha256": sha256_file(generator.path),
+                "preset": metadata.get("preset"),
+                "licence": metadata.get("licence"),
+                "encoder": metadata.get("encoder"),
+                "loss_encoders": loss_encoders(metadata),
+            },
+            "judge": None if loaded is None else _judge_entry(loaded, limit, metadata),
+            "counts": sums | {"passed_over": crowd.take(used - 1, 1)[0].number + 1 - used},
+            "resolution": generator.resolution,
+            "shards": shards,
+            "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        }
+        write_card(folder, manifest)
+        state.finish(manifest)
+        print(f"{folder}: {_described(sums)}", file=sys.stderr)
+        return manifest
+
+
+def _threshold(judge: Judge | None, threshold: float | None) -> float | None:
+    if judge is None:
+        if threshold is not None:
+            raise UserError("--threshold is of a judge; leave it out, or name the --judge")
+        return None
+    if threshold is None and judge.short not in THRESHOLDS:
+        raise UserError(
+            f"--judge {judge.short} needs --threshold, the score above which it takes two faces for one person"
+        )
+    return THRESHOLDS[judge.short] if threshold is None else threshold
+
+
+def _judge_entry(judge: Judge, threshold: float | None, metadata: Mapping[str, Any]) -> Json:
+    return {
+        "id": judge.id,
+        "weights_sha256": judge.weights_sha256,
+        "similarity": judge.similarity,
+        "threshold": threshold,
+        "false_accept_rate": FAR if threshold == THRESHOLDS.get(judge.short) else None,
+        "in_loss": judge.short in loss_encoders(metadata),
+    }
+
+
+def _described(counts: Mapping[str, int]) -> str:
+    return f"{counted(counts['rows'], 'face')} of {counts['people']} people"
+
+
+def _write_shards(
+    crowd: People,
+    people: int,
+    per_person: int,
+    entries: dict[int, Json],
+    expected: Mapping[int, str],
+    run: _Run,
+    state: SynthesisFolder,
+    shown: Progress,
+) -> int:
+    """Write the shards that are not among `entries`, and add theirs. Returns how many people of `crowd` were tried."""
+    size = max(1, SHARD_FACES // per_person)
+    start = kept = number = 0
+    while kept < people:
+        missing = people - kept
+        chosen = crowd.take(start, missing)
+        parts = {number + at // size: chosen[at : at + size] for at in range(0, missing, size)}
+        tasks = [_Task(shard, part, expected.get(shard)) for shard, part in parts.items() if shard not in entries]
+        for position, entry in run(tasks):
+            shard = tasks[position].number
+            entries[shard] = entry
+            state.record(shard, entry)
+            shown.update(entry["rows"])
+            _check_kept(entries.values(), per_person)
+        kept += sum(entries[shard]["people"] for shard in parts)
+        start, number = start + missing, number + len(parts)
+    return start
+
+
+def _check_kept(entries: Iterable[Json], per_person: int) -> None:
+    """Raise UserError if hardly anybody has enough accepted faces."""
+    names = ("tried", "people", "judged", "accepted")
+    tried, kept, judged, accepted = (sum(entry[name] for entry in entries) for name in names)
+    if tried >= TRIED and kept < LEAST_KEPT * tried:
+        raise UserError(
+            f"{kept} of {tried} people have {counted(per_person, 'accepted face')} among {TRIES * per_person}; the "
+            f"judge accepted {accepted / judged:.1%} of all; lower --threshold or --noise_strength, or take another snapshot"
+        )
+
+
+def _in_order(work: _ShardWork, tasks: Iterable[_Task]) -> Iterator[tuple[int, Json]]:
+    return enumerate(map(work, tasks))
