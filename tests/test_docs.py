@@ -179,6 +179,10 @@ NARROW = [
 SMALL: dict[str, tuple[set[str], list[str]]] = {
     "train": ({"--hours", "--images", "--epochs", "--optim.batch"}, ["--images=8", "--optim.batch=4", *NARROW]),
     "evaluate": ({"--limit"}, ["--limit=3", "--noises=1"]),
+    "synthesize": (
+        {"--people", "--per-person", "--workers", "--engine", "--judge"},
+        ["--people=8", "--per-person=2", "--judge=none"],
+    ),
 }
 
 

@@ -54,6 +54,9 @@ class _Task:
     people: list[Person]
     expected: str | None  # sha256 of a lost shard that is made again
 
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
 
 class _ShardWork:
     """Makes and writes a shard."""
@@ -259,7 +262,8 @@ def _check_kept(entries: Iterable[Json], per_person: int) -> None:
     if tried >= TRIED and kept < LEAST_KEPT * tried:
         raise UserError(
             f"{kept} of {tried} people have {counted(per_person, 'accepted face')} among {TRIES * per_person}; the "
-            f"judge accepted {accepted / judged:.1%} of all; lower --threshold or --noise_strength, or take another snapshot"
+            f"judge accepted {accepted / judged:.1%} of all; lower --threshold or --noise_strength, or take another "
+            "snapshot"
         )
 
 
