@@ -120,7 +120,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["publish", "default", "--repo", "a/b", "--dry-run"], "seed"),
     (["prepare", "photos", "--out", "o"], "resolution limit test_fraction"),
     (["demo", "--out", "o"], "seconds seed"),
-    (["synthesize", "--people", "2", "--out", "o"], "people per-person min-angle threshold seed workers"),
+    (["synthesize", "--people", "2", "--out", "o"], "people per-person min-angle seed workers"),
     (["train", "--data", "d", "--out", "o"], "hours images epochs seed"),
 ]
 
@@ -133,7 +133,7 @@ def test_numbers_of_every_command(
     command: list[str], option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    zero = ["0"] if option not in ("seed", "port", "test_fraction", "min-angle", "threshold") else []
+    zero = ["0"] if option not in ("seed", "port", "test_fraction", "min-angle") else []
     for value in ["-1", "nan", "inf", "x", "", str(2**64), *zero]:
         error = refused(capsys, *command, f"--{option}={value}")
         assert error.startswith(f"--{option} must be "), error
