@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vultus._files import LOCK, make_folder, read_json, write_json
+from vultus._files import make_folder, read_json, write_json
 from vultus._formats import upgrade
 from vultus.data.integrity import lost_shards
 from vultus.errors import UserError
@@ -29,27 +29,32 @@ class SynthesisFolder:
     def __init__(self, folder: Path) -> None:
         """`folder` must exist."""
         self.folder, self.progress = folder, folder / "progress"
+        self._begun = self.progress / "begun.json"
 
     def open(self, options: Mapping[str, Any]) -> Json | None:
-        """Begin, or go on with what is there. Returns the manifest if the data set is complete.
+        """The manifest if the data set is complete.
 
         Raises UserError if it was begun with other options.
         """
-        for temporary in self.folder.glob(".*.tmp"):
+        for temporary in (*self.folder.glob(".*.tmp"), *self.progress.glob(".*.tmp")):
             temporary.unlink()
-        if (self.folder / MANIFEST).is_file():
+        path = self.folder / MANIFEST
+        if path.is_file():
             shutil.rmtree(self.progress, ignore_errors=True)
-            value = read_json(self.folder / MANIFEST)
-            manifest: Json = upgrade("synthetic data set", value.get("format"), value, self.folder / MANIFEST)
+            value = read_json(path)
+            if not isinstance(value, dict) or "format" not in value:
+                raise UserError(f"{path}: not the manifest of a synthetic data set; choose another --out")
+            manifest: Json = upgrade("synthetic data set", value["format"], value, path)
             _check_same(self.folder, manifest["options"], options)
             return manifest
-        begun = self.progress / "begun.json"
-        if begun.is_file():
-            _check_same(self.folder, read_json(begun), options)
-        else:
-            make_folder(self.progress)
-            write_json(begun, options)
+        if self._begun.is_file():
+            _check_same(self.folder, read_json(self._begun), options)
         return None
+
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """Keep the options for a process that resumes."""
+        make_folder(self.progress)
+        write_json(self._begun, options)
 
     def record(self, number: int, entry: Json) -> None:
         """Record that a shard is complete."""
@@ -75,9 +80,9 @@ def check_place(out: Path) -> None:
     """Raise UserError if `out` holds files that are not of a synthetic data set."""
     if not out.is_dir() or (out / MANIFEST).is_file() or (out / "progress" / "begun.json").is_file():
         return
-    names = sorted(path.name for path in out.iterdir() if path.name != LOCK)
-    if names == ["progress"] and not any((out / "progress").iterdir()):
-        return
+    # Of a process that was killed when it began, an empty folder `progress` and temporary files may be left.
+    found = [*out.iterdir(), *(out / "progress").glob("*")]
+    names = sorted(path.name for path in found if not path.name.startswith(".") and path != out / "progress")
     if names:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise UserError(f"--out {out}: holds other files ({shown}); choose an empty or new folder")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vultus.data.items import counted
 from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import Judge, load_judge
 from vultus.evaluation.headlines import loss_encoders
-from vultus.models.snapshot import load_snapshot
+from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.conditioning import check_population
 from vultus.sampling.generate import model_of
 from vultus.sampling.generator import load
@@ -34,16 +34,11 @@ from vultus.synthesis.folder import SynthesisFolder, check_place
 from vultus.synthesis.people import People, Person
 from vultus.synthesis.shards import Format, shard_name, write_shard
 
-SHARD_FACES = 1024  # about 20 s of work on one core, which is what a kill can cost
+SHARD_FACES = 1024  # 20 to 30 s of work on one core, which is what a kill can cost
 MIN_ANGLE = 50.0  # degrees between two people; see docs/synthesize.md
-# The score above which these judges accept at most one in a thousand pairs of different real people; see
-# docs/synthesize.md.
-FAR = 1e-3
+FAR = 1e-3  # share of the pairs of different real people that a judge accepts at its threshold; see docs/synthesize.md
 THRESHOLDS = {"dlib": -0.567, "mobilefacenet": 0.3526}
-LEAST_KEPT, TRIED = (
-    0.1,
-    64,
-)  # below this share of people with enough faces, after so many, there is no point in going on
+TRIED, LEAST_KEPT = 64, 0.1  # after so many people, there is no point in going on with a smaller share of them
 
 Json = dict[str, Any]
 
@@ -163,40 +158,54 @@ def synthesize(
                 _make_work, generator.path.absolute(), judge, device, folder.absolute(), format, settings
             )
             run = functools.partial(run_tasks, make, workers=workers, engine=engine)
-        crowd = People(generator.population, seed=seed, min_angle=min_angle)
         done = sum(entry["rows"] for entry in entries.values())
         if done:
             print(f"{folder}: resuming after {counted(done, 'face')}", file=sys.stderr)
         crowd = People(generator.population, seed=seed, min_angle=min_angle)
+        crowd.take(0, people)  # before anything is written, because there may be no room for them
+        if manifest is None:
+            state.begin(options)
         with progress(people * per_person, title="synthesize", unit="face", initial=done) as shown:
             used = _write_shards(crowd, people, per_person, entries, expected, run, state, shown)
-        shards = [entries[number] for number in sorted(entries)]
-        content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
-        sums = {
-            name: sum(shard[name] for shard in shards) for name in ("people", "rows", "tried", "judged", "accepted")
-        }
-        metadata = generator.metadata
-        manifest = {
-            "format": VERSIONS["synthetic data set"],
-            "options": options,
-            "snapshot": {
-                "model": model_of(generator),
-                "file_sha256": sha256_file(generator.path),
-                "preset": metadata.get("preset"),
-                "licence": metadata.get("licence"),
-                "encoder": metadata.get("encoder"),
-                "loss_encoders": loss_encoders(metadata),
-            },
-            "judge": None if loaded is None else _judge_entry(loaded, limit, metadata),
-            "counts": sums | {"passed_over": crowd.take(used - 1, 1)[0].number + 1 - used},
-            "resolution": generator.resolution,
-            "shards": shards,
-            "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
-        }
+        passed_over = crowd.take(used - 1, 1)[0].number + 1 - used
+        manifest = _manifest(generator, loaded, options, [entries[number] for number in sorted(entries)], passed_over)
         write_card(folder, manifest)
         state.finish(manifest)
-        print(f"{folder}: {_described(sums)}", file=sys.stderr)
+        print(f"{folder}: {_described(manifest['counts'])}", file=sys.stderr)
         return manifest
+
+
+def _manifest(
+    generator: Snapshot, judge: Judge | None, options: Json, shards: Sequence[Json], passed_over: int
+) -> Json:
+    """The content of synthesis.json; `passed_over` random identities were too near to others."""
+    metadata, threshold = generator.metadata, options["threshold"]
+    in_loss = loss_encoders(metadata)
+    judged = judge and {
+        "id": judge.id,
+        "weights_sha256": judge.weights_sha256,
+        "similarity": judge.similarity,
+        "threshold": threshold,
+        "false_accept_rate": FAR if threshold == THRESHOLDS.get(judge.short) else None,
+        "in_loss": judge.short in in_loss,
+    }
+    summed = ("people", "rows", "tried", "judged", "accepted")
+    content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
+    return {
+        "format": VERSIONS["synthetic data set"],
+        "options": options,
+        "snapshot": {
+            "model": model_of(generator),
+            "file_sha256": sha256_file(generator.path) if generator.path else None,
+            "loss_encoders": in_loss,
+            **{name: metadata.get(name) for name in ("preset", "licence", "encoder")},
+        },
+        "judge": judged,
+        "counts": {name: sum(shard[name] for shard in shards) for name in summed} | {"passed_over": passed_over},
+        "resolution": generator.network.resolution,
+        "shards": shards,
+        "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
 
 
 def _threshold(judge: Judge | None, threshold: float | None) -> float | None:
@@ -209,17 +218,6 @@ def _threshold(judge: Judge | None, threshold: float | None) -> float | None:
             f"--judge {judge.short} needs --threshold, the score above which it takes two faces for one person"
         )
     return THRESHOLDS[judge.short] if threshold is None else threshold
-
-
-def _judge_entry(judge: Judge, threshold: float | None, metadata: Mapping[str, Any]) -> Json:
-    return {
-        "id": judge.id,
-        "weights_sha256": judge.weights_sha256,
-        "similarity": judge.similarity,
-        "threshold": threshold,
-        "false_accept_rate": FAR if threshold == THRESHOLDS.get(judge.short) else None,
-        "in_loss": judge.short in loss_encoders(metadata),
-    }
 
 
 def _described(counts: Mapping[str, int]) -> str:
@@ -263,7 +261,7 @@ def _check_kept(entries: Iterable[Json], per_person: int) -> None:
         raise UserError(
             f"{kept} of {tried} people have {counted(per_person, 'accepted face')} among {TRIES * per_person}; the "
             f"judge accepted {accepted / judged:.1%} of all; lower --threshold or --noise_strength, or take another "
-            "snapshot"
+            "snapshot, with another --out"
         )
 
 
