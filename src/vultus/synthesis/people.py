@@ -15,7 +15,7 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.sampling.latents import Floats, sample_identities
 
-MISSES = 10_000  # random identities passed over in a row after which there is no room for another person
+MISSES = 1000  # random identities passed over in a row after which there is no room for another person
 _CANDIDATES = 1024  # identities that are compared at once
 _ACCEPTED = 8192  # people that they are compared with at once
 

@@ -38,6 +38,7 @@ SHARD_FACES = 1024  # 20 to 30 s of work on one core, which is what a kill can c
 MIN_ANGLE = 50.0  # degrees between two people; see docs/synthesize.md
 FAR = 1e-3  # share of the pairs of different real people that a judge accepts at its threshold; see docs/synthesize.md
 THRESHOLDS = {"dlib": -0.567, "mobilefacenet": 0.3526}
+PART = 1000  # people that are drawn between two looks at the clock
 TRIED, LEAST_KEPT = 64, 0.1  # after so many people, there is no point in going on with a smaller share of them
 
 Json = dict[str, Any]
@@ -162,7 +163,9 @@ def synthesize(
         if done:
             print(f"{folder}: resuming after {counted(done, 'face')}", file=sys.stderr)
         crowd = People(generator.population, seed=seed, min_angle=min_angle)
-        crowd.take(0, people)  # before anything is written, because there may be no room for them
+        with progress(people, title="people", unit="person") as shown:
+            for start in range(0, people, PART):  # before anything is written, because there may be no room for them
+                shown.update(len(crowd.take(start, min(PART, people - start))))
         if manifest is None:
             state.begin(options)
         with progress(people * per_person, title="synthesize", unit="face", initial=done) as shown:
