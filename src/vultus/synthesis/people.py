@@ -16,7 +16,7 @@ from vultus.errors import UserError
 from vultus.sampling.latents import Floats, sample_identities
 
 MISSES = 1000  # random identities passed over in a row after which there is no room for another person
-_CANDIDATES = 1024  # identities that are compared at once
+_CANDIDATES = 512  # identities that are compared at once: fewer than MISSES, so that none is missed who is not needed
 _ACCEPTED = 8192  # people that they are compared with at once
 
 

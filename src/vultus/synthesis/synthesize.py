@@ -7,6 +7,7 @@ of (snapshot, options, seed), whichever process writes it and in whatever order.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import sys
@@ -38,6 +39,7 @@ SHARD_FACES = 1024  # 20 to 30 s of work on one core, which is what a kill can c
 MIN_ANGLE = 50.0  # degrees between two people; see docs/synthesize.md
 FAR = 1e-3  # share of the pairs of different real people that a judge accepts at its threshold; see docs/synthesize.md
 THRESHOLDS = {"dlib": -0.567, "mobilefacenet": 0.3526}
+SUMMED = ("people", "rows", "tried", "judged", "accepted")  # counts in the record of a shard
 PART = 1000  # people that are drawn between two looks at the clock
 TRIED, LEAST_KEPT = 64, 0.1  # after so many people, there is no point in going on with a smaller share of them
 
@@ -192,7 +194,6 @@ def _manifest(
         "false_accept_rate": FAR if threshold == THRESHOLDS.get(judge.short) else None,
         "in_loss": judge.short in in_loss,
     }
-    summed = ("people", "rows", "tried", "judged", "accepted")
     content = "".join(f"{shard['file']} {shard['rows']} {shard['sha256']}\n" for shard in shards)
     return {
         "format": VERSIONS["synthetic data set"],
@@ -204,7 +205,7 @@ def _manifest(
             **{name: metadata.get(name) for name in ("preset", "licence", "encoder")},
         },
         "judge": judged,
-        "counts": {name: sum(shard[name] for shard in shards) for name in summed} | {"passed_over": passed_over},
+        "counts": {name: sum(shard[name] for shard in shards) for name in SUMMED} | {"passed_over": passed_over},
         "resolution": generator.network.resolution,
         "shards": shards,
         "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
@@ -239,32 +240,36 @@ def _write_shards(
 ) -> int:
     """Write the shards that are not among `entries`, and add theirs. Returns how many people of `crowd` were tried."""
     size = max(1, SHARD_FACES // per_person)
+    totals: collections.Counter[str] = collections.Counter()
+    for entry in entries.values():
+        totals.update({name: entry[name] for name in SUMMED})
     start = kept = number = 0
     while kept < people:
         missing = people - kept
-        chosen = crowd.take(start, missing)
-        parts = {number + at // size: chosen[at : at + size] for at in range(0, missing, size)}
-        tasks = [_Task(shard, part, expected.get(shard)) for shard, part in parts.items() if shard not in entries]
+        firsts = {number + at // size: at for at in range(0, missing, size)}  # of the shards of this round
+        lacking = [shard for shard in firsts if shard not in entries]
+        tasks = (  # a generator, because people that wait in memory would be a copy of all
+            _Task(shard, crowd.take(start + firsts[shard], min(size, missing - firsts[shard])), expected.get(shard))
+            for shard in lacking
+        )
         for position, entry in run(tasks):
-            shard = tasks[position].number
-            entries[shard] = entry
-            state.record(shard, entry)
+            entries[lacking[position]] = entry
+            state.record(lacking[position], entry)
             shown.update(entry["rows"])
-            _check_kept(entries.values(), per_person)
-        kept += sum(entries[shard]["people"] for shard in parts)
-        start, number = start + missing, number + len(parts)
+            totals.update({name: entry[name] for name in SUMMED})
+            _check_kept(totals, per_person)
+        kept += sum(entries[shard]["people"] for shard in firsts)
+        start, number = start + missing, number + len(firsts)
     return start
 
 
-def _check_kept(entries: Iterable[Json], per_person: int) -> None:
+def _check_kept(totals: Mapping[str, int], per_person: int) -> None:
     """Raise UserError if hardly anybody has enough accepted faces."""
-    names = ("tried", "people", "judged", "accepted")
-    tried, kept, judged, accepted = (sum(entry[name] for entry in entries) for name in names)
-    if tried >= TRIED and kept < LEAST_KEPT * tried:
+    if totals["tried"] >= TRIED and totals["people"] < LEAST_KEPT * totals["tried"]:
         raise UserError(
-            f"{kept} of {tried} people have {counted(per_person, 'accepted face')} among {TRIES * per_person}; the "
-            f"judge accepted {accepted / judged:.1%} of all; lower --threshold or --noise_strength, or take another "
-            "snapshot, with another --out"
+            f"{totals['people']} of {totals['tried']} people have {counted(per_person, 'accepted face')} among "
+            f"{TRIES * per_person}; the judge accepted {totals['accepted'] / totals['judged']:.1%} of all; lower "
+            "--threshold or --noise_strength, or take another snapshot, with another --out"
         )
 
 
