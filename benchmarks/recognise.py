@@ -50,7 +50,7 @@ CHUNK = 256  # images that are decoded or embedded at once
 class Settings:
     """Of the training; the same for every arm."""
 
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 32
     rate: float = 1e-3  # of AdamW, with a cosine schedule after 5 % of warm-up
     decay: float = 0.05

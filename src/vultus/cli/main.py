@@ -99,5 +99,5 @@ def _error(message: str) -> int:
 
 def _usage() -> str:
     lines = ["usage: vultus COMMAND [OPTIONS]   (options of a command: vultus COMMAND --help)", ""]
-    lines += [f"  {command:<10} {description}" for command, description in COMMANDS.items()]
+    lines += [f"  {command:<11} {description}" for command, description in COMMANDS.items()]
     return "\n".join(lines)
