@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data set of `vultus prepare`")
     parser.add_argument("--judges", nargs="*", default=["dlib", "mobilefacenet"])
-    parser.add_argument("--angles", type=float, nargs="*", default=[55.0, 60.0, 65.0, 70.0], help="for which to count people")
+    parser.add_argument(
+        "--angles", type=float, nargs="*", default=[55.0, 60.0, 65.0, 70.0], help="for which to count people"
+    )
     arguments = parser.parse_args()
     test = PreparedDataset(arguments.data, "test")
     photos = [test.batch(range(at, min(at + 64, len(test)))).images for at in range(0, len(test), 64)]
