@@ -68,6 +68,20 @@ def test_a_killed_worker_s_task_is_done_again(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_ctrl_c_is_for_the_parent_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> Iterator[Task]:
+        yield 0, ""
+        for worker in multiprocessing.active_children():  # the terminal sends it to all; this one is being started
+            os.kill(worker.pid or 0, signal.SIGINT)
+        yield 1, ""
+
+    assert sorted(number for number, _ in run_tasks(functools.partial(make, tmp_path), interrupted(), workers=2)) == [
+        0,
+        1,
+    ]
+    assert capfd.readouterr().err == ""
+
+
 def test_a_task_that_kills_every_worker(tmp_path: Path) -> None:
     results = run_tasks(functools.partial(make, tmp_path), [(0, ""), (1, "dies")], workers=1)
     assert next(results)[0] == 0

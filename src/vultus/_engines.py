@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -71,10 +71,24 @@ class _Pool:
     def submit(self, number: int, task: Any) -> None:
         self.tasks.append((number, task))
         try:
-            self.futures.append(self.executor.submit(_call, task))
+            with _without_ctrl_c():
+                self.futures.append(self.executor.submit(_call, task))  # starts the process, if there is none
         except BrokenProcessPool as error:  # it died after its last task
             self.futures.append(Future())
             self.futures[-1].set_exception(error)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold SIGINT back. A process that is started here never gets it, also not before `_begin`; Windows has no mask."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_in_processes(
