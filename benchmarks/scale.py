@@ -234,7 +234,7 @@ class Rates:
     record: float = 10_992  # bytes of a prepared record at 128 pixels; measured
     decode: float = 505  # photos decoded and cropped per second and core; measured
     read: float = 900  # prepared records read per second and core; measured
-    facenet: float = 35  # photos through FaceNet per second and core; measured
+    facenet: float = 51  # photos through FaceNet per second and core; measured
     train: float = 7  # images trained per second and core, vultus-cpu; measured
     facenet_flops: float = 2.84e9  # of a photo; computed
     train_flops: float = 33.2e9  # of an image, vultus-base; computed
