@@ -11,7 +11,7 @@ into --out. On a CPU it measures what can be measured there, with --batches and 
    where the GPU has it) in contiguous memory. The share of the peak counts the FLOPs of a step
    (torch.utils.flop_counter) against the dense bfloat16 peak of the GPU's data sheet.
 2. A training on --data: images/s, and the share of the time that steps wait for data (aim: at most 0.02).
-3. The same training in float32 and in bfloat16, from one seed: the losses at its end.
+3. The same training in float32 and in bfloat16, from one seed: whether losses are finite, and how they go.
 4. The same training killed by SIGKILL and resumed, against the one of 3 that was not: the largest difference of a
    weight. On a GPU, kernels may add in another order each time; two undisturbed runs are compared as well.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import statistics
 import subprocess
@@ -51,8 +52,16 @@ from vultus.training.run_log import read_stats
 from vultus.training.step import Method
 from vultus.training.trainer import Budget, train
 
-# Dense bfloat16 TFLOP/s by the manufacturer's data sheets.
-PEAKS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165, "A10": 125}
+# Dense bfloat16 TFLOP/s by the manufacturer's data sheets, by the names that CUDA gives. Others: --peak.
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA L40S": 362,
+    "NVIDIA L4": 121,
+    "NVIDIA GeForce RTX 4090": 165,
+}
 LOSSES = ("D_adversarial", "F_adversarial", "G_mse", "G_identity", "G_total")
 VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, str | None]] = {
     "float32, contiguous": (torch.float32, torch.contiguous_format, None),
@@ -87,45 +96,70 @@ def compiled(model: Method[Any, Any], mode: str) -> None:
 
 def measured_steps(options: argparse.Namespace, config: TrainConfig) -> list[dict[str, Any]]:
     """Images/s of each variant and batch size."""
-    device, side, rows = options.device, config.generator.resolution, []
-    peak = options.peak or next((value for name, value in PEAKS.items() if name in gpu_name(device)), None)
+    peak = options.peak or PEAKS.get(gpu_name(options.device))
+    rows = []
     for batch in options.batches:
-        images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        images = torch.randint(0, 256, (batch, 3, config.generator.resolution, config.generator.resolution))
+        images = images.to(torch.uint8)
         c = F.normalize(torch.randn(batch, config.generator.c_dim))
+        row: dict[str, Any] = {"batch": batch, "variants": {}}
+        rows.append(row)
         steps: dict[str, Callable[[int], Any]] = {}
-        for name, (dtype, memory_format, mode) in VARIANTS.items():
-            facenet, second, _ = encoders(device, dtype)
-            sized = replace(config, optim=replace(config.optim, batch=batch))
-            model = METHODS[config.method](
-                sized, device=device, dtype=dtype, encoder=facenet, second=second, memory_format=memory_format
-            )
-            try:
-                if mode is not None:
-                    compiled(model, mode)
-                if not rows or rows[-1]["batch"] != batch:
-                    with FlopCounterMode(display=False) as counter:
-                        model.step(images, c, 0)
-                    flops = counter.get_total_flops() / batch
-                    rows.append({"batch": batch, "gflop_per_image": round(flops / 1e9, 2), "variants": {}})
-                for number in range(options.warmup):  # every side at which FaceNet reads is compiled once
-                    model.step(images, c, number * batch)
-            except Exception as error:  # a compiler that fails is a result
-                rows[-1]["variants"][name] = {"failed": in_one_line(error)}
+        for name, variant in VARIANTS.items():
+            if options.device != "cuda" and variant[2] == "reduce-overhead":
+                row["variants"][name] = {"failed": "left out: CUDA graphs need a GPU"}
                 continue
-            steps[name] = partial(model.step, images, c)
+            try:
+                step = partial(built(options, config, batch, *variant).step, images, c)
+                if "gflop_per_image" not in row:
+                    with FlopCounterMode(display=False) as counter:
+                        step(0)
+                    row["gflop_per_image"] = round(counter.get_total_flops() / batch / 1e9, 2)
+                for number in range(options.warmup):  # every side at which FaceNet reads is compiled once
+                    step(number * batch)
+            except Exception as error:  # a compiler that fails, or too little memory, is a result
+                row["variants"][name] = {"failed": in_one_line(error)}
+                continue
+            steps[name] = step
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(options.rounds):
             for name, step in steps.items():
-                seconds[name].append(timed(step, options.steps, batch, device))
-        first = statistics.median(next(iter(seconds.values())))
+                seconds[name].append(timed(step, options.steps, batch, options.device))
+        base = seconds.get(next(iter(VARIANTS)))
         for name, values in seconds.items():
             rate = options.steps * batch / statistics.median(values)
-            row = {"images_per_s": round(rate, 1), "ratio": round(first / statistics.median(values), 2)}
+            found: dict[str, Any] = {"images_per_s": round(rate, 1)}
+            if base:
+                found["ratio"] = round(statistics.median(base) / statistics.median(values), 2)
             if peak:
-                row["share_of_peak"] = round(rate * flops / (peak * 1e12), 4)
-            rows[-1]["variants"][name] = row
-        rows[-1] |= peak_memory(device)
+                found["share_of_peak"] = round(rate * row["gflop_per_image"] / (peak * 1e3), 4)
+            row["variants"][name] = found
+        row["peak memory, all variants of the batch size"] = peak_memory(options.device)
+        if options.device == "cuda":
+            steps.clear()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     return rows
+
+
+def built(
+    options: argparse.Namespace,
+    config: TrainConfig,
+    batch: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    mode: str | None,
+) -> Method[Any, Any]:
+    """The networks of a variant."""
+    facenet, second, _ = encoders(options.device, dtype)
+    config = replace(config, optim=replace(config.optim, batch=batch))
+    method = METHODS[config.method]
+    model = method(
+        config, device=options.device, dtype=dtype, encoder=facenet, second=second, memory_format=memory_format
+    )
+    if mode is not None:
+        compiled(model, mode)
+    return model
 
 
 def gpu_name(device: str) -> str:
@@ -200,7 +234,14 @@ def trainings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "images_per_s": round(statistics.median(line["images_per_s"] for line in steady), 1),
         "data_wait": round(statistics.fmean(line["data_wait"] for line in steady), 4),
-        "last losses": {name: {key: values[-1].get(key) for key in LOSSES} for name, values in lines.items()},
+        "all losses finite": all(
+            math.isfinite(line[key])
+            for part in lines.values()
+            for line in part
+            for key in line
+            if key[:2] in ("D_", "F_", "G_")
+        ),
+        "losses": {name: [{key: line.get(key) for key in LOSSES} for line in values] for name, values in lines.items()},
         "two undisturbed runs differ by": difference(runs["bfloat16"], again),
         "killed and resumed differs by": difference(runs["bfloat16"], resumed),
     }
@@ -217,9 +258,19 @@ def report(values: dict[str, Any]) -> str:
             cells = [measured.get(key, "") for key in ("images_per_s", "ratio", "share_of_peak")]
             cells[0] = measured.get("failed", cells[0])
             text.append(f"| {row['batch']} | {name} | " + " | ".join(map(str, cells)) + " |")
-    text += ["", f"{values['steps'][0]['gflop_per_image']} GFLOP per image.", "", "## Trainings", ""]
+    for row in values["steps"]:
+        memory = row["peak memory, all variants of the batch size"]
+        text += ["", f"Batch {row['batch']}: {row.get('gflop_per_image')} GFLOP per image; peak memory of all variants "
+                 f"together {json.dumps(memory)}"]  # fmt: skip
+    text += ["", "## Trainings", ""]
     for key, value in values["trainings"].items():
-        text.append(f"- {key}: {json.dumps(value)}")
+        if key != "losses":
+            text.append(f"- {key}: {json.dumps(value)}")
+    text += ["", "| dtype | loss | over the training |", "|---|---|---|"]
+    for name, lines in values["trainings"]["losses"].items():
+        for key in LOSSES:
+            if lines[0].get(key) is not None:
+                text.append(f"| {name} | {key} | {', '.join(f'{line[key]:.3g}' for line in lines)} |")
     return "\n".join(text) + "\n"
 
 

@@ -1,6 +1,6 @@
 """Time and memory against the number of images, and what 100 million of them cost.
 
-    python benchmarks/scale.py --out scale [--stages prepare stream train synthesize] [--sizes 300 1000 3000]
+    python benchmarks/scale.py --out scale [--stages prepare stream train synthesize] [--sizes 1000 3000 10000]
         [--max-growth 100]
     python benchmarks/scale.py --project 1e8
 
@@ -12,7 +12,8 @@ stream       reading, cropping, mixing and keeping embeddings, one pass; a proje
 train        vultus train --preset tiny, one pass over prepared records of 32 pixels
 synthesize   vultus synthesize without a judge, 10 faces of each person
 
-Time is fitted as a + b n, the peak memory of all processes of a stage (RSS) as c + d n. If memory grows by more than
+Time is fitted as a + b n, the peak memory of all processes of a stage (RSS; pages that they share count for each) as
+c + d n. If memory grows by more than
 --max-growth MB per 100,000 images, the exit code is 1.
 
 --project computes hours, storage and network for so many images from rates of one processor (measured, see
@@ -230,7 +231,7 @@ CLUSTERS = (
 class Rates:
     """What the projection is computed from; the defaults are those of docs/scale.md."""
 
-    photo: float = 100_000  # bytes of a source photo; assumed
+    photo: float = 4_593  # bytes of a source photo; measured: CelebA
     record: float = 10_992  # bytes of a prepared record at 128 pixels; measured
     decode: float = 505  # photos decoded and cropped per second and core; measured
     read: float = 900  # prepared records read per second and core; measured
@@ -285,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("scale"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10000])
     parser.add_argument("--max-growth", type=float, default=100.0, help="MB of memory per 100,000 images")
     parser.add_argument("--project", type=float, help="number of images")
     parser.add_argument("--stream", help=argparse.SUPPRESS)

@@ -241,7 +241,7 @@ def run(
         dataset.close()
 
 
-def _second_encoder(config: TrainConfig, device: str, dtype: torch.dtype | None) -> SecondEncoder | None:
+def _second_encoder(config: TrainConfig, device: str, dtype: torch.dtype | None = None) -> SecondEncoder | None:
     try:
         return load_second_encoder(config.loss.second_encoder_name(), device=device, dtype=dtype)
     except UserError as error:
