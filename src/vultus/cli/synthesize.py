@@ -50,7 +50,9 @@ def synthesize_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", type=Literal["parquet", "webdataset"], default="parquet", help="of the shards")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument(
-        "--workers", type=Count | None, help="processes that share the work; the result is the same. default: this one"
+        "--workers",
+        type=Count | None,
+        help="processes of one thread that share the work, same result. default: this one",
     )
     parser.add_argument(
         "--engine",

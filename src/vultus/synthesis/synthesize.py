@@ -8,6 +8,7 @@ of (snapshot, options, seed), whichever process writes it and in whatever order.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vultus._engines import Engine, run_tasks
 from vultus._files import folder_lock, make_folder, sha256_file
@@ -56,12 +59,24 @@ class _Task:
         return f"shard {self.number}"
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: the last bits of a judge's embedding depend on the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _ShardWork:
     """Makes and writes a shard."""
 
     def __init__(self, out: Path, kind: Format, faces: Faces) -> None:
         self._out, self._kind, self._faces = out, kind, faces
 
+    @_one_thread()
     def __call__(self, task: _Task) -> Json:
         rows, counts = self._faces(task.people)
         name = shard_name(task.number, self._kind)
@@ -73,6 +88,7 @@ class _ShardWork:
 _Run = Callable[[Iterable[_Task]], Iterator[tuple[int, Json]]]  # yields (position of the task, record of the shard)
 
 
+@_one_thread()
 def _make_work(
     path: Path, judge: Judge | str | None, device: str, out: Path, kind: Format, settings: Mapping[str, Any]
 ) -> _ShardWork:
@@ -82,6 +98,7 @@ def _make_work(
 
 
 @checks_arguments
+@_one_thread()
 def synthesize(
     snapshot: str | Path = "default",
     *,
@@ -113,7 +130,7 @@ def synthesize(
         noise_strength: factor of the noise.
         format: of the shards, see shards.py.
         device: auto (cuda, else mps, else cpu), cuda, mps or cpu.
-        workers: number of processes that write shards; None: this one does. The result is the same.
+        workers: number of processes of one thread that write shards; None: this one does. The result is the same.
         engine: of the workers: "processes" of this machine, or "ray" (extra `scale`).
 
     Raises UserError for a value out of range, a snapshot without a population prior, more people than there is room for
