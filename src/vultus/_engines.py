@@ -52,6 +52,12 @@ def run_tasks(
     return _run_in_processes(make, tasks, workers)
 
 
+def check_workers(workers: int | None, engine: Engine) -> None:
+    """Raise UserError for an engine other than this process without a number of workers."""
+    if engine == "ray" and workers is None:
+        raise UserError("--engine ray needs --workers, the number of processes")
+
+
 def died(task: object) -> UserError:
     """The error for a task of which ATTEMPTS workers died."""
     return UserError(

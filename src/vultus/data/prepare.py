@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vultus._device import resolve_device
-from vultus._engines import Engine
+from vultus._engines import Engine, check_workers
 from vultus._files import folder_lock, make_folder
 from vultus._ranges import Count, checked
 from vultus.data.crops import CropEncoder, encoder_entry
@@ -83,8 +83,7 @@ def prepare(
     was begun with other options, and OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
     checked(workers, Count | None, "--workers")
-    if checked(engine, Engine, "--engine") == "ray" and workers is None:
-        raise UserError("--engine ray needs --workers, the number of processes")
+    check_workers(workers, checked(engine, Engine, "--engine"))
     source, device = str(source), resolve_device(device) if device == "auto" else device
     options = Options(
         source,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vultus._engines import Engine, run_tasks
+from vultus._engines import Engine, check_workers, run_tasks
 from vultus._files import folder_lock, make_folder, sha256_file
 from vultus._formats import VERSIONS
 from vultus._progress import Progress, progress
@@ -137,8 +137,7 @@ def synthesize(
     at `min_angle`, too few accepted faces, and a folder that is locked, holds other files or was begun with other
     options; OSError if `out` cannot be written. What is done is kept; the same call resumes.
     """
-    if engine == "ray" and workers is None:
-        raise UserError("--engine ray needs --workers, the number of processes")
+    check_workers(workers, engine)
     generator = load(snapshot, device=device)
     check_population(generator)
     assert generator.path is not None
