@@ -19,7 +19,7 @@ from typing import Any
 from vultus._engines import Engine, run_tasks
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, listed, with_listings
-from vultus.data.crops import CropEncoder, crop_entry, encoder_entry
+from vultus.data.crops import Encoders
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
@@ -41,11 +41,11 @@ def _absolute(item: Item) -> Item:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that write shards: their number, what starts them, and the function that loads the encoder in them."""
+    """Processes that write shards: their number, what starts them, and the function that loads the encoders in them."""
 
     count: int
     engine: Engine
-    load: Callable[[], CropEncoder]
+    load: Callable[[], Encoders]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ class Preparation:
         folder: PreparedFolder,
         options: Options,
         source: Source,
-        encoder: CropEncoder,
+        encoders: Encoders,
         workers: Workers | None = None,
     ) -> None:
         self.folder = folder
         self.options = options
         self.source = source
-        self.encoder = encoder
+        self.encoders = encoders
         self.workers = workers
         self.test_identities: set[str] = set()
         self.synthetic, self.first_synthetic = 0, ""  # images whose metadata say so, the key of the first
@@ -156,7 +156,7 @@ class Preparation:
         people = frozenset(self.test_identities)
         parts = {index: part for index, part in enumerate(self.source.parts) if part.seekable}
         if self.workers is None:
-            with contextlib.closing(ShardWriter(self.folder, self.options, parts, self.encoder, people)) as writer:
+            with contextlib.closing(ShardWriter(self.folder, self.options, parts, self.encoders, people)) as writer:
                 for shard in shards:
                     yield shard, writer(shard.task, shown.update)
             return
@@ -169,7 +169,7 @@ class Preparation:
                 yield shard.task
 
         make = MakeShardWriter(
-            self.folder.folder.absolute(), self.options, parts, self.workers.load, encoder_entry(self.encoder), people
+            self.folder.folder.absolute(), self.options, parts, self.workers.load, self.encoders.entries(), people
         )
         following = 0
         with contextlib.closing(
@@ -278,8 +278,8 @@ class Preparation:
             "licence": options.licence,
             "identities": self.source.identities,
             "resolution": options.resolution,
-            "crop": crop_entry(options.align, self.encoder.crop),
-            "encoder": encoder_entry(self.encoder),
+            "crop": self.encoders.crop_entry(options.align),
+            **self.encoders.entries(),
         }
         try:
             return self.folder.finish(done, head, {"options": vars(options), "listing": self._listing(done)})

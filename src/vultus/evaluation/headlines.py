@@ -25,12 +25,17 @@ WITHOUT_ENCODER = ("reference-mse", "reference-dcgan", "tiny")  # presets whose 
 
 
 def loss_encoders(metadata: Mapping[str, Any]) -> list[str]:
-    """The face encoders that the losses of a snapshot contained, by their names in metrics, of its metadata.
+    """The face encoders that the training of a snapshot contained, by their names in metrics, of its metadata: those of
+    the losses, and that of the condition, if it is another than FaceNet.
 
     Snapshots of earlier versions record the preset only.
     """
     without = metadata.get("preset") in WITHOUT_ENCODER
-    return list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
+    found = list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
+    condition = str((metadata.get("encoder") or {}).get("id", registry.CONDITION_ENCODER))
+    short = condition.partition("-")[0]  # as Backbones.short
+    name = short if short in registry.BACKBONE_NAMES else condition
+    return found if name in (registry.CONDITION_ENCODER, *found) else [*found, name]
 
 
 def encoders_in_loss(result: Mapping[str, Any]) -> list[str]:

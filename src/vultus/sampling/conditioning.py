@@ -20,10 +20,19 @@ from torch import Tensor
 from vultus._device import resolve_device
 from vultus._progress import message
 from vultus._ranges import Count, Seed, checks_arguments
+from vultus.data.integrity import check_shards
+from vultus.data.manifest import read_manifest
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, photo_suffixes, to_x
+from vultus.models.encoders import (
+    CropEncoder,
+    device_of,
+    difference,
+    encoder_entry,
+    load_condition_encoder,
+)
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
@@ -61,9 +70,10 @@ class ConditionSource:
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
+    path, _ = split_source(source)
+    _check_folder(path, snapshot)
     embeddings = open_embeddings(source, _c_dim(snapshot))
     embeddings.check()
-    path, _ = split_source(source)
     chunks = _numbered(embeddings.chunks(), embeddings.count)
     return ConditionSource(embeddings.count, chunks, inputs=[path] if path.is_file() else ())
 
@@ -87,7 +97,7 @@ def from_photos(
     snapshot: Snapshot,
     *,
     align: bool | None = None,
-    encoder: FaceNet | None = None,
+    encoder: CropEncoder | str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> ConditionSource:
     """Embeddings of photos: files, or all photos in folders and their sub-folders.
@@ -97,17 +107,16 @@ def from_photos(
         snapshot: the generator that the embeddings are for.
         align: find the face and align it. None: if the extra `align` is installed. Without alignment the centre square
             of the photo is taken as it is.
-        encoder: FaceNet, if it is loaded already.
-        device: where FaceNet runs.
+        encoder: the encoder of the condition, if it is loaded already, or its ONNX file.
+        device: where the encoder runs.
 
     A photo that is damaged or shows no face is reported on stderr, listed in `skipped` and left out. Raises UserError
-    if a path does not exist, a folder has no photos, the snapshot was trained on embeddings of another encoder, or (at
-    the end) no photo could be used.
+    if a path does not exist, a folder has no photos, `encoder` is not the one that the snapshot was trained with, there
+    is no network of that one, or (at the end) no photo could be used.
     """
     photos, count = _photos(paths)
     align = _decide_align(align)
-    check_encoder(snapshot)
-    encoder = encoder or _load_encoder(device)
+    encoder = _encoder_for(snapshot, encoder, device)
     skipped: list[Skipped] = []
     return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped, [Path(path) for path in paths])
 
@@ -138,7 +147,7 @@ def one_embedding(
     *,
     seed: int = 0,
     align: bool | None = None,
-    encoder: FaceNet | None = None,
+    encoder: CropEncoder | str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """One embedding [c_dim] by name: a photo, `random` or `random:N` (identity number N), or `FILE#ROW` (default 0)."""
@@ -149,6 +158,7 @@ def one_embedding(
         check_population(snapshot)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
+    _check_folder(split_source(path)[0], snapshot)
     return open_embeddings(path, _c_dim(snapshot)).row(row)
 
 
@@ -232,14 +242,26 @@ def check_population(snapshot: Snapshot) -> None:
         )
 
 
-def check_encoder(snapshot: Snapshot) -> None:
-    """Raise UserError unless photos can be embedded by the encoder that the snapshot was trained with."""
-    needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
-    if needed != FaceNet.id:
-        raise UserError(
-            f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
-            f"give a file of {needed} embeddings"
-        )
+def _encoder_for(snapshot: Snapshot, given: CropEncoder | str | Path | None, device: torch.device | str) -> CropEncoder:
+    """The encoder that photos for the snapshot are embedded with. Raises UserError if `given` is another one."""
+    where = snapshot.path or "the snapshot"
+    if given is None or isinstance(given, str | Path):
+        return load_condition_encoder(snapshot.metadata, where, given=given, device=device)
+    if differs := difference(snapshot.metadata.get("encoder") or {}, encoder_entry(given)):
+        raise UserError(f"{where}: the encoder gives embeddings of {differs}; give that one")
+    return given
+
+
+def _check_folder(path: Path, snapshot: Snapshot) -> None:
+    """Raise UserError if a prepared data set holds embeddings of another encoder than the snapshot was trained with."""
+    if path.is_dir() and (path / "manifest.json").is_file():
+        needed, manifest = snapshot.metadata.get("encoder") or {}, read_manifest(path)
+        check_shards(path, manifest)
+        if differs := difference(needed, manifest["encoder"]):
+            raise UserError(
+                f"{path}: holds embeddings of {differs}, on which {snapshot.path} was trained; prepare the "
+                "photos with that encoder into another --out"
+            )
 
 
 def _c_dim(snapshot: Snapshot) -> int:
@@ -321,7 +343,7 @@ def _load_encoder(device: torch.device | str) -> FaceNet:
 
 
 def _embedded(
-    photos: Iterable[_Photo], encoder: FaceNet, align: bool, skipped: list[Skipped]
+    photos: Iterable[_Photo], encoder: CropEncoder, align: bool, skipped: list[Skipped]
 ) -> Iterator[tuple[list[str], Tensor]]:
     """One photo at a time, so that no embedding depends on the other photos of a batch."""
     used: dict[str, int] = {}
@@ -361,14 +383,14 @@ class EmbeddedPhoto:
     faces: int | None
 
 
-def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
+def embed_photo(data: bytes, encoder: CropEncoder, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
     """Embed an encoded photo. Raises BadImage if it is damaged, too large, or (with `align`) shows no face."""
     photo = decode_image(data, max_pixels=max_pixels)
     frame, count = faces.align_largest(photo) if align else (photo, None)
     if frame is None:
         raise BadImage("no face found")
     crop = centre_crop(frame, encoder.size, encoder.crop)
-    x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
+    x = to_x(from_pil([crop])).to(device_of(encoder))
     with torch.inference_mode():
         c = encoder.embed_crop(x)[0].cpu()
     return EmbeddedPhoto(c, frame, crop, count)
