@@ -40,6 +40,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
     )
+    parser.add_argument(
+        "--encoder", type=str | None, help="FILE.onnx that embeds the photos, where the model was trained on one"
+    )
     parser.add_argument("--batch", type=Count, default=16, help="faces in memory at once; does not change the faces")
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for metrics on the pixels")
     parser.add_argument("--c2pa-cert", type=str | None, help="CHAIN.pem: sign the images (C2PA, extra `sign`)")
@@ -72,6 +75,7 @@ def generate_command(arguments: Sequence[str]) -> int:
 
     snapshot = load(options.snapshot, device=options.device)
     photo: dict[str, Any] = {"align": options.align, "device": next(snapshot.network.parameters()).device}
+    photo["encoder"] = options.encoder
     common: dict[str, Any] = {
         "seed": options.seed,
         "noise_strength": options.noise_strength,

@@ -1,9 +1,8 @@
 r"""Embeddings of photos that were computed elsewhere: a table of a key and a vector for each photo.
 
-| file | key | vector |
+| file | column of the key | vector |
 |---|---|---|
-| `.parquet` | column `key`, else `name`, `file`, `path`, `image` or the first of strings | column `embedding`, else the \
-first of lists |
+| `.parquet` | `key`, `name`, `file`, `path`, `image` or the first of strings | `embedding` or the first of lists |
 | `.csv` | the same | all columns of numbers after the key |
 """
 

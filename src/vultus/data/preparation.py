@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vultus._engines import Engine, run_tasks
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, listed, with_listings
@@ -23,10 +25,12 @@ from vultus.data.crops import Encoders
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
+from vultus.data.separation import check_spread, report, separation
 from vultus.data.shard_writer import MakeShardWriter, ShardTask, ShardWriter, WrittenShard
 from vultus.data.shards import Json, PreparedFolder
 from vultus.errors import UserError
 
+SEPARATED = 20_000  # photos whose embeddings are compared
 SHOWN = 3  # skipped photos in the summary
 
 
@@ -145,6 +149,9 @@ class Preparation:
                 for shard, result in written:
                     number = shard.task.number
                     entries[number] = {**result.entry, **shard.covers(), "skipped": result.skipped}
+                    if self._another_encoder and len(entries) == 1:
+                        first = np.array(self.folder.column(entries[number], "embedding"), np.float32)
+                        check_spread(first, self.options.embeddings or self.options.encoder or "")
                     self.folder.record(number, entries[number])
                     self._add_test_identities(entries[number])
                     self.synthetic += result.synthetic
@@ -281,10 +288,29 @@ class Preparation:
             "crop": self.encoders.crop_entry(options.align),
             **self.encoders.entries(),
         }
+        if self._another_encoder:
+            found = self._separation(done)
+            report(found, head["encoder"]["id"])
+            head |= {"separation": found} if found else {}
         try:
             return self.folder.finish(done, head, {"options": vars(options), "listing": self._listing(done)})
         except UserError as error:
             raise UserError(f"{options.source}: {error}") from None
+
+    @property
+    def _another_encoder(self) -> bool:
+        """Whether the user chose the encoder, so that it may be a wrong one."""
+        return self.options.encoder is not None or self.options.embeddings is not None
+
+    def _separation(self, done: list[Json]) -> Json | None:
+        """How well the embeddings of the first photos tell people apart."""
+        rows, embeddings, identities = 0, [], []
+        for entry in done:
+            if rows < SEPARATED and entry["rows"]:
+                embeddings += self.folder.column(entry, "embedding")
+                identities += self.folder.column(entry, "identity")
+                rows += entry["rows"]
+        return separation(np.array(embeddings, np.float32), identities) if rows else None
 
     def _listing(self, done: list[dict[str, Any]]) -> dict[str, Any]:
         """What was read, for the manifest: a later preparation compares it with the source."""

@@ -21,6 +21,7 @@ OTHER_DATA = (
 IN_LOSS = " (in the loss)"
 CHOSE = " (chose the faces)"
 BOTH = " (in the loss, chose the faces)"
+ENCODERS = (registry.CONDITION_ENCODER, "mobilefacenet", "dlib")  # by the beginnings of their ids
 WITHOUT_ENCODER = ("reference-mse", "reference-dcgan", "tiny")  # presets whose losses contain none
 
 
@@ -34,7 +35,7 @@ def loss_encoders(metadata: Mapping[str, Any]) -> list[str]:
     found = list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
     condition = str((metadata.get("encoder") or {}).get("id", registry.CONDITION_ENCODER))
     short = condition.partition("-")[0]  # as Backbones.short
-    name = short if short in registry.BACKBONE_NAMES else condition
+    name = short if short in ENCODERS else condition
     return found if name in (registry.CONDITION_ENCODER, *found) else [*found, name]
 
 

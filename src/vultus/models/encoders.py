@@ -324,7 +324,7 @@ def difference(needed: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 def same_weights(sha256: Any) -> Any:
     """The hash of the first pinned file of an encoder for all of them: they hold one network in float16 and float32."""
     for files in (FACENET_WEIGHTS, MOBILEFACENET_WEIGHTS):
-        if sha256 in {weights.sha256 for weights in files}:
+        if sha256 in [weights.sha256 for weights in files]:
             return files[0].sha256
     return sha256
 

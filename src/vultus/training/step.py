@@ -167,7 +167,7 @@ class Method(ABC, Generic[C, S]):
         second: Tensor | None = None,
         facenet: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R] with embeddings c [B, c_dim].
+        """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R], embeddings c [B, c_dim].
 
         With several processes, these are the images of this one's part(). `cur_nimg` is the number of images seen
         before this batch; `second` [B, dim2] are targets of the second encoder; `facenet` [B, 512] are FaceNet's
