@@ -23,8 +23,9 @@ from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.best import choose, likeness
 from vultus.sampling.conditioning import as_one, from_embeddings, from_photos, one_embedding, random_identities
-from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
+from vultus.sampling.generate import MAX_GRID, STEP, generate, render
 from vultus.sampling.generator import load
+from vultus.sampling.interpolate import interpolate
 from vultus.sampling.latents import noise
 from vultus.sampling.population import fit_population
 

@@ -35,6 +35,15 @@ def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
         raise UserError(f"--best-of needs the encoder of the condition to choose faces: {error}") from None
 
 
+def load_scorer(snapshot: Snapshot) -> Encoder:
+    """The encoder of the condition, which says how like the embedding a face is; as load_chooser() loads it."""
+    device = next(snapshot.network.parameters()).device
+    try:
+        return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", device=device)
+    except UserError as error:
+        raise UserError(f"--scores needs the encoder of the condition: {error}") from None
+
+
 def in_float32(encoder: Encoder) -> Encoder:
     """The same encoder computing in float32, as `load_chooser` loads it: the choice must not depend on the machine."""
     if not isinstance(encoder, FaceNet) or encoder.dtype == torch.float32:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +61,16 @@ class ConditionSource:
             files that are generated from its embedding.
         skipped: the photos left out so far; filled while `chunks` is read.
         inputs: the files that are read, and the folders of photos; generated faces are not written there.
+        origin: what faces.jsonl says about the embedding of this number, once `chunks` has given it.
+        frames: the photos as they were framed, one for each embedding so far; where they were asked for.
     """
 
     count: int
     chunks: Iterable[tuple[list[str], Tensor]]
     skipped: list[Skipped] = field(default_factory=list)
     inputs: Sequence[Path] = ()
+    origin: Callable[[int], dict[str, Any]] = lambda _: {}
+    frames: list[Image.Image] = field(default_factory=list)
 
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
@@ -75,7 +80,12 @@ def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     embeddings = open_embeddings(source, _c_dim(snapshot))
     embeddings.check()
     chunks = _numbered(embeddings.chunks(), embeddings.count)
-    return ConditionSource(embeddings.count, chunks, inputs=[path] if path.is_file() else ())
+    inputs = [path] if path.is_file() else ()
+
+    def origin(row: int) -> dict[str, Any]:
+        return {"source": str(source), "row": row}
+
+    return ConditionSource(embeddings.count, chunks, inputs=inputs, origin=origin)
 
 
 @checks_arguments
@@ -89,7 +99,7 @@ def random_identities(snapshot: Snapshot, count: Count, *, seed: Seed = 0, start
         sample_identities(snapshot.population, min(CHUNK, count - done), seed=seed, start=start + done)
         for done in range(0, count, CHUNK)
     )
-    return ConditionSource(count, _numbered(chunks, count))
+    return ConditionSource(count, _numbered(chunks, count), origin=lambda row: {"source": f"random:{start + row}"})
 
 
 def from_photos(
@@ -99,6 +109,7 @@ def from_photos(
     align: bool | None = None,
     encoder: CropEncoder | str | Path | None = None,
     device: torch.device | str = "cpu",
+    keep_frames: bool = False,
 ) -> ConditionSource:
     """Embeddings of photos: files, or all photos in folders and their sub-folders.
 
@@ -109,6 +120,7 @@ def from_photos(
             of the photo is taken as it is.
         encoder: the encoder of the condition, if it is loaded already, or its ONNX file.
         device: where the encoder runs.
+        keep_frames: keep the framed photos in memory, at the size of the generated faces, to show them beside these.
 
     A photo that is damaged or shows no face is reported on stderr, listed in `skipped` and left out. Raises UserError
     if a path does not exist, a folder has no photos, `encoder` is not the one that the snapshot was trained with, there
@@ -118,7 +130,17 @@ def from_photos(
     align = _decide_align(align)
     encoder = _encoder_for(snapshot, encoder, device)
     skipped: list[Skipped] = []
-    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped, [Path(path) for path in paths])
+    found: list[dict[str, Any]] = []
+    frames: list[Image.Image] = []
+
+    def seen(photo: _Photo, embedded: EmbeddedPhoto) -> None:
+        found.append({"source": photo.label} | ({} if embedded.faces is None else {"faces": embedded.faces}))
+        if keep_frames:
+            frames.append(centre_crop(embedded.frame, snapshot.network.resolution))
+
+    chunks = _embedded(photos, encoder, align, skipped, seen)
+    inputs = [Path(path) for path in paths]
+    return ConditionSource(count, chunks, skipped, inputs, origin=found.__getitem__, frames=frames)
 
 
 def as_one(source: ConditionSource) -> ConditionSource:
@@ -132,13 +154,19 @@ def as_one(source: ConditionSource) -> ConditionSource:
         parts = list(source.chunks)
         c = torch.cat([part for _, part in parts])
         names = [name for names, _ in parts for name in names]
+        used.extend(source.origin(number) for number in range(len(names)))
         others = F.normalize(c.sum(0) - c)
         for name, cosine in zip(names, (c * others).sum(1).tolist(), strict=True):
             if len(c) > 1 and cosine < UNLIKE:
                 message(f"note: {name} is unlike the others (cosine {cosine:.2f}); does it show the same person?")
         yield ["mean"], F.normalize(c.sum(0), dim=0)[None]
 
-    return ConditionSource(1, chunks(), source.skipped, source.inputs)
+    used: list[dict[str, Any]] = []
+
+    def origin(_: int) -> dict[str, Any]:
+        return {"source": [one.get("source", "") for one in used], "mean": True}
+
+    return ConditionSource(1, chunks(), source.skipped, source.inputs, origin, source.frames)
 
 
 def one_embedding(
@@ -343,7 +371,11 @@ def _load_encoder(device: torch.device | str) -> FaceNet:
 
 
 def _embedded(
-    photos: Iterable[_Photo], encoder: CropEncoder, align: bool, skipped: list[Skipped]
+    photos: Iterable[_Photo],
+    encoder: CropEncoder,
+    align: bool,
+    skipped: list[Skipped],
+    seen: Callable[[_Photo, EmbeddedPhoto], None],
 ) -> Iterator[tuple[list[str], Tensor]]:
     """One photo at a time, so that no embedding depends on the other photos of a batch."""
     used: dict[str, int] = {}
@@ -355,6 +387,7 @@ def _embedded(
             skipped.append((photo.label, reason))
             message(f"skipped {photo.label}: {reason}")
             continue
+        seen(photo, embedded)
         yield [_unique_name(photo.name, used)], embedded.c[None]
     if not used:
         label, reason = skipped[0]
