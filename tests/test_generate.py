@@ -185,7 +185,7 @@ def test_output_paths_that_cannot_be_used(snapshot: Snapshot, tmp_path: Path) ->
     ):
         generate(snapshot, source, tmp_path / "out")
     generate(snapshot, random_identities(snapshot, 1), tmp_path / "out", overwrite=True)
-    assert list(tmp_path.joinpath("out").iterdir()) == [tmp_path / "out" / "000000_0.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000000_0.png", "faces.jsonl"}
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)
 
@@ -356,7 +356,7 @@ def test_best_of_keeps_the_faces_most_like_their_embedding(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("vultus.sampling.best.load_facenet", lambda **_: random_facenet)
+    monkeypatch.setattr("vultus.models.encoders.load_facenet", lambda **_: random_facenet)
     generator = load(str(snapshot.path), device="cpu")
     c = unit(2)
     np.save(tmp_path / "c.npy", c.numpy())
@@ -382,7 +382,7 @@ def test_where_best_of_has_no_meaning(
     def missing(**_: object) -> FaceNet:
         raise UserError("weights.pt: not found; download them")
 
-    monkeypatch.setattr("vultus.sampling.best.load_facenet", missing)
+    monkeypatch.setattr("vultus.models.encoders.load_facenet", missing)
     start = ["generate", str(snapshot.path), "--out", str(tmp_path / "out"), "--best-of"]
     for extra, expected in (
         (["2", "--between", "random:1", "random:2"], "--best-of chooses faces of one embedding"),
