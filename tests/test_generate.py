@@ -387,7 +387,7 @@ def test_where_best_of_has_no_meaning(
     for extra, expected in (
         (["2", "--between", "random:1", "random:2"], "--best-of chooses faces of one embedding"),
         (["600", "--random", "1", "--num", "2"], "1200 candidates of one embedding; 1024 is the most"),
-        (["2", "--random", "1"], "--best-of needs FaceNet's weights to choose faces: weights.pt: not found"),
+        (["2", "--random", "1"], "--best-of needs the encoder of the condition to choose faces: weights.pt: not found"),
         (["0", "--random", "1"], "--best-of must be"),
     ):
         assert main([*start, *extra]) == 2
