@@ -71,10 +71,10 @@ class Encoders:
 
 def crop_entry(align: bool, crop: Crop | None) -> dict[str, Any]:
     """What the manifest says about the crops, and about the part of them that the encoder reads; None: not known."""
-    read = (
-        {} if crop is None else {"encoder_fraction": crop} if isinstance(crop, float) else {"encoder_crop": list(crop)}
-    )
-    return {"kind": "aligned" if align else "centre", **read}
+    entry: dict[str, Any] = {"kind": "aligned" if align else "centre"}
+    if isinstance(crop, tuple):
+        return entry | {"encoder_crop": list(crop)}
+    return entry if crop is None else entry | {"encoder_fraction": crop}
 
 
 @dataclass(frozen=True, slots=True)

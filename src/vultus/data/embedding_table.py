@@ -1,4 +1,4 @@
-r"""Embeddings of photos that were computed elsewhere: a table of a key and a vector for each photo.
+"""Embeddings of photos that were computed elsewhere: a table of a key and a vector for each photo.
 
 | file | column of the key | vector |
 |---|---|---|
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from vultus._files import sha256_file
 from vultus.errors import UserError, in_one_line
 from vultus.models.encoders import UNIT
 
@@ -35,12 +36,14 @@ class EmbeddingTable:
         id: name of the encoder.
         dim: length of a vector.
         normalised: whether the vectors in the file have unit norm.
+        sha256: of the file.
     """
 
     path: Path
     id: str
     dim: int
     normalised: bool
+    sha256: str
     _rows: dict[str, int]
     _vectors: npt.NDArray[np.float32]
 
@@ -65,6 +68,7 @@ class EmbeddingTable:
             "dtype": "float32",
             "normalised": self.normalised,
             "network": False,
+            "table_sha256": self.sha256,
         }
 
 
@@ -110,9 +114,8 @@ def read_table(path: str | Path, name: str | None = None) -> EmbeddingTable:
     scaled = values / largest
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     normalised = bool(np.abs(lengths * largest - 1).max() < UNIT)
-    return EmbeddingTable(
-        path, name or path.stem, values.shape[1], normalised, rows, (scaled / lengths).astype(np.float32)
-    )
+    vectors = (scaled / lengths).astype(np.float32)
+    return EmbeddingTable(path, name or path.stem, vectors.shape[1], normalised, sha256_file(path), rows, vectors)
 
 
 def _read_csv(path: Path) -> pa.Table:

@@ -151,7 +151,9 @@ class RunState:
             "preset": self.config.preset,
             "cur_nimg": self.cur_nimg,
             "hours": round(self.seconds / 3600, 3),
-            "encoder": {key: value for key, value in manifest["encoder"].items() if key != "dtype"},
+            "encoder": {
+                key: value for key, value in manifest["encoder"].items() if key not in ("dtype", "table_sha256")
+            },
             "crop": manifest["crop"],
             "data": {"content_sha256": manifest["content_sha256"], "images": len(self.dataset)},
             "licence": manifest.get("licence"),
