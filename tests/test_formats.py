@@ -22,6 +22,7 @@ from vultus.models.generators import GeneratorNetwork
 from vultus.models.hub import write_folder
 from vultus.models.snapshot import load_snapshot, save_snapshot
 from vultus.reporting.run_folder import read_evaluations, read_run
+from vultus.sampling.face_files import read_faces
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -147,6 +148,12 @@ def test_training_resumes(
     run = read_run(out)
     assert (run.cur_nimg, len(run.sessions)) == (16, 2)
     assert run.samples[-1].cur_nimg == 16
+
+
+def test_face_list() -> None:
+    lines = read_faces(GOLDEN / "faces.jsonl")
+    assert [line["file"] for line in lines] == ["000000_0.png", "000001_0.png"]
+    assert lines[1]["cosine"] == 0.7875
 
 
 def test_evaluation() -> None:
