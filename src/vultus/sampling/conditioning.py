@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from vultus._device import resolve_device
@@ -23,11 +22,12 @@ from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images import align as faces
-from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, photo_suffixes, to_x
+from vultus.images.io import BadImage, photo_suffixes, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
 from vultus.sampling.latents import sample_identities
+from vultus.sampling.photos import embed_photo
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
@@ -342,36 +342,6 @@ def _embedded(
 
 def _reason(error: BadImage | OSError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-@dataclass(frozen=True)
-class EmbeddedPhoto:
-    """The embedding of a photo, and the parts of the photo that it was computed from.
-
-    Attributes:
-        c: the embedding, float32 [c_dim] on the CPU, unit norm.
-        frame: the aligned face, framed like the training photos; without alignment the whole photo.
-        crop: the central part of the frame that the encoder reads.
-        faces: number of faces found; None without alignment.
-    """
-
-    c: Tensor
-    frame: Image.Image
-    crop: Image.Image
-    faces: int | None
-
-
-def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
-    """Embed an encoded photo. Raises BadImage if it is damaged, too large, or (with `align`) shows no face."""
-    photo = decode_image(data, max_pixels=max_pixels)
-    frame, count = faces.align_largest(photo) if align else (photo, None)
-    if frame is None:
-        raise BadImage("no face found")
-    crop = centre_crop(frame, encoder.size, encoder.crop)
-    x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
-    with torch.inference_mode():
-        c = encoder.embed_crop(x)[0].cpu()
-    return EmbeddedPhoto(c, frame, crop, count)
 
 
 def _unique_name(name: str, used: dict[str, int]) -> str:

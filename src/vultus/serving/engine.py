@@ -27,8 +27,9 @@ from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import Origin, encode_marked, model_id
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.conditioning import EmbeddedPhoto, check_encoder, embed_photo
+from vultus.sampling.conditioning import check_encoder
 from vultus.sampling.latents import noise, sample_identities
+from vultus.sampling.photos import EmbeddedPhoto, embed_photo
 from vultus.serving.batching import BATCH_SIZES, Batcher, NotFinite
 
 IMAGE_FORMATS: dict[str, Literal["PNG", "WEBP", "JPEG"]] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}

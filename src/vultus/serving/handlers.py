@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vultus.images.io import photo_media_types
-from vultus.sampling.conditioning import EmbeddedPhoto
 from vultus.sampling.latents import slerp
+from vultus.sampling.photos import EmbeddedPhoto
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
 from vultus.serving.errors import ApiError
 from vultus.serving.limits import BodyReader, LoadLimiter

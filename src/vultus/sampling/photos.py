@@ -1,0 +1,85 @@
+"""One photo: its faces, and their embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vultus.images import align as faces
+from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, to_x
+from vultus.models.facenet import FaceNet
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright photo
+WhichFace = Literal["largest", "central", "all"]
+
+
+@dataclass(frozen=True)
+class EmbeddedPhoto:
+    """The embedding of a face in a photo, and the parts of the photo that it was computed from.
+
+    Attributes:
+        c: the embedding, float32 [c_dim] on the CPU, unit norm.
+        frame: the aligned face, framed like the training photos; without alignment the whole photo.
+        crop: the central part of the frame that the encoder reads.
+        faces: number of faces found; None without alignment.
+        box: left, top, right and bottom of this face, in pixels of the upright photo; None without alignment.
+    """
+
+    c: Tensor
+    frame: Image.Image
+    crop: Image.Image
+    faces: int | None
+    box: Box | None = None
+
+
+def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
+    """Embed the largest face of an encoded photo; see embed_faces()."""
+    return embed_faces(data, encoder, align=align, max_pixels=max_pixels)[0]
+
+
+def embed_faces(
+    data: bytes, encoder: FaceNet, *, align: bool, which: WhichFace = "largest", max_pixels: int = MAX_PIXELS
+) -> list[EmbeddedPhoto]:
+    """Embed faces of an encoded photo.
+
+    Args:
+        data: the file.
+        encoder: FaceNet.
+        align: find and align faces. Without it the centre square of the photo is embedded.
+        which: the largest face, the one nearest to the centre of the photo, or all of them, the largest first.
+        max_pixels: of the photo.
+
+    Raises BadImage if the photo is damaged, too large, or (with `align`) shows no face.
+    """
+    photo = decode_image(data, max_pixels=max_pixels)
+    if not align:
+        return [_embedded_frame(photo, encoder, None, None)]
+    found = faces.find_faces(photo)
+    if not found:
+        raise BadImage("no face found")
+    chosen = found if which == "all" else [_central(found, photo) if which == "central" else found[0]]
+    return [_embedded_frame(faces.align_face(photo, face), encoder, len(found), face.box) for face in chosen]
+
+
+def _central(found: Sequence[faces.Face], photo: Image.Image) -> faces.Face:
+    """The face whose centre is nearest to that of the photo; the largest of several."""
+
+    def distance(face: faces.Face) -> float:
+        left, top, right, bottom = face.box
+        return math.hypot(left + right - photo.width, top + bottom - photo.height)
+
+    return min(found, key=distance)
+
+
+def _embedded_frame(frame: Image.Image, encoder: FaceNet, count: int | None, box: Box | None) -> EmbeddedPhoto:
+    crop = centre_crop(frame, encoder.size, encoder.crop)
+    x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
+    with torch.inference_mode():
+        c = encoder.embed_crop(x)[0].cpu()
+    return EmbeddedPhoto(c, frame, crop, count, box)
