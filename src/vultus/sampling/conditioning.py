@@ -61,7 +61,7 @@ class ConditionSource:
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
-    embeddings = open_embeddings(source, _c_dim(snapshot))
+    embeddings = open_embeddings(source, _c_dim(snapshot), _encoder_id(snapshot))
     embeddings.check()
     path, _ = split_source(source)
     chunks = _numbered(embeddings.chunks(), embeddings.count)
@@ -149,7 +149,7 @@ def one_embedding(
         check_population(snapshot)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
-    return open_embeddings(path, _c_dim(snapshot)).row(row)
+    return open_embeddings(path, _c_dim(snapshot), _encoder_id(snapshot)).row(row)
 
 
 def inputs_of(text: str) -> list[Path]:
@@ -245,6 +245,12 @@ def check_encoder(snapshot: Snapshot) -> None:
 def _c_dim(snapshot: Snapshot) -> int:
     dim: int = snapshot.metadata["generator"]["c_dim"]
     return dim
+
+
+def _encoder_id(snapshot: Snapshot) -> str | None:
+    """The id of the encoder whose embeddings the generator takes, if the snapshot names it."""
+    encoder: str | None = snapshot.metadata.get("encoder", {}).get("id")
+    return encoder
 
 
 def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
