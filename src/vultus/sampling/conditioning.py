@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,12 @@ from vultus._progress import message
 from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
-from vultus.images import align as faces
 from vultus.images.io import BadImage, photo_suffixes, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
 from vultus.sampling.latents import sample_identities
-from vultus.sampling.photos import embed_photo
+from vultus.sampling.photos import decide_align, embed_photo, reason_of
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
@@ -105,7 +103,7 @@ def from_photos(
     the end) no photo could be used.
     """
     photos, count = _photos(paths)
-    align = _decide_align(align)
+    align = decide_align(align)
     check_encoder(snapshot)
     encoder = encoder or _load_encoder(device)
     skipped: list[Skipped] = []
@@ -213,14 +211,14 @@ def embed(
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such photo")
-    align = _decide_align(align)
+    align = decide_align(align)
     encoder = _load_encoder(resolve_device(device))
     rows = [torch.zeros(0, encoder.dim)]
     for path in paths:
         try:
             rows.append(embed_photo(path.read_bytes(), encoder, align=align).c[None])
         except (BadImage, OSError) as error:
-            raise UserError(f"{path}: {_reason(error)}; leave it out or give another photo") from None
+            raise UserError(f"{path}: {reason_of(error)}; leave it out or give another photo") from None
     return torch.cat(rows)
 
 
@@ -307,20 +305,6 @@ def _all_photos(paths: Sequence[Path]) -> Iterator[_Photo]:
             yield _Photo(str(path), path.stem, Item(str(path), "", path))
 
 
-def _decide_align(align: bool | None) -> bool:
-    if align and not faces.available():
-        raise UserError(faces.MISSING)
-    if align is None:
-        align = faces.available()
-        if not align:
-            print(
-                "note: photos are not aligned, their centre square is used; to find and align faces: "
-                "pip install 'vultus[align]'",
-                file=sys.stderr,
-            )
-    return align
-
-
 def _load_encoder(device: torch.device | str) -> FaceNet:
     # float32 even where bfloat16 is faster: the embedding determines the face, and decoding costs more anyway.
     return load_facenet(device=device, dtype=torch.float32)
@@ -335,7 +319,7 @@ def _embedded(
         try:
             embedded = embed_photo(photo.item.read(), encoder, align=align)
         except (BadImage, OSError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             skipped.append((photo.label, reason))
             message(f"skipped {photo.label}: {reason}")
             continue
@@ -344,10 +328,6 @@ def _embedded(
         label, reason = skipped[0]
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise UserError(f"{label}: {reason}{more}; no photo could be used, give another one")
-
-
-def _reason(error: BadImage | OSError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _unique_name(name: str, used: dict[str, int]) -> str:

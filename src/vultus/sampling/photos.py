@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, to_x
 from vultus.models.facenet import FaceNet
@@ -83,3 +85,26 @@ def _embedded_frame(frame: Image.Image, encoder: FaceNet, count: int | None, box
     with torch.inference_mode():
         c = encoder.embed_crop(x)[0].cpu()
     return EmbeddedPhoto(c, frame, crop, count, box)
+
+
+def decide_align(align: bool | None) -> bool:
+    """Whether photos are aligned; None: if the extra `align` is installed, with a note if it is not.
+
+    Raises UserError if they shall be aligned and it is not installed.
+    """
+    if align and not faces.available():
+        raise UserError(faces.MISSING)
+    if align is None:
+        align = faces.available()
+        if not align:
+            print(
+                "note: photos are not aligned, their centre square is used; to find and align faces: "
+                "pip install 'vultus[align]'",
+                file=sys.stderr,
+            )
+    return align
+
+
+def reason_of(error: BadImage | OSError) -> str:
+    """Why a photo cannot be used, in a few words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
