@@ -153,6 +153,13 @@ def test_face_depends_only_on_embedding_seed_and_variant(client: TestClient) -> 
     assert not np.array_equal(pixels(alone.content), expected(C[2], 8, 0))
 
 
+def saved_file(rows: np.ndarray) -> bytes:
+    """A JSON file of `vultus embed`."""
+    faces = [{"key": "a.jpg", "faces_found": 2, "box": [1, 2, 3, 4], "embedding": row} for row in rows.tolist()]
+    header = {"format": 1, "encoder": {"id": "tiny-test"}, "skipped": []}
+    return json.dumps({"vultus": header, "encoder": "tiny-test", "faces": faces}).encode()
+
+
 def test_every_encoding_of_embeddings_gives_the_same_faces(client: TestClient) -> None:
     rows = C[:2].numpy()
     bodies: list[tuple[bytes, str]] = [
@@ -161,6 +168,7 @@ def test_every_encoding_of_embeddings_gives_the_same_faces(client: TestClient) -
         (npy_file(np.asfortranarray(rows.astype(np.float64))), NPY),
         (npy_file(rows * 1e-30), NPY),  # only the direction of an embedding counts
         (json.dumps({"embeddings": rows.tolist()}).encode(), JSON),
+        (saved_file(rows), JSON),
     ]
     responses = [
         client.post("/v1/faces?seed=3&format=npy&noise_strength=0.5", content=data, headers={"Content-Type": kind})
@@ -174,6 +182,9 @@ def test_every_encoding_of_embeddings_gives_the_same_faces(client: TestClient) -
         assert int(np.abs(array.astype(int) - arrays[0]).max()) <= 1  # rows were normalised again
     single = client.post("/v1/faces", content=npy_file(rows[0]), headers={"Content-Type": NPY})
     assert np.array_equal(pixels(single.content), expected(C[0], 0, 0))
+    for encoder in ("tiny-test", None):  # as the page saves it
+        single = client.post("/v1/faces", json={"embedding": rows[0].tolist(), "encoder": encoder})
+        assert np.array_equal(pixels(single.content), expected(C[0], 0, 0))
 
 
 def test_options_in_json_override_the_query(client: TestClient) -> None:
@@ -292,6 +303,10 @@ BAD: dict[str, tuple[Any, str, int, str]] = {
     "no rows": ({"embeddings": []}, JSON, 422, "embeddings"),
     "no embeddings": ({"num": 2}, JSON, 422, "embeddings: Field required"),
     "a misspelt option": ({"embeddings": [ROW], "nun": 2}, JSON, 422, "nun: Extra inputs"),
+    "another encoder": ({"embedding": ROW, "encoder": "other"}, JSON, 422, "those of other, .* those of tiny-test"),
+    "two forms": ({"embedding": ROW, "embeddings": [ROW]}, JSON, 422, "only one of embeddings, embedding"),
+    "a saved number too few": ({"embedding": ROW[:-1]}, JSON, 422, r"embeddings\.0: .*16 items.* 15"),
+    "a face without embedding": ({"faces": [{"key": "a.jpg"}]}, JSON, 422, r"embeddings\.0: .*valid array"),
     "num 0": ({"embeddings": [ROW], "num": 0}, JSON, 422, "num: .*greater"),
     "seed -1": ({"embeddings": [ROW], "seed": -1}, JSON, 422, "seed: "),
     "too many faces": ({"embeddings": [ROW] * 5, "num": 3}, JSON, 422, "5 x 3 faces; the limit is 12"),

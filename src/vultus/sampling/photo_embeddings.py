@@ -4,7 +4,7 @@
 |---|---|
 | `.npz` | arrays `embeddings` [N, dim], `keys` [N], `faces_found` [N] and `boxes` [N, 4] (not known: -1 and NaN) |
 | `.parquet` | columns `key`, `faces_found`, `box`, `embedding` |
-| `.json` | a list `faces` of the same |
+| `.json` | a list `faces` of the same, and the id of the encoder as `encoder` |
 | `.csv` | columns `faces_found`, `left`, `top`, `right`, `bottom`, `key`, and one for each number of the embedding |
 | `.npy` | the embeddings alone; the rest is in a `.json` file of the same name beside it |
 
@@ -248,7 +248,8 @@ def _write_json(result: PhotoEmbeddings, out: Path, *, rows: bool = True) -> Non
         for key, count, box, row in zip(result.keys, result.faces_found, result.boxes, result.rows, strict=True)
     ]
     lines = ",\n".join(json.dumps(face, ensure_ascii=False) for face in faces)
-    write_text(out, f'{{"{HEADER}": {json.dumps(result.header(), ensure_ascii=False)}, "faces": [\n{lines}\n]}}\n')
+    head = {HEADER: result.header(), "encoder": result.encoder["id"]}  # the page and the API check the second alone
+    write_text(out, f'{json.dumps(head, ensure_ascii=False)[:-1]}, "faces": [\n{lines}\n]}}\n')
 
 
 _WRITERS: dict[str, Callable[[PhotoEmbeddings, Path], None]] = {
