@@ -120,6 +120,7 @@ def test_what_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("old.npz").write_text("mine")
     Path("old.json").write_text("mine")
+    Path("old.parquet").write_text("mine")
     Path("link.json").symlink_to(album / "cut.png")
     for arguments, message in {
         "album --out c.txt": "c.txt: cannot write embeddings to .txt; use .npy, .npz",
@@ -127,6 +128,7 @@ def test_what_is_refused(
         "album --out old.npy": "old.json: exists; choose",
         "album --out album/c.npz": "all photos in album are read",
         "album/cut.png --out link.json --overwrite": "is read by this command",
+        "o*.parquet --out old.parquet --overwrite": "is read by this command",
         "none.jpg --out c.npz": "none.jpg: no such file or folder",
         "album --out c.npz --face both": "--face must be one of largest, central, all, not both",
         "album --out c.npz --split train": "leave --split out",
@@ -140,7 +142,13 @@ def test_what_is_refused(
         embed_photos("album/cut.png", "c.npz", encoder=TINY, align=False)
     embed_photos("album", "old.npz", encoder=TINY, align=False, overwrite=True)
     assert len(rows("old.npz")) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["album", "link.json", "old.json", "old.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "album",
+        "link.json",
+        "old.json",
+        "old.npz",
+        "old.parquet",
+    ]
 
 
 @pytest.mark.skipif(not faces.available(), reason="the extra `align` is not installed")

@@ -15,6 +15,7 @@ key `vultus`. The rows are read by embedding_files.py.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -122,9 +123,8 @@ def embed_photos(
     out = Path(out)
     if (write := _WRITERS.get(out.suffix.lower())) is None:
         raise UserError(f"{out}: cannot write embeddings to {out.suffix or 'this'}; use {', '.join(_WRITERS)}")
-    inputs = Inputs(
-        [path for path in sources if Path(path).is_file()], [path for path in sources if Path(path).is_dir()]
-    )
+    read = [path for source in sources for path in (source, *glob.glob(source, recursive=True))]
+    inputs = Inputs(read, [source for source in sources if Path(source).is_dir()])
     check_output(out, *([_beside(out)] if out.suffix.lower() == ".npy" else []), inputs=inputs, overwrite=overwrite)
     make_folder(out.parent)
     items, total = _items(sources, split, image_column)
@@ -167,16 +167,15 @@ def _items(sources: list[str], split: str | None, image_column: str | None) -> t
     parts: list[Named] = []
     total: int | None = 0
     for source in sources:
-        path = Path(source)
+        path, name = Path(source), os.fsencode(source).decode("utf-8", "backslashreplace")
         if path.is_file() and path.suffix.lower() != ".parquet":
             if (split, image_column) != (None, None):
                 raise UserError(f"{source}: a photo has no splits or columns; leave --split and --image-column out")
-            key = os.fsencode(source).decode("utf-8", "backslashreplace")
-            parts.append(iter([(key, Item(key, "", path))]))
+            parts.append(iter([(name, Item(name, "", path))]))
             counts: list[int | None] = [1]
         else:
             # The keys of a single source are those of `vultus prepare`, so that both can be joined.
-            prefix = f"{source}/" if len(sources) > 1 else ""
+            prefix = f"{name}/" if len(sources) > 1 else ""
             opened = open_source(source, split, image_column=image_column)
             parts += [_named(prefix, part) for part in opened.parts]
             counts = [part.total for part in opened.parts]
@@ -195,15 +194,6 @@ def _named(prefix: str, part: Part) -> Named:
 def _beside(out: Path) -> Path:
     """The file beside a .npy file that holds all but the embeddings."""
     return out.with_suffix(".json")
-
-
-def _table(result: PhotoEmbeddings) -> pa.Table:
-    """The columns of the Parquet file."""
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(result.embeddings.ravel()), result.encoder["dim"])
-    boxes = pa.array(result.boxes, pa.list_(pa.float32()))
-    columns = {"key": result.keys, "faces_found": pa.array(result.faces_found, pa.int32()), "box": boxes}
-    header = {HEADER: json.dumps(result.header())}
-    return pa.table(columns | {"embedding": rows}).replace_schema_metadata(header)
 
 
 def _write_npy(result: PhotoEmbeddings, out: Path) -> None:
@@ -225,8 +215,14 @@ def _write_npz(result: PhotoEmbeddings, out: Path) -> None:
 
 
 def _write_parquet(result: PhotoEmbeddings, out: Path) -> None:
+    columns = {
+        "key": result.keys,
+        "faces_found": pa.array(result.faces_found, pa.int32()),
+        "box": pa.array(result.boxes, pa.list_(pa.float32())),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(result.embeddings.ravel()), result.encoder["dim"]),
+    }
     with atomic_path(out) as temporary:
-        pq.write_table(_table(result), temporary)
+        pq.write_table(pa.table(columns, metadata={HEADER: json.dumps(result.header())}), temporary)
 
 
 def _write_csv(result: PhotoEmbeddings, out: Path) -> None:
