@@ -89,6 +89,13 @@ def test_half_precision_one_row_and_colons(tmp_path: Path) -> None:
         open_embeddings(tmp_path / "half.npy").row(3)
 
 
+def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
+    """With a byte order mark, a number as the key, and a column of text between key and vector."""
+    (tmp_path / "c.csv").write_text("\ufeffkey,person,a,b\n0001,Ann,3,4\n0002,Bo,0,-1\n", encoding="utf-8")
+    rows = torch.cat(list(open_embeddings(tmp_path / "c.csv", 2).chunks()))
+    torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+
+
 def test_csv_with_and_without_names(tmp_path: Path) -> None:
     rows = unit_rows(50)
     write_csv(tmp_path / "key.csv", rows, [f"e{number}" for number in range(512)])

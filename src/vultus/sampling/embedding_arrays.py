@@ -1,4 +1,4 @@
-"""Arrays of embeddings: .npy, .npz and .safetensors. A format is read without what it is not asked for."""
+"""Arrays of embeddings: .npy, .npz and .safetensors. Only the array that is asked for is read."""
 
 from __future__ import annotations
 

@@ -107,20 +107,16 @@ class Needed:
     dim: int
     encoder: str | None = None
 
-    def check_encoder(self, source: str, encoder: str | None) -> None:
-        """Raise UserError if the embeddings of `source` come from another encoder, as far as both are known."""
+    def count(self, source: str, shape: tuple[int, ...], encoder: str | None = None) -> int:
+        """Rows of an array of this shape, of embeddings of `encoder` (None: not known).
+
+        Raises UserError unless it is [N, dim] with N > 0, or [dim], and the encoder is the one that is needed.
+        """
         if None not in (encoder, self.encoder) and encoder != self.encoder:
             raise UserError(
                 f"{source}: holds embeddings of {encoder}, but the generator was trained on those of {self.encoder}; "
                 f"embed the photos with {self.encoder}, or use a generator for {encoder}"
             )
-
-    def count(self, source: str, shape: tuple[int, ...], encoder: str | None = None) -> int:
-        """Rows of an array of this shape, of embeddings of `encoder`.
-
-        Raises UserError unless it is [N, dim] with N > 0, or [dim], and the encoder is the one that is needed.
-        """
-        self.check_encoder(source, encoder)
         if shape == (self.dim,):
             return 1
         if len(shape) == 2 and shape[1] == self.dim and shape[0] > 0:

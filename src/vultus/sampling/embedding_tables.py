@@ -116,7 +116,7 @@ class _Layout:
 
 def _layout(source: str, path: Path) -> _Layout:
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             first, second = itertools.islice(itertools.chain(csv.reader(file), ([], [])), 2)
     except csv.Error as error:
         raise UserError(f"{source}: not a readable .csv file ({error}); it may be {DAMAGED}") from None
@@ -126,13 +126,16 @@ def _layout(source: str, path: Path) -> _Layout:
     values = second if named else first
     if not values:
         raise UserError(f"{source}: holds no embeddings; give at least one")
-    keys = [place for place, text in enumerate(first) if text.strip() in KEYS] if named else []
-    keys = keys[:1] or [place for place, text in enumerate(values) if text and not _is_number(text)]
-    begin = keys[0] + 1 if keys else 0
-    vector = list(itertools.takewhile(lambda text: not text or _is_number(text), values[begin:]))
-    if not vector:
+    numeric = [not text or _is_number(text) for text in values]
+    keys = [place for place, text in enumerate(first) if named and text.strip() in KEYS]
+    keys = keys or [place for place, is_number in enumerate(numeric) if not is_number]
+    # The vector is the first run of numbers behind the key.
+    behind = range(keys[0] + 1 if keys else 0, len(numeric))
+    begin = next((place for place in behind if numeric[place]), None)
+    if begin is None:
         raise UserError(f"{source}: has no columns of numbers behind its key; a row is a key and a vector")
-    return _Layout(len(first), range(begin, begin + len(vector)), named)
+    end = next((place for place in range(begin, len(numeric)) if not numeric[place]), len(numeric))
+    return _Layout(len(first), range(begin, end), named)
 
 
 def _is_number(text: str) -> bool:
