@@ -24,7 +24,7 @@ from vultus.images.io import BadImage, photo_suffixes, to_x
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
-from vultus.sampling.latents import sample_identities
+from vultus.sampling.latents import blend, sample_identities
 from vultus.sampling.photos import decide_align, embed_photo, reason_of
 
 CHUNK = 256  # random identities that are computed at a time
@@ -125,7 +125,7 @@ def as_one(source: ConditionSource) -> ConditionSource:
         for name, cosine in zip(names, (c * others).sum(1).tolist(), strict=True):
             if len(c) > 1 and cosine < UNLIKE:
                 message(f"note: {name} is unlike the others (cosine {cosine:.2f}); does it show the same person?")
-        yield ["mean"], F.normalize(c.sum(0), dim=0)[None]
+        yield ["mean"], blend(c, torch.ones(len(c)))[None]
 
     return ConditionSource(1, chunks(), source.skipped, source.inputs)
 

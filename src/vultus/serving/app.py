@@ -24,7 +24,7 @@ from vultus.serving.errors import ApiError, add_error_handlers, error_responses,
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, UPLOAD_TYPES, Api
 from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.saved_files import reads_saved_files
-from vultus.serving.schemas import Embedding, Faces, Model, request_models
+from vultus.serving.schemas import Embedding, Faces, Model, PhotoOptions, request_models
 from vultus.serving.settings import ServerSettings
 
 
@@ -126,12 +126,12 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
 
     @router.post(
         "/embeddings",
-        summary="The embedding of a photo",
+        summary="The embedding of a face in a photo, or of all",
         responses={200: {"model": Embedding}} | with_body | error_responses(415),
         openapi_extra=_request_body(None, *UPLOAD_TYPES),
     )
-    async def embeddings(request: Request) -> Response:
-        return await api.embeddings(request)
+    async def embeddings(request: Request, options: Annotated[PhotoOptions, Query()]) -> Response:
+        return await api.embeddings(request, options)
 
     @router.post(
         "/between",
