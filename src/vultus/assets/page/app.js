@@ -43,6 +43,7 @@ class App {
   /** Show what the address names: a tab (#random), or the settings and people of a link (#random?seed=7&...). */
   async follow() {
     const [name, query] = location.hash.slice(1).split("?");
+    if (this.current && name === "stage") return; // "Skip to the faces"
     const view = Object.hasOwn(this.views, name) ? name : this.model.random.available ? "random" : "embedding";
     this.open(view, !query);
     if (query) {
@@ -51,13 +52,13 @@ class App {
       setSeed(params.get("seed"));
       showControls();
       await this.reading("link", async (signal) => this.current.restore(params, signal));
+      this.linked = this.state;
       await this.draw();
       const { id } = this.model;
       if ((params.get("model") ?? id) !== id) {
         this.showErrors({ link: new Problem(`This link is of the model ${params.get("model")}; this server has ${id}, so the faces differ.`) });
       }
     }
-    this.linked = this.key;
   }
 
   /** A fragment of the address that shows the same faces again. */
@@ -69,7 +70,7 @@ class App {
 
   async copyLink() {
     history.replaceState(null, "", this.link());
-    this.linked = this.key;
+    this.linked = this.state;
     const private_ = this.current.link().people.some(({ seed }) => seed === undefined);
     const about = private_ ? " It contains embeddings of faces: whoever has it can generate them." : "";
     try {
@@ -96,7 +97,12 @@ class App {
     return { seed, count, strength };
   }
 
-  /** Open a tab, with the faces that it showed last. */
+  /** What the faces of the current view depend on. */
+  get state() {
+    return JSON.stringify([this.current.input(), this.controls]);
+  }
+
+  /** Open a tab; it shows the faces that it showed last until `draw` has generated others. */
   open(name, draw = true) {
     if (this.current === this.views[name]) return;
     this.current = this.views[name];
@@ -119,19 +125,19 @@ class App {
   /** Generate the faces of the current view, unless they are shown already; a later call cancels this one. */
   async draw() {
     const view = this.current;
-    const key = JSON.stringify([view.input(), this.controls]);
+    const key = this.state;
     if (this.shown.get(view)?.key === key && this.shown.get(view).complete) return this.drawing.stop(), this.busy(false);
     this.busy(true);
     this.started = performance.now();
     this.key = key;
     // The link in the address bar is no longer what is shown.
-    if (this.linked && this.linked !== key && location.hash.includes("?")) history.replaceState(null, "", `#${this.name}`);
+    if (this.linked !== key && location.hash.includes("?")) history.replaceState(null, "", `#${this.name}`);
     try {
       const finished = await this.drawing.run((signal) => view.draw(this.controls, signal).then(() => true));
       if (!finished) return; // cancelled by a later call
       this.shown.get(view).complete = true;
       // A view may choose its input while it draws: the blend takes two random people.
-      this.shown.get(view).key = JSON.stringify([view.input(), this.controls]);
+      this.shown.get(view).key = this.state;
       this.showErrors({ drawing: null });
     } catch (error) {
       this.showErrors({ drawing: error });

@@ -98,10 +98,11 @@ export class RandomView extends PeopleView {
   }
 
   /** Faces of one of the people, in place; the first one is the face that is shown already. */
-  async vary(person) {
+  vary(person) {
     this.source = { people: [person], start: person.number };
-    await this.app.draw();
-    byId("back").focus({ preventScroll: true });
+    byId("back").hidden = false;
+    byId("back").focus({ preventScroll: true }); // the button that was pressed goes away
+    this.app.draw();
   }
 
   back = async () => {
@@ -162,8 +163,7 @@ export class PhotoView extends PeopleView {
   }
 
   get whose() {
-    const { people, one } = this.source;
-    return one ? `one person in ${plural(people.length, "crop")}` : this.found.length > 1 ? "one face of your photos" : "this photo";
+    return this.source.one ? "one person" : this.found.length > 1 ? "one of your faces" : "this photo";
   }
 
   async example({ image, embedding }) {
@@ -174,7 +174,7 @@ export class PhotoView extends PeopleView {
   }
 
   /** Embed every face in the files; of each photo the largest is ticked. With `add` the previous faces stay. */
-  async read(files, { add = false, caption = "This crop of your photo is the only image on this page that is not generated." } = {}) {
+  async read(files, { add = false, caption } = {}) {
     const { app } = this;
     app.open("photo");
     const notes = [];
@@ -195,7 +195,8 @@ export class PhotoView extends PeopleView {
     this.found = found ? [...(add ? this.found : []), ...found] : add ? this.found : [];
     if (found) byId("photo-as").value = files.length > 1 || add ? "one" : "each";
     byId("photo-note").textContent = notes.join(" ");
-    byId("crop-caption").textContent = `What the encoder sees. ${caption}`;
+    const [crop, is] = this.found.length > 1 ? ["These crops of your photos", "are the only images"] : ["This crop of your photo", "is the only image"];
+    byId("crop-caption").textContent = `What the encoder sees. ${caption ?? `${crop} ${is} on this page not generated.`}`;
     byId("crop-image").alt = byId("crop-caption").textContent;
     byId("picks").replaceChildren(...this.found.map((face) => this.pick(face)));
     this.choose();
@@ -319,7 +320,12 @@ export class EmbeddingView extends PeopleView {
     byId("row-count").textContent = `of ${rows.length}`;
   }
 
-  choose(write = this.rows.length > 1) {
+  choose(write) {
+    this.update(write);
+    this.app.draw();
+  }
+
+  update(write = this.rows.length > 1) {
     const all = byId("row-all").checked;
     const number = Math.min(this.rows.length, Math.max(1, Math.floor(byId("row-number").value || 1)));
     const chosen = all ? this.rows : this.rows.slice(number - 1, number);
@@ -328,7 +334,6 @@ export class EmbeddingView extends PeopleView {
     const texts = chosen.map((row) => `[${row.map(exact).join(", ")}]`);
     if (write) byId("numbers").value = all ? `[${texts.join(",\n")}]` : texts.join("");
     byId("numbers-status").textContent = chosen.length ? `${plural(chosen[0].length, "number")} read.` : "";
-    this.app.draw();
   }
 
   link() {
@@ -339,7 +344,7 @@ export class EmbeddingView extends PeopleView {
   async restore(params, signal) {
     const people = await Promise.all(params.getAll("who").map((token) => personOf(token, this.app, signal)));
     this.setRows(people.map(({ c }) => c), Math.max(0, Math.floor(Number(params.get("start")) || 0)), people.length > 1);
-    this.choose(true);
+    this.update(true);
   }
 }
 
