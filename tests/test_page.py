@@ -528,7 +528,7 @@ def test_several_faces_and_photos(visit: Callable[..., Visit], photos: list[Imag
     user.page.get_by_label("Use face 2").press(" ")
     user.faces(3)
     choose(user, jpeg(photos[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)), to="#photo-add")
-    mean = user.faces(3, "of one person")
+    mean = user.faces(3, "of the mean of 2 crops")
     crops = user.page.eval_on_selector_all("#picks img", "all => all.map((image) => image.src)")
     assert len(crops) == 3
     _, data = user.saved(lambda: user.page.get_by_role("button", name="Save embedding").click())
@@ -539,7 +539,7 @@ def test_several_faces_and_photos(visit: Callable[..., Visit], photos: list[Imag
     user.page.set_input_files("#photo-file", files)
     user.wait("() => document.querySelectorAll('#picks img').length === 2")
     assert "wall.jpg is left out" in user.page.inner_text("#photo-note")
-    user.faces(3, "of one person")
+    user.faces(3, "of the mean of 2 crops")
 
 
 @needs_facenet

@@ -71,8 +71,8 @@ class App {
   async copyLink() {
     history.replaceState(null, "", this.link());
     this.linked = this.state;
-    const private_ = this.current.link().people.some(({ seed }) => seed === undefined);
-    const about = private_ ? " It contains embeddings of faces: whoever has it can generate them." : "";
+    const withEmbeddings = this.current.link().people.some(({ seed }) => seed === undefined);
+    const about = withEmbeddings ? " It contains embeddings of faces: whoever has it can generate them." : "";
     try {
       await navigator.clipboard.writeText(location.href);
       status.textContent = `Link copied.${about}`;

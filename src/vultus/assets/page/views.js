@@ -163,7 +163,8 @@ export class PhotoView extends PeopleView {
   }
 
   get whose() {
-    return this.source.one ? "one person" : this.found.length > 1 ? "one of your faces" : "this photo";
+    const { one, people } = this.source;
+    return one ? `the mean of ${people.length} crops` : this.found.length > 1 ? "one of the crops" : "this photo";
   }
 
   async example({ image, embedding }) {
