@@ -238,9 +238,12 @@ def test_faces_of_a_random_person_and_their_link(visit: Callable[..., Visit], se
 def test_bad_links(visit: Callable[..., Visit]) -> None:
     user = visit("embedding?seed=1&who=AAAA")
     user.error("This link is damaged")
-    user.page.goto(f"{user.url}/#random?seed=-1&count=999&strength=x&model=other&who=7.1")
+    user.page.goto(f"{user.url}/#random?seed=-1&count=0&strength=x&model=other&who=7.1")
     user.error("This link is of the model other")
-    user.faces(24, "of random person 2 of seed 7, noise")
+    user.faces(1, "of random person 2 of seed 7, noise 1 of seed 0")
+    user.slide("Faces", 2)
+    user.faces(2)
+    assert user.page.inner_text("#error") == ""
 
 
 def test_new_request_cancels_the_previous_one(visit: Callable[..., Visit]) -> None:
@@ -324,6 +327,7 @@ def test_blend_of_three_people(visit: Callable[..., Visit], served: ServerThread
     assert same(faces, [pixels(face["image"]) for face in expected])
     assert not same(faces[:1], first[:1])
     assert all(map(np.array_equal, unzipped(user), faces))
+    assert user.page.evaluate(NAMELESS) == []
     user.page.get_by_role("button", name="Copy link").click()
     user.wait("() => location.hash.includes('weight=0.5')")
     assert re.findall(r"who=([\d.]+)", user.page.url) == ["5.0", "5.1", "5.2"]
@@ -531,6 +535,7 @@ def test_several_faces_and_photos(visit: Callable[..., Visit], photos: list[Imag
     mean = user.faces(3, "of the mean of 2 crops")
     crops = user.page.eval_on_selector_all("#picks img", "all => all.map((image) => image.src)")
     assert len(crops) == 3
+    assert user.page.evaluate(NAMELESS) == []
     _, data = user.saved(lambda: user.page.get_by_role("button", name="Save embedding").click())
     assert same(api_faces(served, np.array(json.loads(data)["embedding"]), num=3), mean)
     # Files without a face are left out.

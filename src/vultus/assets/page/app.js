@@ -130,8 +130,11 @@ class App {
     this.busy(true);
     this.started = performance.now();
     this.key = key;
-    // The link in the address bar is no longer what is shown.
-    if (this.linked !== key && location.hash.includes("?")) history.replaceState(null, "", `#${this.name}`);
+    if (this.linked !== key && location.hash.includes("?")) {
+      // The link in the address bar is no longer what is shown.
+      history.replaceState(null, "", `#${this.name}`);
+      this.showErrors({ link: null });
+    }
     try {
       const finished = await this.drawing.run((signal) => view.draw(this.controls, signal).then(() => true));
       if (!finished) return; // cancelled by a later call
