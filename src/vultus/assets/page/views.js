@@ -334,7 +334,8 @@ export class EmbeddingView extends PeopleView {
     this.source = chosen.length ? { people: chosen.map((c) => ({ c })), start: this.first + (all ? 0 : number - 1) } : null;
     const texts = chosen.map((row) => `[${row.map(exact).join(", ")}]`);
     if (write) byId("numbers").value = all ? `[${texts.join(",\n")}]` : texts.join("");
-    byId("numbers-status").textContent = chosen.length ? `${plural(chosen[0].length, "number")} read.` : "";
+    const numbers = chosen.length ? plural(chosen[0].length, "number") : "";
+    byId("numbers-status").textContent = numbers && `${chosen.length > 1 ? `${chosen.length} rows of ` : ""}${numbers} read.`;
   }
 
   link() {
