@@ -1,9 +1,10 @@
 """Reading embeddings: every format gives the same rows; messages name the bad file, its row and a remedy."""
 
+import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,16 @@ def write_parquet(path: Path, rows: np.ndarray, kind: str = "fixed", row_group_s
         column = pa.ListArray.from_arrays(np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32), values)
     table = pa.table({"name": [str(index) for index in range(len(rows))], "embedding": column})
     pq.write_table(table, path, row_group_size=row_group_size)
+
+
+def write_csv(path: Path, rows: np.ndarray, names: Iterable[object] | None) -> None:
+    """With a line of names a key and the size of the photo stand before the vector, and a remark after it."""
+    with open(path, "w", newline="") as file:
+        lines = csv.writer(file)
+        if names is not None:
+            lines.writerow(["width", "key", *names, "remark"])
+        for number, row in enumerate(rows.tolist()):
+            lines.writerow(row if names is None else [160, f"{number:04}.jpg", *row, "none"])
 
 
 def test_every_format_gives_the_same_rows(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> None:
@@ -76,6 +87,74 @@ def test_half_precision_one_row_and_colons(tmp_path: Path) -> None:
     torch.testing.assert_close(open_embeddings(tmp_path / "half.npy").row(2), read(tmp_path / "half.npy")[2])
     with pytest.raises(UserError, match=r"no row 3; its rows are 0 to 2"):
         open_embeddings(tmp_path / "half.npy").row(3)
+
+
+def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
+    """With a byte order mark, a number as the key, and a column of text between key and vector."""
+    (tmp_path / "c.csv").write_text("\ufeffkey,person,a,b\n0001,Ann,3,4\n0002,Bo,0,-1\n", encoding="utf-8")
+    rows = torch.cat(list(open_embeddings(tmp_path / "c.csv", 2).chunks()))
+    torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+
+
+def test_csv_with_and_without_names(tmp_path: Path) -> None:
+    rows = unit_rows(50)
+    write_csv(tmp_path / "key.csv", rows, [f"e{number}" for number in range(512)])
+    write_csv(tmp_path / "pandas.csv", rows, range(512))
+    write_csv(tmp_path / "plain.csv", rows, None)
+    for name in ("key.csv", "pandas.csv", "plain.csv"):
+        torch.testing.assert_close(read(tmp_path / name), torch.from_numpy(rows), msg=name)
+
+
+def test_json_of_the_page_and_of_the_api(tmp_path: Path) -> None:
+    row, other = unit_rows(2).tolist()
+    path = tmp_path / "c.json"
+    for value, count in (
+        ({"embedding": row, "encoder": "facenet-vggface2"}, 1),  # as the page saves it
+        ({"embedding": row, "encoder": None}, 1),
+        ({"embeddings": [row, other]}, 2),
+        ({"model": "m", "faces": [{"index": 0, "embedding": row}, {"index": 1, "embedding": other}], "note": None}, 2),
+        (row, 1),
+    ):
+        path.write_text(json.dumps(value))
+        embeddings = open_embeddings(path, encoder="facenet-vggface2")
+        assert embeddings.count == count
+        torch.testing.assert_close(embeddings.row(count - 1), torch.tensor([row, other][count - 1]))
+    path.write_text(json.dumps({"embedding": row[:128], "encoder": "dlib"}))
+    message = r"c\.json: holds embeddings of dlib, but the generator was trained on those of facenet-vggface2; embed"
+    with pytest.raises(UserError, match=message):
+        open_embeddings(path, encoder="facenet-vggface2")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[1, 2", "not valid JSON"),
+        ("a.json", "[]", "holds no embeddings"),
+        ("a.json", '{"vector": [1]}', "holds no embedding; a list"),
+        ("a.json", '{"faces": [{"key": "a"}]}', "holds no embedding; a list"),
+        ("a.json", '{"vultus": {"format": 1}, "embedding": [1, 2, 3]}', "its header 'vultus' is truncated"),
+        ("a.json", "[[1, 2, 3], [1, 2]]", "row 1 holds 2 values, not 3"),
+        ("a.json", "[[1, 2, 3], [1, null, 2]]", "row 1 is no list of numbers"),
+        ("a.json", "[[true, 2, 3]]", "row 0 is no list of numbers"),
+        ("a.json", f"[[1, 2, 3], [1, 2, {10**400}]]", "row 1 holds infinity"),
+        ("a.json", "[1, 2, 3, 4]", "4-dimensional"),
+        ("a.csv", "", "holds no embeddings"),
+        ("a.csv", "key,a,b,c\n", "holds no embeddings"),
+        ("a.csv", "key,a,b,c\nx,1,,3\n", "row 0 holds NaN"),
+        ("a.csv", "1,2,3\n4,inf,6\n", "row 1 holds infinity"),
+        ("a.csv", "1,2,3\n4,5\n", "not a readable .csv file"),
+        ("a.csv", "1,2,3\n4,five,6\n", "not a readable .csv file"),
+        ("a.csv", "x,1,2\ny,3,4\n", "2-dimensional"),
+        ("a.csv", "key\nx\n", "no columns of numbers"),
+        ("a.csv", "\0\1\2\3", "a.csv"),
+    ],
+)
+def test_bad_text_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        open_embeddings(tmp_path / name, 3).check()
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
 
 
 def test_other_norms_are_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from vultus.models.generators import GeneratorNetwork
 from vultus.models.hub import write_folder
 from vultus.models.snapshot import load_snapshot, save_snapshot
 from vultus.reporting.run_folder import read_evaluations, read_run
+from vultus.sampling.embedding_files import open_embeddings
 from vultus.sampling.face_files import read_faces
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -166,6 +167,13 @@ def test_evaluation() -> None:
     assert result["metrics"]["identity_tiny"] == stored["metrics"]["identity_tiny"]
 
 
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "json", "csv"])
+def test_embeddings(suffix: str) -> None:
+    embeddings = open_embeddings(GOLDEN / f"embeddings.{suffix}", 4, "tiny")
+    expected = torch.nn.functional.normalize(torch.arange(1.0, 9.0).reshape(2, 4).cos())
+    assert torch.allclose(torch.cat(list(embeddings.chunks())), expected, atol=1e-6)
+
+
 # --- newer and unknown versions ---------------------------------------------------------------------------------------
 
 
@@ -207,7 +215,13 @@ def newer_onnx(folder: Path) -> tuple[Path, Any]:
     return path, lambda: load_snapshot(path)
 
 
-@pytest.mark.parametrize("make", [newer_data_set, newer_snapshot, newer_model_folder, newer_onnx])
+def newer_embeddings(folder: Path) -> tuple[Path, Any]:
+    path = copy("embeddings.json", folder)
+    change(path, '"format": 1', '"format": 2')
+    return path, lambda: open_embeddings(path, 4)
+
+
+@pytest.mark.parametrize("make", [newer_data_set, newer_snapshot, newer_model_folder, newer_onnx, newer_embeddings])
 def test_a_newer_version_is_refused_in_one_line_with_the_file(tmp_path: Path, make: Any) -> None:
     path, read = make(tmp_path)
     with pytest.raises(UserError, match="of version 2, this vultus reads up to version 1; install a newer") as caught:

@@ -274,12 +274,12 @@ def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
     program = """
 import json, resource, sys, torch
 from pathlib import Path
-from vultus.sampling import embedding_files
+from vultus.sampling import embedding_arrays
 from vultus.models.snapshot import load_snapshot
 from vultus.sampling.conditioning import from_embeddings
 from vultus.sampling.generate import generate
 torch.set_num_threads(1)
-embedding_files.CHUNK = 128  # several chunks in both files, and small ones
+embedding_arrays.CHUNK = 128  # several chunks in both files, and small ones
 status = Path("/proc/self/status")
 snapshot = load_snapshot(sys.argv[1])
 peaks = []

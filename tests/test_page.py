@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,12 @@ class Visit:
     def slide(self, name: str, value: float) -> None:
         self.page.get_by_label(name, exact=True).fill(str(value))
 
+    def changes(self, act: Callable[[], None]) -> None:
+        """Act, and wait until the first face is another one."""
+        before = self.page.get_attribute("#faces img", "src")
+        act()
+        self.wait("before => document.querySelector('#faces img').src !== before", before)
+
     def slide_hidden(self, name: str, value: float) -> None:
         """The same while the sliders are hidden because there are no faces yet."""
         self.wait("() => !document.querySelector('#panel').hidden")
@@ -183,10 +190,7 @@ def test_random_people(visit: Callable[..., Visit], served: ServerThread) -> Non
     assert not same(user.faces(8, "seed 41"), first)
     user.slide("Seed", 0)
     assert same(user.faces(8, "seed 0"), first)
-    user.slide("Noise strength", 0)
-    user.wait(
-        "before => document.querySelector('#faces img').src !== before", user.page.get_attribute("#faces img", "src")
-    )
+    user.changes(lambda: user.slide("Noise strength", 0))
     with served.client() as client:
         people = client.get("/v1/random?num=8&noise_strength=0", headers=ACCEPT).json()["faces"]
     assert same(user.faces(8), [pixels(face["image"]) for face in people])
@@ -203,14 +207,43 @@ def test_random_people(visit: Callable[..., Visit], served: ServerThread) -> Non
     assert re.fullmatch(r"vultus-random-\d+-2\.png", name)
     marks = read_metadata(Image.open(io.BytesIO(data)))
     assert (marks.synthetic, marks.model) == (True, model_id(default_snapshot()))
-    # More faces of one of them: the same embedding.
+
+
+def test_faces_of_a_random_person_and_their_link(visit: Callable[..., Visit], served: ServerThread) -> None:
+    """Vary stays in its view; the first face is the one that it was chosen by, as in the API."""
+    user = visit()
+    user.slide_hidden("count", 3)
+    user.slide("Seed as a number", 41)
+    people = user.faces(3, "seed 41")
     user.page.get_by_role("button", name="More faces of random person 2").click()
-    user.faces(3, "embedding")
+    faces = user.faces(3, "of random person 2 of seed 41")
+    assert user.page.get_attribute("#tab-random", "aria-selected") == "true"
+    assert user.page.evaluate("[document.activeElement.id, scrollY]") == ["back", 0]
     with served.client() as client:
-        query = {"seed": user.page.input_value("#seed-number"), "num": 2}
-        people = client.get("/v1/random", params=query, headers=ACCEPT).json()["faces"]
-    numbers = json.loads(user.page.input_value("#numbers"))
-    assert np.array_equal(np.float32(numbers), np.float32(people[1]["embedding"]))
+        person = client.get("/v1/random?seed=41&start=1", headers=ACCEPT).json()["faces"][0]
+    assert same([faces[0], pixels(person["image"])], [people[1], people[1]])
+    assert same(faces, api_faces(served, np.array(person["embedding"]), num=3, seed=41, start=1))
+    user.changes(lambda: user.slide("Noise strength", 0.5))
+    faces = user.faces(3, "of seed 41")
+    user.page.get_by_role("button", name="Copy link").click()
+    user.wait("() => location.hash.includes('who=41.1')")
+    other = visit(user.page.url.partition("#")[2])
+    assert same(other.faces(3, "of random person 2 of seed 41"), faces)
+    other.page.get_by_role("button", name="All people").click()
+    other.faces(3, ", seed 41")
+    assert other.page.url.endswith("#random"), "the link is not that of these faces"
+    assert other.page.evaluate("document.activeElement.ariaLabel") == "More faces of random person 2, seed 41"
+
+
+def test_bad_links(visit: Callable[..., Visit]) -> None:
+    user = visit("embedding?seed=1&who=AAAA")
+    user.error("This link is damaged")
+    user.page.goto(f"{user.url}/#random?seed=-1&count=0&strength=x&model=other&who=7.1")
+    user.error("This link is of the model other")
+    user.faces(1, "of random person 2 of seed 7, noise 1 of seed 0")
+    user.slide("Faces", 2)
+    user.faces(2)
+    assert user.page.inner_text("#error") == ""
 
 
 def test_new_request_cancels_the_previous_one(visit: Callable[..., Visit]) -> None:
@@ -270,6 +303,41 @@ def test_blend(visit: Callable[..., Visit], served: ServerThread) -> None:
     # Once all images are generated, the slider has finer steps than the strip.
     user.slide("Blend position", 0.41)
     user.wait("() => document.querySelector('#way-value').textContent === '41 %'")
+    assert len(unzipped(user)) == 9
+
+
+def unzipped(user: Visit) -> list[np.ndarray]:
+    """The images of the archive of all faces."""
+    name, data = user.saved(lambda: user.page.get_by_role("button", name="Save all").click())
+    assert re.fullmatch(r"vultus-\w+-\d+\.zip", name)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [np.asarray(Image.open(archive.open(file))) for file in archive.namelist()]
+
+
+def test_blend_of_three_people(visit: Callable[..., Visit], served: ServerThread) -> None:
+    with served.client() as client:
+        people = client.get("/v1/random?seed=5&num=3").json()["faces"]
+    user = visit("blend?seed=2&count=3&who=5.0&who=5.1&who=5.2&weight=1&weight=1&weight=0")
+    first = user.faces(3, "a blend of 3 people")
+    user.changes(lambda: user.slide("Weight of the third person", 0.5))
+    faces = user.faces(3, "seed 2")
+    body = {"embeddings": [face["embedding"] for face in people], "weights": [1, 1, 0.5], "num": 3, "seed": 2}
+    with served.client() as client:
+        expected = client.post("/v1/faces", json=body).json()["faces"]
+    assert same(faces, [pixels(face["image"]) for face in expected])
+    assert not same(faces[:1], first[:1])
+    assert all(map(np.array_equal, unzipped(user), faces))
+    assert user.page.evaluate(NAMELESS) == []
+    user.page.get_by_role("button", name="Copy link").click()
+    user.wait("() => location.hash.includes('weight=0.5')")
+    assert re.findall(r"who=([\d.]+)", user.page.url) == ["5.0", "5.1", "5.2"]
+    for name in ("first", "second"):
+        user.slide(f"Weight of the {name} person", 0)
+    user.slide("Weight of the third person", 0)
+    user.error("All weights are 0")
+    user.page.get_by_role("button", name="Remove the second person").click()
+    user.wait("() => document.querySelectorAll('#strip img').length === 9")
+    assert user.page.locator(".slot").count() == 2
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -323,7 +391,19 @@ def test_embedding(visit: Callable[..., Visit], served: ServerThread) -> None:
     user.wait("() => document.querySelector('#row-count').textContent === 'of 3'")
     user.slide("Row", 3)
     user.wait("number => JSON.parse(document.querySelector('#numbers').value)[0] === number", text_of(EMBEDDINGS[2, 0]))
-    assert same(user.faces(8), api_faces(served, EMBEDDINGS[2]))
+    assert same(user.faces(8), api_faces(served, EMBEDDINGS[2], start=2))  # as of row 2 in `vultus generate`
+    user.slide_hidden("count", 2)
+    user.page.get_by_label("All rows").check()
+    last = user.faces(6)[4:]
+    assert same(last, api_faces(served, EMBEDDINGS[2], num=2, start=2))
+    user.page.get_by_label("All rows").uncheck()
+    user.faces(2)
+    user.page.get_by_role("button", name="Copy link").click()
+    user.wait("() => location.hash.includes('start=2')")
+    link = user.page.url.partition("#")[2]
+    other = visit(link)
+    assert same(other.faces(2), last)
+    assert other.page.url.endswith(link)
     assert user.page.inner_text("#error") == ""
     user.page.fill("#numbers", "")
     user.faces(0)
@@ -438,7 +518,7 @@ def test_photo(visit: Callable[..., Visit], photos: list[Image.Image], served: S
 
 @needs_facenet
 @needs_dlib
-def test_photos_of_many_formats(visit: Callable[..., Visit], photos: list[Image.Image]) -> None:
+def test_several_faces_and_photos(visit: Callable[..., Visit], photos: list[Image.Image], served: ServerThread) -> None:
     user = photo_visit(visit)
     both = Image.new("RGB", (480, 200), "grey")
     both.paste(photos[0].resize((200, 200)), (0, 0))
@@ -446,6 +526,31 @@ def test_photos_of_many_formats(visit: Callable[..., Visit], photos: list[Image.
     choose(user, jpeg(both, "PNG"), "two.png", "image/png")
     user.faces(3)
     assert "2 faces" in user.page.inner_text("#photo-note")
+    # Both of them; then a second photo of the first, as one person.
+    user.page.get_by_label("Use face 2").press(" ")
+    user.faces(6, "of person")
+    user.page.get_by_label("Use face 2").press(" ")
+    user.faces(3)
+    choose(user, jpeg(photos[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)), to="#photo-add")
+    mean = user.faces(3, "of the mean of 2 crops")
+    crops = user.page.eval_on_selector_all("#picks img", "all => all.map((image) => image.src)")
+    assert len(crops) == 3
+    assert user.page.evaluate(NAMELESS) == []
+    _, data = user.saved(lambda: user.page.get_by_role("button", name="Save embedding").click())
+    assert same(api_faces(served, np.array(json.loads(data)["embedding"]), num=3), mean)
+    # Files without a face are left out.
+    images = {"wall.jpg": Image.new("RGB", (200, 200), "grey"), "one.jpg": photos[0], "two.jpg": photos[1]}
+    files = [{"name": name, "mimeType": "image/jpeg", "buffer": jpeg(image)} for name, image in images.items()]
+    user.page.set_input_files("#photo-file", files)
+    user.wait("() => document.querySelectorAll('#picks img').length === 2")
+    assert "wall.jpg is left out" in user.page.inner_text("#photo-note")
+    user.faces(3, "of the mean of 2 crops")
+
+
+@needs_facenet
+@needs_dlib
+def test_photos_of_many_formats(visit: Callable[..., Visit], photos: list[Image.Image]) -> None:
+    user = photo_visit(visit)
     # Larger than 1 MB and of a format that the server does not accept: the browser converts it.
     large = np.asarray(photos[0].resize((900, 900), Image.Resampling.BICUBIC)).astype(int)
     grain = np.random.default_rng(0).integers(-9, 10, large.shape)

@@ -119,6 +119,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["serve"], "faces queue megabytes megapixels seconds port"),
     (["publish", "default", "--repo", "a/b", "--dry-run"], "seed"),
     (["prepare", "photos", "--out", "o"], "resolution limit test_fraction"),
+    (["embed", "photos", "--out", "o.npz"], "limit"),
     (["demo", "--out", "o"], "seconds seed"),
     (["synthesize", "--people", "2", "--out", "o"], "people per-person min-angle seed workers"),
     (["train", "--data", "d", "--out", "o"], "hours images epochs seed"),

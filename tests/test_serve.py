@@ -72,6 +72,16 @@ def test_faces_are_those_of_generate(client: httpx2.Client) -> None:
     assert (marks.synthetic, marks.model, marks.seed) == (True, model_id(default_snapshot()), 5)
 
 
+def test_random_faces_are_those_of_generate(client: httpx2.Client, tmp_path: Path) -> None:
+    """Face k of a seed, whether two are asked for, four, or that one alone."""
+    assert cli.main(["generate", "default", "--random", "2", "--seed", "7", "--out", str(tmp_path)]) == 0
+    files = [np.asarray(Image.open(path)).astype(int) for path in sorted(tmp_path.glob("*.png"))]
+    faces = client.get("/v1/random?num=4&seed=7").json()["faces"]
+    alone = client.get("/v1/random?start=1&seed=7").content
+    for image, other in ((faces[0]["image"], files[0]), (faces[1]["image"], files[1]), (alone, files[1])):
+        assert int(np.abs(pixels(image) - other).max()) <= 2  # the watermark rounds again
+
+
 def test_embedding_of_511_numbers(client: httpx2.Client) -> None:
     response = client.post("/v1/faces", json={"embeddings": EMBEDDINGS[:1, :511].tolist()})
     assert response.status_code == 422
@@ -142,6 +152,14 @@ def test_largest_of_five_faces_is_used(client: httpx2.Client, photos: list[Image
     assert embedded["note"] == "5 faces found; the largest is used"
     alone = client.post("/v1/embeddings", **upload(photos[0])).json()
     assert np.dot(embedded["embedding"], alone["embedding"]) > 0.9
+    every = client.post("/v1/embeddings?face=all", **upload(crowd)).json()
+    assert (every["note"], len(every["faces"])) == ("5 faces found; all are used", 5)
+    assert every["faces"][0]["embedding"] == embedded["embedding"] == embedded["faces"][0]["embedding"]
+    centres = [(left + right) / 2 for left, _, right, _ in (face["box"] for face in every["faces"])]
+    assert centres[0] == pytest.approx(690, abs=40)
+    people = client.post("/v1/faces?face=all&similarity=true", **upload(crowd)).json()["faces"]
+    assert [face["index"] for face in people] == list(range(5))
+    assert min(face["similarity"]["facenet"] for face in people) > 0.3
     response = client.post("/v1/faces", **upload(crowd))
     assert response.headers["vultus-note"] == embedded["note"]
     assert client.post("/v1/faces?num=2", **upload(crowd)).json()["note"] == embedded["note"]

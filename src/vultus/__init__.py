@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from vultus.export.publish import publish
     from vultus.images.detect import examine as detect
     from vultus.reporting.html import report
-    from vultus.sampling.conditioning import embed
     from vultus.sampling.generate import save_images
     from vultus.sampling.generator import Generator, load
+    from vultus.sampling.photo_embeddings import embed_photos
+    from vultus.sampling.photos import embed
     from vultus.synthesis.synthesize import synthesize
     from vultus.training.launch import train
 
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "detect",
     "embed",
+    "embed_photos",
     "evaluate",
     "export_onnx",
     "load",
@@ -50,7 +52,8 @@ _SOURCES = {  # public name: module, name in it
     "Generator": ("vultus.sampling.generator", "Generator"),
     "UserError": ("vultus.errors", "UserError"),
     "detect": ("vultus.images.detect", "examine"),
-    "embed": ("vultus.sampling.conditioning", "embed"),
+    "embed": ("vultus.sampling.photos", "embed"),
+    "embed_photos": ("vultus.sampling.photo_embeddings", "embed_photos"),
     "evaluate": ("vultus.evaluation.compare", "evaluate_snapshots"),
     "export_onnx": ("vultus.export.onnx_export", "export_onnx"),
     "load": ("vultus.sampling.generator", "load"),

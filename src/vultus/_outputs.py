@@ -66,7 +66,8 @@ def check_output(
             continue
         if own is None or not own(path):
             remedy = "choose another --out" if overwrite is None else REPLACE
-            raise UserError(f"{path}: exists and is no earlier result of this command; {remedy}")
+            known = "" if own is None else " and is no earlier result of this command"
+            raise UserError(f"{path}: exists{known}; {remedy}")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:

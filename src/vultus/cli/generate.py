@@ -17,7 +17,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "snapshot", type=str, help="snapshot, run or published folder, hf://user/name, FILE.onnx, `default`"
     )
-    parser.add_argument("--embeddings", type=str | None, help="FILE.npy, .npz, .safetensors, .parquet[:COLUMN]")
+    parser.add_argument(
+        "--embeddings", type=str | None, help="FILE.npy, .npz, .csv, .json, .safetensors, .parquet[:COLUMN]"
+    )
     parser.add_argument("--photos", type=str, nargs="+", help="photos, or folders of photos")
     parser.add_argument(
         "--as-one", action="store_true", help="the mean of all photos or embeddings: several photos of one person"

@@ -37,6 +37,7 @@ LESS_MEMORY = {
 COMMANDS = {
     "demo": "generate faces with the embedded snapshot and train a small network; needs no data and no network",
     "prepare": "photos -> prepared data set: crops with their face embeddings",
+    "embed": "photos -> file of face embeddings",
     "train": "prepared data set -> run folder with checkpoints and a snapshot",
     "generate": "snapshot + embeddings, photos or random identities -> face images",
     "synthesize": "snapshot -> labelled data set of people who do not exist",

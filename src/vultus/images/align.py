@@ -1,4 +1,4 @@
-"""Find the largest face of a photo and rotate, scale and shift the photo so that it is framed like the training photos.
+"""Find the faces of a photo and rotate, scale and shift the photo so that one is framed like the training photos.
 
 dlib's HOG detector and 5-point landmarks (King 2009; extra `align`). Positions are continuous pixel coordinates: the
 centre of the first pixel is (0.5, 0.5).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,27 @@ def _detector() -> Any:
     return _local.detector
 
 
-def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
-    """Centres of the (viewer's) left and right eye of the largest face in an RGB image, in pixels; None without face.
+@dataclass(frozen=True)
+class Face:
+    """A face in a photo, in pixels of the photo.
+
+    Attributes:
+        box: left, top, right and bottom of the detector's square, as far as it is in the photo.
+        left_eye: centre of the eye that the viewer sees on the left.
+        right_eye: centre of the other eye.
+    """
+
+    box: tuple[float, float, float, float]
+    left_eye: Point
+    right_eye: Point
+
+
+def find_faces(image: Image.Image) -> list[Face]:
+    """The faces in an RGB image, the largest first.
 
     The smallest face found is some 40 pixels wide in photos up to 640 pixels, 1/20 of the longer side in larger ones.
     Raises UserError if the extra `align` is not installed.
     """
-    return _find(image)[0]
-
-
-def _find(image: Image.Image) -> tuple[tuple[Point, Point] | None, int]:
-    """The eyes of the largest face as `find_eyes` gives them, and how many faces there are."""
     predictor, detector = _landmarks(), _detector()
     longest = max(image.size)
     scale = min(2.0, _LARGE / longest) if longest < _SMALL else min(1.0, _LARGE / longest)
@@ -108,35 +119,40 @@ def _find(image: Image.Image) -> tuple[tuple[Point, Point] | None, int]:
     pixels = np.ascontiguousarray(copy)
     # Detecting faces of half the size takes four times as long: only if there are none of the usual size.
     boxes = detector(pixels, 0) or (detector(pixels, 1) if longest >= _SMALL else ())
-    if not boxes:
-        return None, 0
-    parts = predictor(pixels, max(boxes, key=lambda box: box.area())).parts()
-    # Two points for each eye: 0 and 1 are the eye on the right of the image, 2 and 3 the one on the left.
-    points = (np.array([(part.x, part.y) for part in parts], dtype=np.float64) + 0.5) * (
-        image.width / size[0],
-        image.height / size[1],
-    )
-    right, left = points[:2].mean(0), points[2:4].mean(0)
-    if np.hypot(*(right - left)) < 2:
-        return None, 0
-    return ((float(left[0]), float(left[1])), (float(right[0]), float(right[1]))), len(boxes)
+    ratio = np.array([image.width / size[0], image.height / size[1]])
+    found = []
+    for box in sorted(boxes, key=lambda box: box.area(), reverse=True):
+        # Two points for each eye: 0 and 1 are the eye on the right of the image, 2 and 3 the one on the left.
+        parts = predictor(pixels, box).parts()
+        points = (np.array([(part.x, part.y) for part in parts], dtype=np.float64) + 0.5) * ratio
+        right, left = points[:2].mean(0), points[2:4].mean(0)
+        if np.hypot(*(right - left)) < 2:
+            continue
+        corners = np.array([(box.left(), box.top()), (box.right() + 1, box.bottom() + 1)]) * ratio
+        x0, y0, x1, y1 = corners.clip(0, image.size).ravel().tolist()
+        found.append(Face((x0, y0, x1, y1), (float(left[0]), float(left[1])), (float(right[0]), float(right[1]))))
+    return found
+
+
+def find_eyes(image: Image.Image) -> tuple[Point, Point] | None:
+    """Centres of the (viewer's) left and right eye of the largest face, in pixels; None without face."""
+    faces = find_faces(image)
+    return (faces[0].left_eye, faces[0].right_eye) if faces else None
 
 
 def align(image: Image.Image) -> Image.Image | None:
-    """The square frame of an RGB photo that has the eyes of its largest face at LEFT_EYE and RIGHT_EYE.
+    """`align_face` for the largest face of an RGB photo; None if no face is found."""
+    faces = find_faces(image)
+    return align_face(image, faces[0]) if faces else None
+
+
+def align_face(image: Image.Image, face: Face) -> Image.Image:
+    """The square frame of an RGB photo that has the eyes of `face` at LEFT_EYE and RIGHT_EYE.
 
     The frame keeps the photo's scale (its side is the distance of the eyes / 0.226) up to MAX_SIDE. Pixels outside the
-    photo are mirrored at its edges. None if no face is found. Raises UserError if the extra `align` is not installed.
+    photo are mirrored at its edges.
     """
-    return align_largest(image)[0]
-
-
-def align_largest(image: Image.Image) -> tuple[Image.Image | None, int]:
-    """The frame as `align` gives it, and how many faces were found in the photo."""
-    eyes, count = _find(image)
-    if eyes is None:
-        return None, 0
-    left, right = complex(*eyes[0]), complex(*eyes[1])
+    left, right = complex(*face.left_eye), complex(*face.right_eye)
     side = abs(right - left) / (RIGHT_EYE[0] - LEFT_EYE[0])
     if side > MAX_SIDE:
         shrink = MAX_SIDE / side
@@ -153,7 +169,7 @@ def align_largest(image: Image.Image) -> tuple[Image.Image | None, int]:
     image, shift = _mirrored(image, corners)
     origin -= shift
     affine = (turn.real, -turn.imag, origin.real, turn.imag, turn.real, origin.imag)
-    return image.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC), count
+    return image.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
 
 
 def _mirrored(image: Image.Image, corners: list[complex]) -> tuple[Image.Image, complex]:

@@ -5,9 +5,7 @@ A source is read once, in order, a chunk at a time, so memory does not grow with
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,29 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vultus._device import resolve_device
 from vultus._progress import message
 from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.integrity import check_shards
 from vultus.data.manifest import read_manifest
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
-from vultus.images import align as faces
-from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, photo_suffixes, to_x
-from vultus.models.encoders import (
-    CropEncoder,
-    device_of,
-    difference,
-    encoder_entry,
-    load_condition_encoder,
-)
-from vultus.models.facenet import FaceNet, load_facenet
+from vultus.images.io import BadImage, centre_crop, photo_suffixes
+from vultus.models.encoders import CropEncoder, difference, encoder_entry, load_condition_encoder
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
-from vultus.sampling.latents import sample_identities
+from vultus.sampling.latents import blend, sample_identities
+from vultus.sampling.photos import EmbeddedPhoto, decide_align, embed_photo, reason_of
 
 CHUNK = 256  # random identities that are computed at a time
-BATCH = 32  # images to a call of FaceNet, in `embed`
 # Cosine of a photo to the mean of the others. Below it are 1.7 % of the photos of one person and 98 % of those of other
 # people (10 photos of each of CelebA's 118 test people).
 UNLIKE = 0.35
@@ -77,7 +66,7 @@ def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
     path, _ = split_source(source)
     _check_folder(path, snapshot)
-    embeddings = open_embeddings(source, _c_dim(snapshot))
+    embeddings = open_embeddings(source, _c_dim(snapshot), _encoder_id(snapshot))
     embeddings.check()
     chunks = _numbered(embeddings.chunks(), embeddings.count)
     inputs = [path] if path.is_file() else ()
@@ -127,14 +116,17 @@ def from_photos(
     is no network of that one, or (at the end) no photo could be used.
     """
     photos, count = _photos(paths)
-    align = _decide_align(align)
+    align = decide_align(align)
     encoder = _encoder_for(snapshot, encoder, device)
     skipped: list[Skipped] = []
     found: list[dict[str, Any]] = []
     frames: list[Image.Image] = []
 
     def seen(photo: _Photo, embedded: EmbeddedPhoto) -> None:
-        found.append({"source": photo.label} | ({} if embedded.faces is None else {"faces": embedded.faces}))
+        about: dict[str, Any] = {"source": photo.label}
+        if embedded.box is not None:
+            about |= {"faces": embedded.faces, "box": [round(edge, 1) for edge in embedded.box]}
+        found.append(about)
         if keep_frames:
             frames.append(centre_crop(embedded.frame, snapshot.network.resolution))
 
@@ -159,7 +151,7 @@ def as_one(source: ConditionSource) -> ConditionSource:
         for name, cosine in zip(names, (c * others).sum(1).tolist(), strict=True):
             if len(c) > 1 and cosine < UNLIKE:
                 message(f"note: {name} is unlike the others (cosine {cosine:.2f}); does it show the same person?")
-        yield ["mean"], F.normalize(c.sum(0), dim=0)[None]
+        yield ["mean"], blend(c, torch.ones(len(c)))[None]
 
     used: list[dict[str, Any]] = []
 
@@ -187,7 +179,7 @@ def one_embedding(
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
     _check_folder(split_source(path)[0], snapshot)
-    return open_embeddings(path, _c_dim(snapshot)).row(row)
+    return open_embeddings(path, _c_dim(snapshot), _encoder_id(snapshot)).row(row)
 
 
 def inputs_of(text: str) -> list[Path]:
@@ -216,50 +208,6 @@ def _number(digits: str, text: str) -> int:
     if len(digits) > DIGITS:
         raise UserError(f"{text[:80]}: the number is too large; give at most {DIGITS} digits")
     return int(digits)
-
-
-def embed(
-    photos: str | Path | Sequence[str | Path] | Tensor, *, align: bool | None = None, device: str = "auto"
-) -> Tensor:
-    """FaceNet embeddings (VGGFace2, 512 dimensions) of photos: float32 [N, 512], unit norm, on the CPU.
-
-    Args:
-        photos: image files, one or several; or images uint8 [N, 3, R, R] that are framed like the
-            training photos, for instance generated faces, which are not aligned.
-        align: find the largest face of a photo and align it. None: if the extra `align` is installed. Without
-            alignment the centre square of the photo is taken as it is.
-        device: auto, cuda, mps or cpu.
-
-    Raises UserError that names the file if a photo does not exist, is damaged, or shows no face; and if the FaceNet
-    weights are neither on this machine nor can be downloaded.
-
-    Examples:
-        >>> c = vultus.embed(["me.jpg", "you.jpg"])
-        >>> float(c[0] @ c[1])  # cosine: 0.7 on average for two photos of one identity, 0.0 for two identities
-    """
-    if isinstance(photos, Tensor):
-        if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != 3:
-            raise UserError(
-                f"embed: images have dtype {photos.dtype} and shape {list(photos.shape)}; uint8 [N, 3, R, R] is needed"
-            )
-        encoder = _load_encoder(resolve_device(device))
-        where = next(encoder.parameters()).device
-        with torch.inference_mode():
-            parts = [encoder.embed(to_x(part).to(where)).cpu() for part in photos.split(BATCH)] if len(photos) else []
-        return torch.cat([torch.zeros(0, encoder.dim), *parts])
-    paths = [Path(path) for path in ([photos] if isinstance(photos, str | os.PathLike) else photos)]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such photo")
-    align = _decide_align(align)
-    encoder = _load_encoder(resolve_device(device))
-    rows = [torch.zeros(0, encoder.dim)]
-    for path in paths:
-        try:
-            rows.append(embed_photo(path.read_bytes(), encoder, align=align).c[None])
-        except (BadImage, OSError) as error:
-            raise UserError(f"{path}: {_reason(error)}; leave it out or give another photo") from None
-    return torch.cat(rows)
 
 
 def check_population(snapshot: Snapshot) -> None:
@@ -295,6 +243,12 @@ def _check_folder(path: Path, snapshot: Snapshot) -> None:
 def _c_dim(snapshot: Snapshot) -> int:
     dim: int = snapshot.metadata["generator"]["c_dim"]
     return dim
+
+
+def _encoder_id(snapshot: Snapshot) -> str | None:
+    """The id of the encoder whose embeddings the generator takes, if the snapshot names it."""
+    encoder: str | None = snapshot.metadata.get("encoder", {}).get("id")
+    return encoder
 
 
 def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
@@ -351,25 +305,6 @@ def _all_photos(paths: Sequence[Path]) -> Iterator[_Photo]:
             yield _Photo(str(path), path.stem, Item(str(path), "", path))
 
 
-def _decide_align(align: bool | None) -> bool:
-    if align and not faces.available():
-        raise UserError(faces.MISSING)
-    if align is None:
-        align = faces.available()
-        if not align:
-            print(
-                "note: photos are not aligned, their centre square is used; to find and align faces: "
-                "pip install 'vultus[align]'",
-                file=sys.stderr,
-            )
-    return align
-
-
-def _load_encoder(device: torch.device | str) -> FaceNet:
-    # float32 even where bfloat16 is faster: the embedding determines the face, and decoding costs more anyway.
-    return load_facenet(device=device, dtype=torch.float32)
-
-
 def _embedded(
     photos: Iterable[_Photo],
     encoder: CropEncoder,
@@ -383,7 +318,7 @@ def _embedded(
         try:
             embedded = embed_photo(photo.item.read(), encoder, align=align)
         except (BadImage, OSError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             skipped.append((photo.label, reason))
             message(f"skipped {photo.label}: {reason}")
             continue
@@ -393,40 +328,6 @@ def _embedded(
         label, reason = skipped[0]
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise UserError(f"{label}: {reason}{more}; no photo could be used, give another one")
-
-
-def _reason(error: BadImage | OSError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-@dataclass(frozen=True)
-class EmbeddedPhoto:
-    """The embedding of a photo, and the parts of the photo that it was computed from.
-
-    Attributes:
-        c: the embedding, float32 [c_dim] on the CPU, unit norm.
-        frame: the aligned face, framed like the training photos; without alignment the whole photo.
-        crop: the central part of the frame that the encoder reads.
-        faces: number of faces found; None without alignment.
-    """
-
-    c: Tensor
-    frame: Image.Image
-    crop: Image.Image
-    faces: int | None
-
-
-def embed_photo(data: bytes, encoder: CropEncoder, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
-    """Embed an encoded photo. Raises BadImage if it is damaged, too large, or (with `align`) shows no face."""
-    photo = decode_image(data, max_pixels=max_pixels)
-    frame, count = faces.align_largest(photo) if align else (photo, None)
-    if frame is None:
-        raise BadImage("no face found")
-    crop = centre_crop(frame, encoder.size, encoder.crop)
-    x = to_x(from_pil([crop])).to(device_of(encoder))
-    with torch.inference_mode():
-        c = encoder.embed_crop(x)[0].cpu()
-    return EmbeddedPhoto(c, frame, crop, count)
 
 
 def _unique_name(name: str, used: dict[str, int]) -> str:

@@ -18,7 +18,7 @@ from vultus.models.onnx_runtime import is_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.best import load_chooser
 from vultus.sampling.conditioning import check_population
-from vultus.sampling.embedding_files import normalise_rows
+from vultus.sampling.embedding_rows import normalise_rows
 from vultus.sampling.generate import best_faces, render
 from vultus.sampling.latents import noise, sample_identities
 

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from vultus.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -80,6 +83,18 @@ def _identity_block(population: Mapping[str, Doubles], normal: Doubles) -> Float
         mixed = means[component] + np.einsum("nij,nj->ni", factors[component], normal[:, :rank])
         normal = np.concatenate([mixed, normal[:, rank:]], 1)
     return _normalise(population["mean"] + normal @ population["factor"].T).astype(np.float32)
+
+
+def blend(c: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of embeddings c [N, c_dim], normalised: [c_dim]. `weights` [N] are not negative.
+
+    With equal weights and photos of one person it describes the person better than each photo; with other people it is
+    a blend of them. Raises UserError if the mean is zero and has no direction.
+    """
+    mean = (c * weights[:, None]).sum(0)
+    if not mean.any():
+        raise UserError("the weighted embeddings cancel each other out; give a weight above 0, or other embeddings")
+    return F.normalize(mean, dim=0)
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:

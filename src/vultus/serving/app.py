@@ -23,7 +23,8 @@ from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, UPLOAD_TYPES, Api
 from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
-from vultus.serving.schemas import Embedding, Faces, Model, request_models
+from vultus.serving.saved_files import reads_saved_files
+from vultus.serving.schemas import Embedding, Faces, Model, PhotoOptions, request_models
 from vultus.serving.settings import ServerSettings
 
 
@@ -102,6 +103,7 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
     # Function names are part of the operation ids in the OpenAPI document: renaming one breaks generated clients.
     c_dim = api.engine.snapshot.network.c_dim
     options_type, faces_type, between_type, random_type = request_models(c_dim, settings.max_faces)
+    faces_type = reads_saved_files(faces_type, api.engine.snapshot.metadata.get("encoder", {}).get("id"))
     router = APIRouter(prefix="/v1", dependencies=bearer(settings.token), responses=error_responses(401))
     with_body = error_responses(408, 413, 422, 429, 503)
     images = _image_responses()
@@ -117,18 +119,19 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
 
         A single face is returned as an image file, unless the Accept header contains application/json or `similarity`
         is set; several faces are returned as JSON. `format=npy` returns one array, uint8 [N, R, R, 3]. Binary
-        embeddings (application/octet-stream) are rows of little-endian float32.
+        embeddings (application/octet-stream) are rows of little-endian float32. A JSON file of `vultus embed` or of the
+        page is a request, too; it is refused if it names another encoder than that of the model.
         """
         return await api.faces(request, options, faces_type)
 
     @router.post(
         "/embeddings",
-        summary="The embedding of a photo",
+        summary="The embedding of a face in a photo, or of all",
         responses={200: {"model": Embedding}} | with_body | error_responses(415),
         openapi_extra=_request_body(None, *UPLOAD_TYPES),
     )
-    async def embeddings(request: Request) -> Response:
-        return await api.embeddings(request)
+    async def embeddings(request: Request, options: Annotated[PhotoOptions, Query()]) -> Response:
+        return await api.embeddings(request, options)
 
     @router.post(
         "/between",

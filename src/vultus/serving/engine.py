@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -29,8 +29,8 @@ from vultus.models.encoders import FACENET_ID, CropEncoder, device_of, load_cond
 from vultus.models.facenet import FACENET_WEIGHTS
 from vultus.models.mobilefacenet import MOBILEFACENET_WEIGHTS, MobileFaceNet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.conditioning import EmbeddedPhoto, embed_photo
 from vultus.sampling.latents import noise, sample_identities
+from vultus.sampling.photos import EmbeddedPhoto, WhichFace, embed_faces
 from vultus.serving.batching import BATCH_SIZES, Batcher, NotFinite
 
 IMAGE_FORMATS: dict[str, Literal["PNG", "WEBP", "JPEG"]] = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
@@ -43,7 +43,7 @@ REAL_PAIRS: dict[str, dict[str, tuple[float, float, float]]] = {
     "dlib": {"same_person": (-0.628, -0.467, -0.328), "different_people": (-1.004, -0.855, -0.701)},
 }
 
-Place = tuple[int, int]  # (index of the embedding in the request, variant: index of the noise)
+Place = tuple[int, int]  # (number of the embedding, variant: index of the noise)
 
 
 class Engine:
@@ -96,7 +96,7 @@ class Engine:
         network = self.snapshot.network
         c = torch.full((1, network.c_dim), network.c_dim**-0.5)
         try:
-            self.generate(_noise(0, 0, network.z_dim), c).result()
+            self.generate(_noise(0, 0, 0, network.z_dim), c).result()
         except NotFinite as error:
             raise UserError(f"{self.snapshot.path or self.name}: {error}; serve another snapshot") from None
 
@@ -108,9 +108,9 @@ class Engine:
         if self.encoder is not None:
             if self.align:
                 face_alignment.find_eyes(Image.open(photo))
-            embedded = embed_photo(photo.getvalue(), self.encoder, align=False)
+            (embedded,) = embed_faces(photo.getvalue(), self.encoder, align=False)
             z, c, _ = self.generator_inputs(embedded.c[None], 1, 0, 1.0)
-            self.similarities(self.generate(z, c).result(), c, embedded)
+            self.similarities(self.generate(z, c).result(), c, [embedded])
 
     def close(self) -> None:
         """Finish the work in progress, then end the threads."""
@@ -119,47 +119,48 @@ class Engine:
         self.encode_threads.shutdown()
 
     def generator_inputs(
-        self, c: Tensor, num: int, seed: int, noise_strength: float
+        self, c: Tensor, num: int, seed: int, noise_strength: float, start: int = 0
     ) -> tuple[Tensor, Tensor, list[Place]]:
         """For `num` faces of each embedding c [N, c_dim]: z [N * num, z_dim], c [N * num, c_dim], and their places.
 
-        The noise depends on (seed, variant) only, not on the position in the request, so an embedding gets the same
-        faces alone and among others. They are those of the first embedding in `vultus generate`.
+        The embeddings have the numbers `start` to `start + N - 1`. The noise depends on (seed, number of the embedding,
+        variant) alone, as in `vultus generate`.
         """
-        z = torch.cat([_noise(seed, variant, self.snapshot.network.z_dim) for variant in range(num)])
-        places = [(index, variant) for index in range(len(c)) for variant in range(num)]
-        return (z * noise_strength).repeat(len(c), 1), c.repeat_interleave(num, 0), places
+        places = [(start + index, variant) for index in range(len(c)) for variant in range(num)]
+        z = torch.cat([_noise(seed, index, variant, self.snapshot.network.z_dim) for index, variant in places])
+        return z * noise_strength, c.repeat_interleave(num, 0), places
 
     def generate(self, z: Tensor, c: Tensor) -> Future[Tensor]:
         """A future of uint8 [N, 3, R, R], watermarked unless the engine was told not to."""
         return self.batcher.submit(z, c)
 
-    def embed(self, photo: bytes, max_pixels: int) -> EmbeddedPhoto:
-        """Embed a photo file. Raises BadImage."""
+    def embed(self, photo: bytes, which: WhichFace, max_pixels: int) -> list[EmbeddedPhoto]:
+        """Embed faces of a photo file. Raises BadImage."""
         assert self.encoder is not None
-        return embed_photo(photo, self.encoder, align=self.align, max_pixels=max_pixels)
+        return embed_faces(photo, self.encoder, align=self.align, which=which, max_pixels=max_pixels)
 
-    def random_identities(self, seed: int, num: int) -> Tensor:
-        """Embeddings [num, c_dim] of random identities."""
-        return sample_identities(self.population, num, seed=seed)
+    def random_identities(self, seed: int, start: int, num: int) -> Tensor:
+        """Embeddings [num, c_dim] of the random identities from number `start` on."""
+        return sample_identities(self.population, num, seed=seed, start=start)
 
     @torch.inference_mode()
-    def similarities(self, images: Tensor, c: Tensor, photo: EmbeddedPhoto | None) -> list[dict[str, float | None]]:
+    def similarities(self, images: Tensor, c: Tensor, photos: Sequence[EmbeddedPhoto]) -> list[dict[str, float | None]]:
         """Similarity of generated faces, uint8 [N, 3, R, R], to their source; None where it is not available.
 
         `facenet`: cosine of the face's embedding and the given embedding c [N, c_dim]. `dlib`: minus the Euclidean
-        distance of dlib's descriptors of face and source photo. Defined as identity_facenet and identity_dlib are.
+        distance of dlib's descriptors of face and source photo; each of `photos` has equally many faces, in order.
+        Defined as identity_facenet and identity_dlib are.
         """
         x = to_x(images)
         scores: dict[str, list[float | None]] = {"facenet": [None] * len(x), "dlib": [None] * len(x)}
         if self.encoder is not None and self.encoder.id == FACENET_ID:
             embeddings = self.encoder.embed(x.to(device_of(self.encoder))).cpu()
             scores["facenet"] = row_scores(embeddings, c, "cosine").tolist()
-        if self.judge is not None and photo is not None:
-            frame = to_x(from_pil([centre_crop(photo.frame, x.shape[-1])]))
-            descriptors = self.judge.embed(torch.cat([frame, x])).cpu()
-            of_photo = descriptors[:1].expand(len(x), -1)
-            scores["dlib"] = row_scores(descriptors[1:], of_photo, self.judge.similarity).tolist()
+        if self.judge is not None and photos:
+            frames = to_x(from_pil([centre_crop(photo.frame, x.shape[-1]) for photo in photos]))
+            of_photos, of_faces = self.judge.embed(torch.cat([frames, x])).cpu().split([len(frames), len(x)])
+            of_photos = of_photos.repeat_interleave(len(x) // len(photos), 0)
+            scores["dlib"] = row_scores(of_faces, of_photos, self.judge.similarity).tolist()
         return [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
 
     def encode(self, images: Tensor, places: list[Place], image_format: str, seed: int) -> list[bytes]:
@@ -176,9 +177,9 @@ def _add_watermark(images: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def _noise(seed: int, variant: int, z_dim: int) -> Tensor:
+def _noise(seed: int, index: int, variant: int, z_dim: int) -> Tensor:
     """z [1, z_dim]; cached, because most requests use the default seed."""
-    return noise(seed, 0, 1, z_dim, variant=variant)
+    return noise(seed, index, 1, z_dim, variant=variant)
 
 
 # --- which parts are available ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
+from vultus.errors import UserError
 from vultus.images.io import photo_media_types
-from vultus.sampling.conditioning import EmbeddedPhoto
-from vultus.sampling.latents import slerp
+from vultus.sampling.latents import blend, slerp
+from vultus.sampling.photos import EmbeddedPhoto
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
 from vultus.serving.errors import ApiError
 from vultus.serving.limits import BodyReader, LoadLimiter
@@ -36,6 +37,8 @@ PHOTO_TYPES = ("image/png", "image/jpeg", "image/webp")
 UPLOAD_TYPES = tuple(photo_media_types())  # of photos
 # Cost of an embedded photo and of a compared face, in generated faces: on one core 87 and 47 ms, against 7 ms a face.
 PHOTO_COST, SIMILARITY_COST = 12, 7
+# Of all faces of a photo: each further one takes 53 ms. Counted as six, because their number is not known before.
+GROUP_COST = PHOTO_COST + 5 * SIMILARITY_COST
 
 
 class Api:
@@ -60,54 +63,64 @@ class Api:
         """Faces of embeddings or of a photo. `options` come from the query; those in a JSON body override them."""
         content_type = self._content_type(request, JSON, BINARY, NPY, *UPLOAD_TYPES)
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
+            mean = None
             if content_type in UPLOAD_TYPES:
                 self._require("photos")
                 c = None
             elif content_type == JSON:
                 body: Any = _parse(faces_type, data)
                 c = _valid_rows(lambda: unit_rows(np.array(body.embeddings), self.c_dim))
-                in_body = body.model_dump(exclude_unset=True, exclude={"embeddings"})
+                if body.weights is not None:
+                    c = mean = _blend(c, body.weights)
+                in_body = body.model_dump(exclude_unset=True, exclude={"embeddings", "weights"})
                 options = options.model_copy(update=in_body)
             else:
                 c = self._binary_rows(content_type, data)
-            rows = 1 if c is None else len(c)
-            count = rows * options.num
-            if count > self.settings.max_faces:
-                limit = self.settings.max_faces
-                raise ApiError(422, f"{rows} x {options.num} faces; the limit is {limit} per request")
             if options.similarity and options.format == "npy":
                 raise ApiError(422, "similarity: not available with format npy; use png, webp or jpeg")
-            cost = count * (1 + SIMILARITY_COST * options.similarity) + (PHOTO_COST if c is None else 0)
+            count = self._count(1 if c is None else len(c), options)
+            cost = count * (1 + SIMILARITY_COST * options.similarity) + (_photo_cost(options) if c is None else 0)
             with self.limiter.reserve(cost):
-                return await self._run_request(request, self._faces(request, data, c, options))
+                return await self._run_request(request, self._faces(request, data, c, options, mean))
 
-    async def _faces(self, request: Request, data: bytes, c: Tensor | None, options: Any) -> Response:
-        photo = None
+    def _count(self, rows: int, options: Any) -> int:
+        """The number of faces of a request. Raises ApiError if they are too many."""
+        if rows * options.num > self.settings.max_faces:
+            limit = self.settings.max_faces
+            raise ApiError(422, f"{rows} x {options.num} faces; the limit is {limit} per request")
+        return int(rows * options.num)
+
+    async def _faces(
+        self, request: Request, data: bytes, c: Tensor | None, options: Any, mean: Tensor | None
+    ) -> Response:
+        photos: list[EmbeddedPhoto] = []
         if c is None:
-            photo = await self._embed(data)
-            c = photo.c[None]
-        z, c, places = self.engine.generator_inputs(c, options.num, options.seed, options.noise_strength)
-        return await self._respond(request, options, z, c, places, photo=photo, similarity=options.similarity)
+            photos = await self._embed(data, options)
+            self._count(len(photos), options)
+            c = torch.stack([photo.c for photo in photos])
+        z, c, places = self.engine.generator_inputs(c, options.num, options.seed, options.noise_strength, options.start)
+        embeddings = None if mean is None else mean.tolist() * options.num
+        more: dict[str, Any] = {"similarity": options.similarity, "embeddings": embeddings}
+        return await self._respond(request, options, z, c, places, photos=photos, **more)
 
-    async def embeddings(self, request: Request) -> Response:
-        """The embedding of a photo."""
+    async def embeddings(self, request: Request, options: Any) -> Response:
+        """The embeddings of faces in a photo."""
         content_type = self._content_type(request, *UPLOAD_TYPES)
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
             self._require("photos")
-            with self.limiter.reserve(PHOTO_COST):
-                return await self._run_request(request, self._embeddings(data))
+            with self.limiter.reserve(_photo_cost(options)):
+                return await self._run_request(request, self._embeddings(data, options))
 
-    async def _embeddings(self, data: bytes) -> Response:
-        photo = await self._embed(data)
-        crop = await _run(self.engine.encode_threads, png_file, photo.crop)
-        return JSONResponse(
-            {
-                "embedding": photo.c.tolist(),
-                "crop": data_uri(crop, "png"),
-                "faces_found": photo.faces,
-                "note": self._note(photo),
-            }
-        )
+    async def _embeddings(self, data: bytes, options: Any) -> Response:
+        photos = await self._embed(data, options)
+        crops = [await _run(self.engine.encode_threads, png_file, photo.crop) for photo in photos]
+        faces = [
+            {"embedding": photo.c.tolist(), "crop": data_uri(crop, "png"), "box": photo.box}
+            for photo, crop in zip(photos, crops, strict=True)
+        ]
+        first = {"embedding": faces[0]["embedding"], "crop": faces[0]["crop"]}
+        note = self._note(photos, options)
+        return JSONResponse(first | {"faces_found": photos[0].faces, "faces": faces, "note": note})
 
     async def between(self, request: Request, between_type: type[BaseModel]) -> Response:
         """Faces along the arc between two embeddings, all with the same noise."""
@@ -115,7 +128,8 @@ class Api:
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
             body: Any = _parse(between_type, data)
             a, b = _valid_rows(lambda: unit_rows(np.array([body.a, body.b]), self.c_dim))
-            c = slerp(a, b, torch.linspace(0, 1, body.steps))
+            # As `vultus generate --between`; torch.linspace rounds differently.
+            c = slerp(a, b, torch.from_numpy(np.linspace(0, 1, body.steps, dtype=np.float32)))
             with self.limiter.reserve(body.steps):
                 z = self.engine.generator_inputs(c[:1], 1, body.seed, body.noise_strength)[0].expand(body.steps, -1)
                 places = [(step, 0) for step in range(body.steps)]
@@ -129,8 +143,9 @@ class Api:
 
     async def _random(self, request: Request, options: Any) -> Response:
         engine = self.engine
-        identities = await _run(engine.encode_threads, engine.random_identities, options.seed, options.num)
-        z, c, places = engine.generator_inputs(identities, 1, options.seed, options.noise_strength)
+        which = (options.seed, options.start, options.num)
+        identities = await _run(engine.encode_threads, engine.random_identities, *which)
+        z, c, places = engine.generator_inputs(identities, 1, options.seed, options.noise_strength, options.start)
         return await self._respond(request, options, z, c, places, embeddings=identities.tolist())
 
     async def _respond(
@@ -141,13 +156,13 @@ class Api:
         c: Tensor,
         places: list[Place],
         *,
-        photo: EmbeddedPhoto | None = None,
+        photos: Sequence[EmbeddedPhoto] = (),
         similarity: bool = False,
         embeddings: list[list[float]] | None = None,
         as_json: bool = False,
     ) -> Response:
         """Generate, and return an image, an array or JSON, as the options and the Accept header ask for."""
-        engine, note = self.engine, self._note(photo)
+        engine, note = self.engine, self._note(photos, options)
         images = await asyncio.wrap_future(engine.generate(z, c))
         headers = {"Vultus-Model": engine.name, "Vultus-Seed": str(options.seed)}
         headers |= {"Vultus-Note": note} if note else {}
@@ -162,7 +177,7 @@ class Api:
             for (index, variant), file in zip(places, files, strict=True)
         ]
         if similarity:
-            scores = await _run(engine.photo_thread, engine.similarities, images, c, photo)
+            scores = await _run(engine.photo_thread, engine.similarities, images, c, photos)
             for face, of_face in zip(faces, scores, strict=True):
                 face["similarity"] = of_face
         for face, embedding in zip(faces, embeddings or [], strict=False):
@@ -232,16 +247,18 @@ class Api:
                 raise
             raise ApiError(400, f"not a .npy file of numbers ({' '.join(str(error).split())[:100]})") from None
 
-    async def _embed(self, data: bytes) -> EmbeddedPhoto:
+    async def _embed(self, data: bytes, options: Any) -> list[EmbeddedPhoto]:
         max_pixels = int(self.settings.max_megapixels * 1e6)
-        return await _run(self.engine.photo_thread, self.engine.embed, data, max_pixels)
+        return await _run(self.engine.photo_thread, self.engine.embed, data, options.face, max_pixels)
 
-    def _note(self, photo: EmbeddedPhoto | None) -> str | None:
-        if photo is None:
+    def _note(self, photos: Sequence[EmbeddedPhoto], options: Any) -> str | None:
+        if not photos:
             return None
-        if photo.faces is None:
+        found = photos[0].faces
+        if found is None:
             return self.engine.missing.get("align", "faces were not detected; the centre square of the photo is used")
-        return f"{photo.faces} faces found; the largest is used" if photo.faces > 1 else None
+        used = {"largest": "the largest is used", "central": "the central one is used", "all": "all are used"}
+        return f"{found} faces found; {used[options.face]}" if found > 1 else None
 
     async def _run_request(self, request: Request, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled when the client disconnects or the time is up."""
@@ -274,6 +291,20 @@ def _parse(body_type: type[BaseModel], data: bytes) -> BaseModel:
     except ValidationError as error:
         malformed = error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
         raise ApiError(400 if malformed else 422, one_line(error)) from None
+
+
+def _photo_cost(options: Any) -> int:
+    return GROUP_COST if options.face == "all" else PHOTO_COST
+
+
+def _blend(c: Tensor, weights: list[float]) -> Tensor:
+    """The weighted mean [1, c_dim] of embeddings c [N, c_dim]."""
+    if len(weights) != len(c):
+        raise ApiError(422, f"weights: {len(weights)} weights of {len(c)} embeddings; give one for each")
+    try:
+        return blend(c, torch.tensor(weights))[None]
+    except UserError as error:
+        raise ApiError(422, f"weights: {error}") from None
 
 
 def _valid_rows(read: Callable[[], Tensor]) -> Tensor:

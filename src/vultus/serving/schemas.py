@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from vultus._ranges import STRENGTHS
+from vultus.sampling.photos import WhichFace
 
 Format = Literal["png", "webp", "jpeg", "npy"]
 MAX_SEED = 2**53 - 1  # largest integer that JavaScript represents exactly
@@ -22,7 +23,7 @@ def _whole(value: Any) -> Any:
 
 WHOLE = BeforeValidator(_whole)
 Seed = Annotated[
-    int, Field(ge=0, le=MAX_SEED, description="seed of the noise; the same seed gives the same faces"), WHOLE
+    int, Field(ge=0, le=MAX_SEED, description="of noise and random people; the same seed gives the same faces"), WHOLE
 ]
 Strength = Annotated[
     float,
@@ -31,6 +32,21 @@ Strength = Annotated[
         le=STRENGTHS.most,
         description="factor on the noise; below 1 the faces are less varied and closer to the average",
     ),
+]
+
+
+Start = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="number of the first embedding or person; the noise of a face depends on the seed, this number and "
+        "the variant",
+    ),
+    WHOLE,
+]
+WhichFaces = Annotated[
+    WhichFace, Field(description="of several faces in a photo: the largest, the one nearest to the centre, or all")
 ]
 
 
@@ -60,12 +76,12 @@ class Similarity(BaseModel):
 class Face(BaseModel):
     """One face."""
 
-    index: Annotated[int, Field(description="index of the embedding, random person or step")]
+    index: Annotated[int, Field(description="number of the embedding, random person or step")]
     variant: Annotated[int, Field(description="index of the noise")]
     seed: int
     image: Annotated[str, Field(description="the image file as a data: URI")]
     similarity: Similarity | None = None
-    embedding: Annotated[list[float] | None, Field(description="the embedding, for random people")] = None
+    embedding: Annotated[list[float] | None, Field(description="for random people, and the mean with weights")] = None
 
 
 class Faces(BaseModel):
@@ -76,11 +92,23 @@ class Faces(BaseModel):
     note: Annotated[str | None, Field(description="a remark on the photo, for instance that it shows two faces")] = None
 
 
-class Embedding(BaseModel):
-    """FaceNet's embedding of a photo."""
+class PhotoFace(BaseModel):
+    """A face in a photo."""
 
     embedding: list[float]
     crop: Annotated[str, Field(description="the part of the photo that FaceNet reads, as a data: URI")]
+    box: Annotated[
+        tuple[float, float, float, float] | None,
+        Field(description="left, top, right, bottom in pixels of the upright photo; null if faces were not detected"),
+    ]
+
+
+class Embedding(BaseModel):
+    """FaceNet's embedding of a photo; `embedding` and `crop` are those of the first of `faces`."""
+
+    embedding: list[float]
+    crop: str
+    faces: Annotated[list[PhotoFace], Field(description="the chosen face, or all of them, the largest first")]
     faces_found: Annotated[
         int | None, Field(description="null if faces were not detected (the extra `align` is not installed)")
     ]
@@ -143,6 +171,12 @@ class Model(BaseModel):
     limits: Limits
 
 
+class PhotoOptions(Strict):
+    """Query parameters of /v1/embeddings."""
+
+    face: WhichFaces = "largest"
+
+
 def request_models(c_dim: int, max_faces: int) -> tuple[type[Any], type[Any], type[Any], type[Any]]:
     """Models of requests for embeddings of `c_dim` numbers and at most `max_faces` faces.
 
@@ -159,16 +193,28 @@ def request_models(c_dim: int, max_faces: int) -> tuple[type[Any], type[Any], ty
     def count(description: str) -> Any:
         return Annotated[int, Field(ge=1, le=max_faces, description=description), WHOLE], 1
 
+    weight: Any = Annotated[float, Field(ge=0, le=MAX_ENTRY, allow_inf_nan=False)]
+    weights: Any = Annotated[
+        list[weight],
+        Field(
+            min_length=1,
+            max_length=max_faces,
+            description="a weight of each embedding: the faces are of the weighted mean of all, normalised",
+            json_schema_extra=not_all_zeros,
+        ),
+    ]
     noise: dict[str, Any] = {"seed": (Seed, 0), "noise_strength": (Strength, 1.0)}
     images: dict[str, Any] = noise | {"format": (Format, "png")}
     similarity: Any = Annotated[bool, Field(description="also return the similarity of each face to its source")]
-    of_embeddings: dict[str, Any] = images | {"num": count("faces of each embedding")}
-    of_embeddings["similarity"] = (similarity, False)
+    of_embeddings: dict[str, Any] = images | {"num": count("faces of each embedding"), "start": (Start, 0)}
+    of_embeddings |= {"similarity": (similarity, False), "face": (WhichFaces, "largest")}
     of_two: dict[str, Any] = noise | {"a": (vector, ...), "b": (vector, ...)}
     of_two |= {"steps": (steps, min(9, max_steps)), "format": (Literal["png", "webp", "jpeg"], "png")}
-    of_random: dict[str, Any] = images | {"num": count("people who do not exist")}
+    of_random: dict[str, Any] = images | {"num": count("people who do not exist"), "start": (Start, 0)}
     options: Any = create_model("Options", __base__=Strict, **of_embeddings)
-    faces: Any = create_model("FacesRequest", __base__=options, embeddings=(vectors, ...))
+    faces: Any = create_model(
+        "FacesRequest", __base__=options, embeddings=(vectors, ...), weights=(weights | None, None)
+    )
     between: Any = create_model("BetweenRequest", __base__=Strict, **of_two)
     random: Any = create_model("RandomOptions", __base__=Strict, **of_random)
     return options, faces, between, random

@@ -94,22 +94,24 @@ export class Api {
     return this.json("v1/model");
   }
 
-  random({ seed, count, strength }, signal) {
-    return this.json(`v1/random?${new URLSearchParams({ seed, num: count, noise_strength: strength })}`, { signal });
+  random({ seed, count, strength }, signal, start = 0) {
+    return this.json(`v1/random?${new URLSearchParams({ seed, num: count, noise_strength: strength, start })}`, { signal });
   }
 
-  faces(c, { seed, count, strength }, signal, similarity = false) {
-    return this.post("v1/faces", { embeddings: [c], num: count, seed, noise_strength: strength, similarity }, signal);
+  /** Faces of `people`: { embeddings, start?, weights? }; with weights those of the weighted mean. */
+  faces(people, { seed, count, strength }, signal, similarity = false) {
+    return this.post("v1/faces", { ...people, num: count, seed, noise_strength: strength, similarity }, signal);
   }
 
-  /** The same faces, requested with the photo itself: dlib compares with the photo. */
+  /** Faces of the largest face of a photo, requested with the photo itself: dlib compares with the photo. */
   facesOfPhoto(photo, { seed, count, strength }, signal) {
     const query = new URLSearchParams({ seed, num: count, noise_strength: strength, similarity: true });
     return this.json(`v1/faces?${query}`, { body: photo, type: photo.type, signal });
   }
 
-  embedding(photo, signal) {
-    return this.json("v1/embeddings", { body: photo, type: photo.type, signal });
+  /** The largest face of a photo, or with `face` "all" every face. */
+  embedding(photo, signal, face = "largest") {
+    return this.json(`v1/embeddings?face=${face}`, { body: photo, type: photo.type, signal });
   }
 
   between(a, b, steps, { seed, strength }, signal) {

@@ -2,8 +2,11 @@
 
 import { Api, Latest, Problem, pause } from "./api.js";
 import { cameraProblem, onDrop } from "./photos.js";
-import { element, legend, measures, showFaces } from "./tiles.js";
-import { BlendView, EmbeddingView, PhotoView, RandomView, examples, newSeed } from "./views.js";
+import { BlendView } from "./blend.js";
+import { bytesOf, newSeed, tokenOf } from "./people.js";
+import { element, legend, measures, save, showFaces } from "./tiles.js";
+import { EmbeddingView, PhotoView, RandomView, examples } from "./views.js";
+import { zip } from "./zip.js";
 
 const SETTLE = 120; // ms without a change of a slider before faces are generated
 
@@ -34,8 +37,59 @@ class App {
     byId("count").value = Math.min(matchMedia("(max-width: 40rem)").matches ? 4 : 8, limits.faces);
     byId("panel").hidden = false;
     showControls();
-    const name = location.hash.slice(1);
-    this.open(Object.hasOwn(this.views, name) ? name : random.available ? "random" : "embedding");
+    await this.follow();
+  }
+
+  /** Show what the address names: a tab (#random), or the settings and people of a link (#random?seed=7&...). */
+  async follow() {
+    const [name, query] = location.hash.slice(1).split("?");
+    if (this.current && name === "stage") return; // "Skip to the faces"
+    const view = Object.hasOwn(this.views, name) ? name : this.model.random.available ? "random" : "embedding";
+    this.open(view, !query);
+    if (query) {
+      const params = new URLSearchParams(query);
+      for (const id of ["strength", "count"]) byId(id).value = params.get(id) ?? byId(id).value;
+      setSeed(params.get("seed"));
+      showControls();
+      await this.reading("link", async (signal) => this.current.restore(params, signal));
+      this.linked = this.state;
+      await this.draw();
+      const { id } = this.model;
+      if ((params.get("model") ?? id) !== id) {
+        this.showErrors({ link: new Problem(`This link is of the model ${params.get("model")}; this server has ${id}, so the faces differ.`) });
+      }
+    }
+  }
+
+  /** A fragment of the address that shows the same faces again. */
+  link() {
+    const { view = this.name, people, more = [] } = this.current.link();
+    const settings = Object.entries({ ...this.controls, model: this.model.id });
+    return `#${view}?${new URLSearchParams([...settings, ...people.map((person) => ["who", tokenOf(person)]), ...more])}`;
+  }
+
+  async copyLink() {
+    history.replaceState(null, "", this.link());
+    this.linked = this.state;
+    const withEmbeddings = this.current.link().people.some(({ seed }) => seed === undefined);
+    const about = withEmbeddings ? " It contains embeddings of faces: whoever has it can generate them." : "";
+    try {
+      await navigator.clipboard.writeText(location.href);
+      status.textContent = `Link copied.${about}`;
+    } catch {
+      status.textContent = `The link is in the address bar.${about}`; // no clipboard over HTTP, or no permission
+    }
+  }
+
+  /** The images that are shown: [{ image, file }]. */
+  files() {
+    const { blend, faces = [] } = this.shown.get(this.current) ?? {};
+    return blend ? blend.strip() : faces;
+  }
+
+  saveAll() {
+    const files = this.files().map(({ image, file }) => ({ name: file, data: bytesOf(image.split(",")[1]) }));
+    save(`vultus-${this.name}-${this.controls.seed}.zip`, zip(files));
   }
 
   get controls() {
@@ -43,10 +97,16 @@ class App {
     return { seed, count, strength };
   }
 
-  /** Open a tab, with the faces that it showed last. */
-  open(name) {
+  /** What the faces of the current view depend on. */
+  get state() {
+    return JSON.stringify([this.current.input(), this.controls]);
+  }
+
+  /** Open a tab; it shows the faces that it showed last until `draw` has generated others. */
+  open(name, draw = true) {
     if (this.current === this.views[name]) return;
     this.current = this.views[name];
+    this.name = name;
     for (const input of Object.values(this.inputs)) input.stop();
     for (const tab of tabs) {
       const chosen = tab.dataset.view === name;
@@ -56,28 +116,31 @@ class App {
     byId("panel").setAttribute("aria-labelledby", `tab-${name}`);
     byId("panel").dataset.view = name;
     for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== name;
-    byId("count-control").hidden = name === "blend";
-    byId("controls-hint").textContent = this.current.hint;
-    if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
-    this.showErrors({ reading: null, drawing: null });
+    if (location.hash.slice(1).split("?")[0] !== name) history.pushState(null, "", `#${name}`);
+    this.showErrors({ reading: null, drawing: null, link: null });
     this.render(this.shown.get(this.current) ?? {});
-    this.draw();
+    if (draw) this.draw();
   }
 
   /** Generate the faces of the current view, unless they are shown already; a later call cancels this one. */
   async draw() {
     const view = this.current;
-    const key = JSON.stringify([view.input(), this.controls]);
+    const key = this.state;
     if (this.shown.get(view)?.key === key && this.shown.get(view).complete) return this.drawing.stop(), this.busy(false);
     this.busy(true);
     this.started = performance.now();
     this.key = key;
+    if (this.linked !== key && location.hash.includes("?")) {
+      // The link in the address bar is no longer what is shown.
+      history.replaceState(null, "", `#${this.name}`);
+      this.showErrors({ link: null });
+    }
     try {
       const finished = await this.drawing.run((signal) => view.draw(this.controls, signal).then(() => true));
       if (!finished) return; // cancelled by a later call
       this.shown.get(view).complete = true;
       // A view may choose its input while it draws: the blend takes two random people.
-      this.shown.get(view).key = JSON.stringify([view.input(), this.controls]);
+      this.shown.get(view).key = this.state;
       this.showErrors({ drawing: null });
     } catch (error) {
       this.showErrors({ drawing: error });
@@ -85,7 +148,7 @@ class App {
     this.busy(false);
   }
 
-  /** Show the result of a view: { title, faces?, count?, blend?, empty?, photo?, compared? }. */
+  /** Show the result of a view: { title, hint?, faces?, count?, blend?, back?, empty?, photo?, compared? }. */
   present(view, result) {
     const count = result.faces?.length ?? result.count ?? 0;
     const seconds = ((performance.now() - this.started) / 1000).toFixed(1);
@@ -99,8 +162,13 @@ class App {
     this.render(this.shown.get(view));
   }
 
-  render({ title = "", message = "", faces = [], blend, empty, photo, compared }) {
+  render({ title = "", hint = this.current.hint, message = "", faces = [], blend, back, empty, photo, compared }) {
     byId("stage-title").textContent = title;
+    byId("controls-hint").textContent = hint;
+    byId("count-control").hidden = !this.current.counted;
+    byId("back").hidden = !back;
+    byId("copy-link").hidden = !blend && !faces.length;
+    byId("save-all").hidden = !blend && faces.length < 2;
     if (status.textContent !== message) status.textContent = message;
     byId("legend").hidden = true;
     if (compared) legend(byId("legend"), this.model.similarity, photo);
@@ -157,10 +225,10 @@ class App {
     stage.ariaBusy = String(is);
   }
 
-  /** Show the error in `reading` an input or `drawing` faces; null clears it. */
+  /** Show the error in `reading` an input, `drawing` faces or of a `link`; null clears it. */
   showErrors(changes) {
     this.errors = { ...this.errors, ...changes };
-    const error = this.errors.reading ?? this.errors.drawing;
+    const error = this.errors.reading ?? this.errors.drawing ?? this.errors.link;
     if (error && !(error instanceof Problem)) console.error(error);
     const text = error instanceof Problem ? error.message : error ? `Error in this page: ${error.message}` : "";
     if (errorLine.textContent !== text) errorLine.textContent = text;
@@ -220,6 +288,8 @@ byId("controls").addEventListener("input", ({ target }) => {
   settle.run((signal) => pause(SETTLE, signal).then(() => app.draw()));
 });
 byId("seed-number").addEventListener("change", ({ target }) => setSeed(target.value));
+byId("copy-link").addEventListener("click", () => app.copyLink());
+byId("save-all").addEventListener("click", () => app.saveAll());
 byId("seed-new").addEventListener("click", () => {
   setSeed(newSeed());
   app.draw();
@@ -236,24 +306,20 @@ tabs.forEach((tab, index) => {
   });
 });
 addEventListener("popstate", () => {
-  const name = location.hash.slice(1);
-  if (app.current) app.open(Object.hasOwn(app.views, name) ? name : "random");
+  if (app.current) app.follow();
 });
 
-/** A file that was dropped or pasted anywhere: embeddings by its name, otherwise a photo. */
-function take(file) {
+/** Files that were dropped or pasted anywhere: embeddings by the name, otherwise photos. */
+function take(files) {
   if (!app.current) return;
-  if (/\.(npy|json|csv|tsv|txt)$/i.test(file.name)) app.views.embedding.read(file);
-  else if (app.model.photos.available) app.views.photo.read(file);
+  if (/\.(npy|json|csv|tsv|txt)$/i.test(files[0].name)) app.views.embedding.read(files[0]);
+  else if (app.model.photos.available) app.views.photo.read(files);
   else app.open("photo");
 }
 
-document.querySelectorAll(".slot").forEach((slot, index) => {
-  onDrop(slot, (file) => app.model.photos.available && app.views.blend.read(index, file));
-});
 onDrop(document.documentElement, take);
 addEventListener("paste", ({ clipboardData }) => {
-  if (clipboardData.files[0]) take(clipboardData.files[0]);
+  if (clipboardData.files.length) take([...clipboardData.files]);
 });
 
 setSeed(0);

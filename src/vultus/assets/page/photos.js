@@ -83,7 +83,7 @@ export async function takePhoto() {
   return photo;
 }
 
-/** Call `use` with a file that is dropped on `zone`. */
+/** Call `use` with the files that are dropped on `zone`. */
 export function onDrop(zone, use) {
   for (const name of ["dragenter", "dragover"]) {
     zone.addEventListener(name, (event) => {
@@ -95,7 +95,7 @@ export function onDrop(zone, use) {
   zone.addEventListener("drop", (event) => {
     event.preventDefault();
     event.stopPropagation();
-    const file = event.dataTransfer.files[0];
-    if (file) use(file);
+    const files = [...event.dataTransfer.files];
+    if (files.length) use(files);
   });
 }

@@ -114,9 +114,9 @@ export function showFaces(list, faces, similarity, keys) {
   });
 }
 
-/** Let the user save a file that contains `text`. */
-export function save(name, text) {
-  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+/** Let the user save a Blob as a file. */
+export function save(name, blob) {
+  const url = URL.createObjectURL(blob);
   element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

@@ -1,12 +1,11 @@
-// The views, one for each tab: each turns its input into faces. `app` is the page (app.js).
+// The views of single people, one for each tab: each turns its input into faces. `app` is the page (app.js).
 
-import { pause } from "./api.js";
+import { Problem, pause } from "./api.js";
+import { bytesOf, newSeed, personOf, randomOf, randomPerson } from "./people.js";
 import { takePhoto, toAccepted } from "./photos.js";
-import { save } from "./tiles.js";
+import { element, save } from "./tiles.js";
 import { parseFile, parseText } from "./vectors.js";
 
-const STRIP = 9; // images in the strip of a blend
-const FINE = 4; // steps of the slider per image of the strip, once all of them are generated
 const IDLE = 350; // ms without a change before similarities are requested, which take longer than the faces
 const SETTLE = 250; // ms without a keystroke before numbers are parsed
 const LARGEST_FILE = 64e6;
@@ -15,52 +14,12 @@ const EXAMPLES = { seed: 7, count: 6, strength: 1 };
 const byId = (id) => document.getElementById(id);
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const exact = (value) => Number(value.toPrecision(9)); // 9 digits represent every float32 exactly
-/** A generated image (a data: URI) as a file. The content security policy forbids to fetch data: URIs. */
-function asFile(uri) {
-  const bytes = Uint8Array.from(atob(uri.split(",")[1]), (character) => character.charCodeAt(0));
-  return new File([bytes], "example.png", { type: "image/png" });
-}
 
-const describe = (index, seed) => `A person who does not exist (number ${index + 1} of seed ${seed}).`;
-
-export const newSeed = () => Math.floor(Math.random() * 1000);
-
-/** People who do not exist. */
-export class RandomView {
-  hint = "Each seed gives other people. Noise strength 0 generates faces without noise.";
-
-  constructor(app) {
-    this.app = app;
-  }
-
-  input = () => "";
-
-  async draw(controls, signal) {
-    const { app } = this;
-    const { faces } = await app.api.random(controls, signal);
-    app.present(this, {
-      title: faces.length === 1 ? "Someone who does not exist" : `${faces.length} people who do not exist`,
-      faces: faces.map((face, index) => {
-        const who = `random person ${index + 1}, seed ${controls.seed}`;
-        const person = { c: face.embedding, image: face.image, text: describe(index, controls.seed) };
-        return {
-          image: face.image,
-          alt: `synthetic face of ${who}`,
-          file: `vultus-random-${controls.seed}-${index + 1}.png`,
-          actions: [
-            { text: "Vary", label: `More faces of ${who}`, act: () => app.views.embedding.take(person) },
-            { text: "Blend", label: `Blend ${who} with another person`, act: () => app.views.blend.add(person) },
-          ],
-        };
-      }),
-    });
-  }
-}
-
-/** One person, several variants of noise; the base class of the two views below. */
-class PersonView {
-  source = null; // { c, photo? }
+/** Faces of people with several variants of noise; the base class of the views below. */
+class PeopleView {
+  source = null; // { people: [{ c, ... }], start?: number of the first, one?: their mean, photo?: of the only one }
   hint = "Noise decides what the embedding leaves open, such as light and background. Noise strength 0 turns it off.";
+  counted = true; // the slider Faces has an effect
 
   constructor(app) {
     this.app = app;
@@ -71,49 +30,125 @@ class PersonView {
   async draw(controls, signal) {
     const { app, source } = this;
     if (!source) return app.present(this, { title: this.emptyTitle, empty: this });
-    const common = { title: `${plural(controls.count, "face")} of ${this.whose}`, photo: Boolean(source.photo), compared: true };
-    const show = (faces) =>
+    const { people, start = 0, one, photo } = source;
+    const persons = one ? 1 : people.length;
+    // The server limits the faces of a request.
+    const count = Math.max(1, Math.min(controls.count, Math.floor(app.model.limits.faces / persons)));
+    const options = { ...controls, count };
+    const asked = { embeddings: people.map(({ c }) => c), start, weights: one ? people.map(() => 1) : undefined };
+    const title = `${plural(count, "face")} ${persons > 1 ? `each of ${persons} people` : `of ${this.whose}`}`;
+    const show = (faces) => {
+      this.mean = faces[0].embedding;
       app.present(this, {
-        ...common,
-        faces: faces.map((face, index) => ({
-          image: face.image,
-          scores: face.similarity,
-          alt: `synthetic face ${index + 1} of ${this.whose}, noise ${index + 1} of seed ${controls.seed}`,
-          file: `vultus-${this.name}-${controls.seed}-${index + 1}.png`,
+        title,
+        photo: Boolean(photo),
+        compared: true,
+        back: this.back,
+        faces: faces.map(({ index, variant, image, similarity }) => ({
+          image,
+          scores: similarity,
+          alt: `synthetic face ${variant + 1} of ${persons > 1 ? `person ${index - start + 1}` : this.whose}, noise ${variant + 1} of seed ${controls.seed}`,
+          file: `vultus-${this.name}-${controls.seed}-${persons > 1 ? `${index - start + 1}-` : ""}${variant + 1}.png`,
         })),
       });
-    show((await app.api.faces(source.c, controls, signal)).faces);
+    };
+    show((await app.api.faces(asked, options, signal)).faces);
     const { facenet, dlib } = app.model.similarity;
-    if (!facenet.available && !(dlib.available && source.photo)) return;
+    if (!facenet.available && !(dlib.available && photo)) return;
     await pause(IDLE, signal);
-    const compared = source.photo
-      ? await app.api.facesOfPhoto(source.photo, controls, signal)
-      : await app.api.faces(source.c, controls, signal, true);
-    show(compared.faces);
+    show((photo ? await app.api.facesOfPhoto(photo, options, signal) : await app.api.faces(asked, options, signal, true)).faces);
   }
 }
 
-/** A photo: the crop that the encoder reads, and faces of it. */
-export class PhotoView extends PersonView {
-  name = "photo";
-  whose = "this photo";
-  emptyTitle = "Faces of a photo";
+/** People who do not exist, or several faces of one of them (`source`). */
+export class RandomView extends PeopleView {
+  name = "random";
 
   constructor(app) {
     super(app);
-    byId("photo-file").addEventListener("change", ({ target }) => {
-      if (target.files[0]) this.read(target.files[0]);
-      target.value = "";
+    byId("back").addEventListener("click", () => this.back());
+  }
+
+  get whose() {
+    const { seed, number } = this.source.people[0];
+    return `random person ${number + 1} of seed ${seed}`;
+  }
+
+  async draw(controls, signal) {
+    if (this.source) return super.draw(controls, signal);
+    const { app } = this;
+    const { faces } = await app.api.random(controls, signal);
+    app.present(this, {
+      title: faces.length === 1 ? "Someone who does not exist" : `${faces.length} people who do not exist`,
+      hint: "Each seed gives other people. Noise strength 0 generates faces without noise.",
+      faces: faces.map((face, index) => {
+        const who = `random person ${index + 1}, seed ${controls.seed}`;
+        const person = randomOf(face, controls.seed, index);
+        return {
+          image: face.image,
+          alt: `synthetic face of ${who}`,
+          file: `vultus-random-${controls.seed}-${index + 1}.png`,
+          actions: [
+            { text: "Vary", label: `More faces of ${who}`, act: () => this.vary(person) },
+            { text: "Blend", label: `Blend ${who} with another person`, act: () => app.views.blend.add(person) },
+          ],
+        };
+      }),
     });
+  }
+
+  /** Faces of one of the people, in place; the first one is the face that is shown already. */
+  vary(person) {
+    this.source = { people: [person], start: person.number };
+    byId("back").hidden = false;
+    byId("back").focus({ preventScroll: true }); // the button that was pressed goes away
+    this.app.draw();
+  }
+
+  back = async () => {
+    const [{ number }] = this.source.people;
+    this.source = null;
+    await this.app.draw();
+    byId("faces").children[number]?.querySelector("button")?.focus({ preventScroll: true });
+  };
+
+  link() {
+    return { people: this.source?.people ?? [] };
+  }
+
+  async restore(params, signal) {
+    const [person] = await Promise.all(params.getAll("who").slice(0, 1).map((token) => personOf(token, this.app, signal)));
+    this.source = person?.seed !== undefined ? { people: [person], start: person.number } : null;
+  }
+}
+
+/** Photos: the crops that the encoder reads, and faces of those that are ticked. */
+export class PhotoView extends PeopleView {
+  name = "photo";
+  emptyTitle = "Faces of a photo";
+  found = []; // faces in the photos: { c, crop, photo, largest: in its photo, used, text }
+
+  constructor(app) {
+    super(app);
+    for (const id of ["photo-file", "photo-add"]) {
+      byId(id).addEventListener("change", ({ target }) => {
+        if (target.files.length) this.read([...target.files], { add: id === "photo-add" });
+        target.value = "";
+      });
+    }
     byId("photo-camera").addEventListener("click", async () => {
       const photo = await takePhoto();
-      if (photo) this.read(photo);
+      if (photo) this.read([photo]);
     });
+    byId("photo-as").addEventListener("change", () => this.choose());
     byId("photo-save").addEventListener("click", () => {
-      save("vultus-embedding.json", JSON.stringify({ embedding: this.source.c, encoder: app.model.encoder }));
+      const [{ c }, ...others] = this.source.people;
+      const numbers = others.length && !this.source.one ? { embeddings: this.source.people.map((person) => person.c) } : { embedding: this.mean ?? c };
+      save("vultus-embedding.json", new Blob([JSON.stringify({ ...numbers, encoder: app.model.encoder })], { type: "application/json" }));
     });
     byId("photo-blend").addEventListener("click", () => {
-      app.views.blend.add({ c: this.source.c, image: this.source.crop, text: "Your photo, as the encoder sees it." });
+      const { people, one } = this.source;
+      app.views.blend.add(...(one ? [{ ...people[0], c: this.mean ?? people[0].c, text: "The mean of your photos." }] : people));
     });
   }
 
@@ -127,40 +162,104 @@ export class PhotoView extends PersonView {
       : "These people do not exist. Choose one to see more faces of that person.";
   }
 
+  get whose() {
+    const { one, people } = this.source;
+    return one ? `the mean of ${people.length} crops` : this.found.length > 1 ? "one of the crops" : "this photo";
+  }
+
   async example({ image, embedding }) {
     if (!this.app.model.photos.available) return this.app.views.embedding.take({ c: embedding });
-    await this.read(asFile(image), "This is a crop of a generated face, used as a photo.");
+    // The content security policy forbids to fetch data: URIs.
+    const file = new File([bytesOf(image.split(",")[1])], "example.png", { type: "image/png" });
+    await this.read([file], { caption: "This is a crop of a generated face, used as a photo." });
   }
 
-  async read(file, caption = "This crop of your photo is the only image on this page that is not generated.") {
+  /** Embed every face in the files; of each photo the largest is ticked. With `add` the previous faces stay. */
+  async read(files, { add = false, caption } = {}) {
     const { app } = this;
     app.open("photo");
-    const source = await app.reading("photo", async (signal) => {
-      const photo = await toAccepted(file, app.model.limits);
-      const { embedding: c, crop, note } = await app.api.embedding(photo, signal);
-      return { photo, c, crop, note: note ?? "", caption };
+    const notes = [];
+    const found = await app.reading("photo", async (signal) => {
+      const faces = [];
+      for (const file of files) {
+        try {
+          faces.push(...(await this.facesIn(file, notes, signal)));
+        } catch (error) {
+          if (files.length === 1 || !(error instanceof Problem)) throw error;
+          notes.push(`${file.name} is left out: ${error.message}`);
+        }
+      }
+      if (!faces.length) throw new Problem(notes.join(" "));
+      return faces;
     });
-    if (source === undefined) return; // another photo is being read
-    this.source = source;
-    byId("crop").hidden = byId("photo-actions").hidden = !source;
-    byId("drop-text").textContent = source ? "Drop another photo" : "Drop a photo here";
-    byId("photo-note").textContent = source?.note ?? "";
-    if (source) {
-      byId("crop-image").src = source.crop;
-      byId("crop-image").alt = `What the encoder sees. ${source.caption}`;
-      byId("crop-caption").textContent = `What the encoder sees. ${source.caption}`;
-    }
-    app.draw();
+    if (found === undefined) return; // other photos are being read
+    this.found = found ? [...(add ? this.found : []), ...found] : add ? this.found : [];
+    if (found) byId("photo-as").value = files.length > 1 || add ? "one" : "each";
+    byId("photo-note").textContent = notes.join(" ");
+    const [crop, is] = this.found.length > 1 ? ["These crops of your photos", "are the only images"] : ["This crop of your photo", "is the only image"];
+    byId("crop-caption").textContent = `What the encoder sees. ${caption ?? `${crop} ${is} on this page not generated.`}`;
+    byId("crop-image").alt = byId("crop-caption").textContent;
+    byId("picks").replaceChildren(...this.found.map((face) => this.pick(face)));
+    this.choose();
   }
+
+  async facesIn(file, notes, signal) {
+    const { api, model } = this.app;
+    const photo = await toAccepted(file, model.limits);
+    const largest = await api.embedding(photo, signal);
+    const several = largest.faces_found > 1;
+    const { faces } = several ? await api.embedding(photo, signal, "all") : largest;
+    if (several) notes.push(`${faces.length} faces found in ${file.name}; the largest is ticked.`);
+    else if (largest.note) notes.push(largest.note);
+    const text = "Your photo, as the encoder sees it.";
+    return faces.map(({ embedding, crop }, index) => ({ c: embedding, image: crop, text, photo, largest: !index, used: !index }));
+  }
+
+  /** A tick box with the crop of a face. */
+  pick(face) {
+    const number = this.found.indexOf(face) + 1;
+    const box = element("input", { type: "checkbox", className: "visually-hidden", checked: face.used });
+    box.setAttribute("aria-label", `Use face ${number}`);
+    box.addEventListener("change", () => ((face.used = box.checked), this.choose()));
+    const image = element("img", { src: face.image, width: 160, height: 160, alt: `Face ${number}, as the encoder sees it` });
+    return element("li", {}, element("label", { className: "pick" }, box, image));
+  }
+
+  choose() {
+    const several = this.found.length > 1;
+    const used = this.found.filter((face) => face.used);
+    const people = used.map(({ c, image, text }) => ({ c, image, text }));
+    const one = people.length > 1 && byId("photo-as").value === "one";
+    const photo = used.length === 1 && used[0].largest ? used[0].photo : undefined;
+    this.source = people.length ? { people, one, photo } : null;
+    byId("crop").hidden = !this.found.length;
+    byId("crop-image").hidden = several;
+    if (this.found.length) byId("crop-image").src = this.found[0].image;
+    byId("picks-part").hidden = !several;
+    byId("photo-as-part").hidden = people.length < 2;
+    byId("photo-actions").hidden = !people.length;
+    byId("photo-add-part").hidden = !this.found.length;
+    byId("drop-text").textContent = this.found.length ? "Drop other photos" : "Drop photos here";
+    this.app.draw();
+  }
+
+  /** Photos are not in a link: it opens the tab Embedding. */
+  link() {
+    const { people = [], one } = this.source ?? {};
+    return { view: people.length ? "embedding" : "photo", people: one ? [{ c: this.mean }] : people };
+  }
+
+  restore() {}
 }
 
-/** An embedding as numbers. */
-export class EmbeddingView extends PersonView {
+/** Embeddings as numbers. */
+export class EmbeddingView extends PeopleView {
   name = "embedding";
   whose = "this embedding";
   emptyTitle = "Faces of an embedding";
   emptyText = "No embedding? Try one of these people, who do not exist.";
   rows = [];
+  first = 0; // number of the first row; the noise depends on it
 
   constructor(app) {
     super(app);
@@ -175,10 +274,10 @@ export class EmbeddingView extends PersonView {
       target.value = "";
     });
     byId("numbers-random").addEventListener("click", async () => {
-      const random = await app.reading("numbers", (signal) => app.api.random({ seed: newSeed(), count: 1, strength: 1 }, signal));
-      if (random) this.take({ c: random.faces[0].embedding });
+      const random = await app.reading("numbers", (signal) => randomPerson(app.api, newSeed(), 0, signal));
+      if (random) this.take(random);
     });
-    byId("row-number").addEventListener("input", () => this.choose());
+    for (const id of ["row-number", "row-all"]) byId(id).addEventListener("input", () => this.choose());
   }
 
   begin({ c_dim: dim, encoder }) {
@@ -207,137 +306,47 @@ export class EmbeddingView extends PersonView {
   async use(parse, write = false) {
     const rows = await this.app.reading("numbers", async () => parse());
     if (rows === undefined) return;
-    this.rows = rows ?? [];
-    byId("row").hidden = this.rows.length < 2;
-    byId("row-number").value = 1;
-    byId("row-number").max = this.rows.length;
-    byId("row-count").textContent = `of ${this.rows.length}`;
+    this.setRows(rows ?? []);
     byId("numbers").ariaInvalid = String(!rows && Boolean(byId("numbers").value));
     this.choose(write);
   }
 
-  choose(write = this.rows.length > 1) {
-    const row = this.rows[Math.min(this.rows.length, Math.max(1, Math.floor(byId("row-number").value || 1))) - 1];
-    this.source = row ? { c: row } : null;
-    if (write) byId("numbers").value = row ? `[${row.map(exact).join(", ")}]` : "";
-    byId("numbers-status").textContent = row ? `${plural(row.length, "number")} read.` : "";
-    this.app.draw();
-  }
-}
-
-/** Faces along the arc between two people. */
-export class BlendView {
-  hint = "All faces of a blend have the same noise.";
-  people = [null, null]; // { c, image?, text }
-  faces = [];
-
-  constructor(app) {
-    this.app = app;
-    this.slots = ["first person", "second person"].map((who, index) => {
-      const slot = byId("slot").content.firstElementChild.cloneNode(true);
-      const find = (selector) => slot.querySelector(selector);
-      find("legend").textContent = `${who[0].toUpperCase()}${who.slice(1)}`;
-      for (const [name, what] of Object.entries({ random: "Random person as the", file: "Photo of the", camera: "Camera for the" })) {
-        find(`.slot-${name}`).setAttribute("aria-label", `${what} ${who}`);
-      }
-      find(".slot-random").addEventListener("click", () => this.random(index));
-      find(".slot-file").addEventListener("change", ({ target }) => {
-        if (target.files[0]) this.read(index, target.files[0]);
-        target.value = "";
-      });
-      find(".slot-camera").addEventListener("click", async () => {
-        const photo = await takePhoto();
-        if (photo) this.read(index, photo);
-      });
-      return slot;
-    });
-    byId("slots").append(...this.slots);
-    byId("way").addEventListener("input", () => this.show());
+  setRows(rows, first = 0, all = false) {
+    this.rows = rows;
+    this.first = first;
+    byId("row").hidden = rows.length < 2;
+    byId("row-all").checked = all;
+    byId("row-number").value = 1;
+    byId("row-number").max = rows.length;
+    byId("row-count").textContent = `of ${rows.length}`;
   }
 
-  begin({ photos }) {
-    for (const part of document.querySelectorAll(".slot-camera, .slot .button:has(.slot-file)")) part.hidden = !photos.available;
-    byId("blend-missing").textContent = photos.available ? "" : "This server cannot read photos; the tab Photo says why.";
-  }
-
-  input = () => this.people;
-
-  /** Add a first person; the previous first person becomes the second. */
-  add(person) {
-    this.people = [person, this.people[0] ?? this.people[1]];
-    this.app.open("blend");
+  choose(write) {
+    this.update(write);
     this.app.draw();
   }
 
-  put(index, person) {
-    this.people = this.people.with(index, person);
-    this.app.draw();
+  update(write = this.rows.length > 1) {
+    const all = byId("row-all").checked;
+    const number = Math.min(this.rows.length, Math.max(1, Math.floor(byId("row-number").value || 1)));
+    const chosen = all ? this.rows : this.rows.slice(number - 1, number);
+    byId("row-number").disabled = all;
+    this.source = chosen.length ? { people: chosen.map((c) => ({ c })), start: this.first + (all ? 0 : number - 1) } : null;
+    const texts = chosen.map((row) => `[${row.map(exact).join(", ")}]`);
+    if (write) byId("numbers").value = all ? `[${texts.join(",\n")}]` : texts.join("");
+    const numbers = chosen.length ? plural(chosen[0].length, "number") : "";
+    byId("numbers-status").textContent = numbers && `${chosen.length > 1 ? `${chosen.length} rows of ` : ""}${numbers} read.`;
   }
 
-  async randomPerson(signal) {
-    const seed = newSeed();
-    const { faces } = await this.app.api.random({ seed, count: 1, strength: 1 }, signal);
-    return { c: faces[0].embedding, text: describe(0, seed) };
+  link() {
+    const { people = [], start = 0 } = this.source ?? {};
+    return { people, more: [["start", start]] };
   }
 
-  async random(index) {
-    const person = await this.app.reading(`slot ${index}`, (signal) => this.randomPerson(signal));
-    if (person) this.put(index, person);
-  }
-
-  async read(index, file) {
-    const { app } = this;
-    const embedded = await app.reading(`slot ${index}`, async (signal) => app.api.embedding(await toAccepted(file, app.model.limits), signal));
-    if (!embedded) return;
-    const text = ["Your photo, as the encoder sees it.", embedded.note].filter(Boolean).join(" ");
-    this.put(index, { c: embedded.embedding, image: embedded.crop, text });
-  }
-
-  async draw(controls, signal) {
-    const { app } = this;
-    const chosen = await Promise.all(this.people.map((person) => person ?? this.randomPerson(signal)));
-    this.people = this.people.map((person, index) => person ?? chosen[index]);
-    const [a, b] = this.people;
-    const strip = Math.min(STRIP, app.model.limits.faces);
-    const fine = (strip - 1) * FINE + 1;
-    for (const steps of fine <= app.model.limits.faces ? [strip, fine] : [strip]) {
-      if (steps > strip) await pause(IDLE, signal);
-      const { faces } = await app.api.between(a.c, b.c, steps, controls, signal);
-      this.faces = faces.map((face) => face.image);
-      app.present(this, { title: "From one person to another", blend: this, count: strip });
-    }
-  }
-
-  /** Show the images that have been generated. */
-  show() {
-    const last = this.faces.length - 1;
-    const position = Number(byId("way").value);
-    const step = Math.round(position * last);
-    const percent = Math.round((100 * step) / last);
-    const [image, link] = ["blend-image", "blend-save"].map(byId);
-    image.src = link.href = this.faces[step];
-    image.alt = `synthetic face, ${percent} % of the way from the first person to the second`;
-    link.download = `vultus-blend-${percent}.png`;
-    byId("blend-first").src = this.faces[0];
-    byId("blend-second").src = this.faces[last];
-    byId("blend-first").alt = "synthetic face of the first person";
-    byId("blend-second").alt = "synthetic face of the second person";
-    byId("way-value").textContent = `${percent} %`;
-    byId("way").setAttribute("aria-valuetext", `${percent} % of the way to the second person`);
-    this.slots.forEach((slot, index) => {
-      const person = this.people[index];
-      const image = slot.querySelector(".slot-image");
-      image.src = person.image ?? this.faces[index * last];
-      image.alt = person.text;
-      image.hidden = false;
-      slot.querySelector(".slot-text").textContent = person.text;
-    });
-  }
-
-  /** The images of the strip: { image, position }. */
-  strip() {
-    const every = (this.faces.length - 1) / (Math.min(STRIP, this.app.model.limits.faces) - 1);
-    return this.faces.filter((_, index) => index % every === 0).map((image, index, all) => ({ image, position: index / (all.length - 1) }));
+  async restore(params, signal) {
+    const people = await Promise.all(params.getAll("who").map((token) => personOf(token, this.app, signal)));
+    this.setRows(people.map(({ c }) => c), Math.max(0, Math.floor(Number(params.get("start")) || 0)), people.length > 1);
+    this.update(true);
   }
 }
 
