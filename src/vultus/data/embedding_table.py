@@ -4,10 +4,13 @@
 |---|---|---|
 | `.parquet` | `key`, `name`, `file`, `path`, `image` or the first of strings | `embedding` or the first of lists |
 | `.csv` | the same | all columns of numbers after the key |
+
+A Parquet file that `vultus embed` wrote names its encoder.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +24,11 @@ import pyarrow.parquet as pq
 
 from vultus._files import sha256_file
 from vultus.errors import UserError, in_one_line
-from vultus.models.encoders import UNIT
+from vultus.models.encoders import IDS, UNIT
 
 KEYS = ("key", "name", "file", "path", "image")
 SUFFIXES = (".parquet", ".csv")
+HEADER = b"vultus"  # metadata of the schema; see sampling/photo_embeddings.py
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class EmbeddingTable:
         dim: length of a vector.
         normalised: whether the vectors in the file have unit norm.
         sha256: of the file.
+        weights_sha256: of the encoder's weights; empty where the table does not say it.
     """
 
     path: Path
@@ -44,6 +49,7 @@ class EmbeddingTable:
     dim: int
     normalised: bool
     sha256: str
+    weights_sha256: str
     _rows: dict[str, int]
     _vectors: npt.NDArray[np.float32]
 
@@ -64,12 +70,11 @@ class EmbeddingTable:
         return {
             "id": self.id,
             "dim": self.dim,
-            "weights_sha256": "",
+            "weights_sha256": self.weights_sha256,
             "dtype": "float32",
             "normalised": self.normalised,
-            "network": False,
             "table_sha256": self.sha256,
-        }
+        } | ({} if self.id in IDS else {"network": False})
 
 
 def read_table(path: str | Path, name: str | None = None) -> EmbeddingTable:
@@ -115,7 +120,26 @@ def read_table(path: str | Path, name: str | None = None) -> EmbeddingTable:
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     normalised = bool(np.abs(lengths * largest - 1).max() < UNIT)
     vectors = (scaled / lengths).astype(np.float32)
-    return EmbeddingTable(path, name or path.stem, vectors.shape[1], normalised, sha256_file(path), rows, vectors)
+    known = {} if name else _encoder_of(table.schema)
+    return EmbeddingTable(
+        path,
+        name or known.get("id", path.stem),
+        vectors.shape[1],
+        normalised,
+        sha256_file(path),
+        known.get("weights_sha256", ""),
+        rows,
+        vectors,
+    )
+
+
+def _encoder_of(schema: pa.Schema) -> dict[str, str]:
+    """Id and weights_sha256 of the encoder, from the header of `vultus embed`; empty without one."""
+    try:
+        encoder = json.loads((schema.metadata or {}).get(HEADER, b"{}"))["encoder"]
+        return {key: str(encoder[key]) for key in ("id", "weights_sha256")}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _read_csv(path: Path) -> pa.Table:
