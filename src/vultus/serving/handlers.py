@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vultus.errors import UserError
 from vultus.images.io import photo_media_types
+from vultus.models.encoders import FACENET_ID
 from vultus.sampling.latents import blend, slerp
 from vultus.sampling.photos import EmbeddedPhoto
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
@@ -198,7 +199,10 @@ class Api:
                 pair: dict(zip(("low", "mean", "high"), values, strict=True))
                 for pair, values in REAL_PAIRS[key].items()
             }
-            return feature(needs) | {"measure": measure} | ranges
+            given, encoder = feature(needs), engine.encoder
+            if key == "facenet" and encoder is not None and encoder.id != FACENET_ID:
+                given = {"available": False, "missing": f"the embeddings are of {encoder.id}, not FaceNet's"}
+            return given | {"measure": measure} | ranges
 
         return {
             "id": engine.name,
