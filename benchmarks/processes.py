@@ -1,6 +1,6 @@
 """Two processes against one: the same losses, and the rate, measured in one run.
 
-    python benchmarks/processes.py --data data/celeba [--preset vultus-cpu] [--steps 50] [--rounds 3]
+    python benchmarks/processes.py --data data/celeba [--preset vultus-cpu] [--batch 16] [--steps 50] [--rounds 3]
 
 All networks, FaceNet too, compute in float32, each process with one thread. The losses of two processes differ from
 those of one by rounding, and a GAN amplifies what differs. Therefore a third run, of one process, begins with weights
@@ -42,7 +42,8 @@ def work(arguments: argparse.Namespace) -> None:
     with joined():
         dataset = PreparedDataset(arguments.data, None)
         config = fitted(get_preset(arguments.preset), dataset.resolution, None)
-        batch, far = config.optim.batch, 1_000_000_000
+        batch, far = arguments.batch or config.optim.batch, 1_000_000_000
+        config = replace(config, optim=replace(config.optim, batch=batch))
         config = replace(
             config, dtype="float32", log_every_nimg=batch, sample_every_nimg=far, checkpoint_every_nimg=far
         )
@@ -71,6 +72,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def start(arguments: argparse.Namespace, out: Path, processes: int = 1, *more: str) -> subprocess.Popen[bytes]:
     program = [__file__, "--data", arguments.data, "--preset", arguments.preset, "--steps", str(arguments.steps)]
+    program += ["--batch", str(arguments.batch)] if arguments.batch else []
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, *program, "--worker", str(out), *more],
@@ -110,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="prepared data set")
     parser.add_argument("--preset", default="vultus-cpu")
+    parser.add_argument("--batch", type=int, help="of all processes together; default: that of the preset")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=1, help="of the rates")
     parser.add_argument("--verbose", action="store_true")

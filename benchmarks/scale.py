@@ -93,7 +93,7 @@ def write_prepared(folder: Path, count: int, images: list[bytes]) -> None:
                 }
                 | {"split": "test" if row // 20 % 10 == 0 else "train"}
             )
-        entries.append(prepared.write(number, rows, 512) | {"skipped": []})
+        entries.append(prepared.write(number, rows, {"embedding": 512}) | {"skipped": []})
     encoder = {"id": "random", "dim": 512, "weights_sha256": "0" * 64, "dtype": "float32"}
     head = {"schema": 1, "source": "generated", "licence": None, "resolution": 32, "encoder": encoder}
     prepared.finish(entries, head | {"crop": {"kind": "centre", "encoder_fraction": 0.8}}, {})

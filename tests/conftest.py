@@ -249,13 +249,15 @@ def write_dataset(
     embeddings: torch.Tensor | None = None,
     embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
+    encoder: str = "tiny-test",
     manifest: dict[str, Any] | None = None,
 ) -> Path:
     """A small prepared data set of random images, in an empty folder.
 
     Each person is a smooth field of colour, each photo of a person a small change of it, unless `pictures` are given
     (uint8 [people * photos, 3, R, R]). Embeddings are those given, or come from `embed` (x [N, 3, R, R] -> [N, dim] of
-    unit norm), or are random ones near the person's. Keywords given as `manifest` replace entries of the manifest.
+    unit norm), or are random ones near the person's; `encoder` is the id that they are said to be of. Keywords given as
+    `manifest` replace entries of the manifest.
     """
     import pyarrow as pa
     import torch
@@ -301,7 +303,7 @@ def write_dataset(
         "licence": None,
         "resolution": resolution,
         "crop": {"kind": "centre", "encoder_fraction": 0.8},
-        "encoder": {"id": "tiny-test", "dim": dim, "weights_sha256": "0" * 64, "dtype": "float32"},
+        "encoder": {"id": encoder, "dim": dim, "weights_sha256": "0" * 64, "dtype": "float32"},
         "counts": {"images": len(table), "skipped": 0, "splits": splits},
         "shards": [{"file": path.name, "rows": len(table), "sha256": digest}],
         "content_sha256": digest,

@@ -37,6 +37,7 @@ from vultus.cli.main import main
 from vultus.errors import UserError
 from vultus.images.io import photo_media_types, to_images
 from vultus.images.xmp import read_metadata
+from vultus.models.facenet import FaceNet
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.latents import noise, sample_identities, slerp
 from vultus.sampling.population import fit_population
@@ -49,7 +50,9 @@ C = torch.nn.functional.normalize(torch.randn(6, DIM, generator=torch.Generator(
 
 
 class PhotoEncoder(TinyEncoder):
-    """TinyEncoder that also embeds crops."""
+    """TinyEncoder that also embeds crops, and passes for FaceNet."""
+
+    id = FaceNet.id
 
     def __init__(self) -> None:
         super().__init__()

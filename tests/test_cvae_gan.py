@@ -272,7 +272,7 @@ def test_another_encoder_is_refused(random_facenet: FaceNet) -> None:
 
 
 def test_four_steps_are_two_and_two(random_facenet: FaceNet, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    data = tiny_dataset()
+    data = tiny_dataset(encoder=FaceNet.id)
     train(SMALL, data=data, out=tmp_path / "whole", budget=Budget(total_nimg=16), encoder=random_facenet)
     for total in (8, 16):
         train(SMALL, data=data, out=tmp_path / "parts", budget=Budget(total_nimg=total), encoder=random_facenet)
@@ -306,7 +306,8 @@ def test_preset_on_the_command_line(
     small = ["--generator.base_width", "8", "--generator.max_width", "16", "--discriminator.base_width", "8",
              "--discriminator.max_width", "16", "--optim.batch", "4", "--log_every_nimg", "4",
              "--device", "cpu"]  # fmt: skip
-    run = ["train", "--preset", "vultus-cpu", "--data", str(tiny_dataset()), "--out", str(tmp_path / "run")]
+    run = ["train", "--preset", "vultus-cpu", "--data", str(tiny_dataset(encoder=FaceNet.id))]
+    run += ["--out", str(tmp_path / "run")]
     assert main([*run, "--images", "8", *small]) == 0
     lines = [line for line in losses(tmp_path / "run") if "evaluator" not in line]
     assert all({"G_identity", "G_perceptual", "F_adversarial"} <= line.keys() for line in lines)
@@ -335,7 +336,8 @@ def test_texture_discriminator_tells_photos_and_generated_images_apart() -> None
     before = [float(gan.step(images, c, 4 * number)["T_adversarial"]) for number in range(12)]
     assert before[-1] < before[0]
     part = gan.part(4)
-    step = gan._generate(part, *gan._begin(part, images, c, 0), 0)
+    x_real, c, z = gan._begin(part, images, c, 0)
+    step = gan._generate(part, x_real, c, c, z, 0)
     step.x = step.x.detach().requires_grad_()
     {name: value for name, _, value in gan._generator_terms(step)}["G_texture"].backward()
     assert step.x.grad is not None

@@ -314,7 +314,7 @@ def write_data(folder: Path, rows: list[dict[str, Any]], metadata: dict[str, Any
     prepared = PreparedFolder(folder)
     prepared.begin({})
     head = {"schema": 1, "source": "generated", "licence": None, "resolution": 128, "crop": metadata["crop"]}
-    entry = prepared.write(0, rows, 512) | {"skipped": []}
+    entry = prepared.write(0, rows, {"embedding": 512}) | {"skipped": []}
     prepared.finish([entry], head | {"encoder": metadata["encoder"] | {"dtype": "float32"}}, {})
 
 

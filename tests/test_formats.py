@@ -23,6 +23,7 @@ from vultus.models.hub import write_folder
 from vultus.models.snapshot import load_snapshot, save_snapshot
 from vultus.reporting.run_folder import read_evaluations, read_run
 from vultus.sampling.embedding_files import open_embeddings
+from vultus.sampling.face_files import read_faces
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -150,6 +151,12 @@ def test_training_resumes(
     assert run.samples[-1].cur_nimg == 16
 
 
+def test_face_list() -> None:
+    lines = read_faces(GOLDEN / "faces.jsonl")
+    assert [line["file"] for line in lines] == ["000000_0.png", "000001_0.png"]
+    assert lines[1]["cosine"] == 0.7875
+
+
 def test_evaluation() -> None:
     found = read_evaluations([read_run(GOLDEN / "run-gan")])
     assert found.of_run == {"run-gan": "run-gan (test)"}
@@ -162,7 +169,7 @@ def test_evaluation() -> None:
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "json", "csv"])
 def test_embeddings(suffix: str) -> None:
-    embeddings = open_embeddings(GOLDEN / f"embeddings.{suffix}", 4, "tiny")
+    embeddings = open_embeddings(GOLDEN / f"embeddings.{suffix}", 4, {"id": "tiny"})
     expected = torch.nn.functional.normalize(torch.arange(1.0, 9.0).reshape(2, 4).cos())
     assert torch.allclose(torch.cat(list(embeddings.chunks())), expected, atol=1e-6)
 

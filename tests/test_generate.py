@@ -23,8 +23,9 @@ from vultus.models.generators import build_generator
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
 from vultus.sampling.best import choose, likeness
 from vultus.sampling.conditioning import as_one, from_embeddings, from_photos, one_embedding, random_identities
-from vultus.sampling.generate import MAX_GRID, STEP, generate, interpolate, render
+from vultus.sampling.generate import MAX_GRID, STEP, generate, render
 from vultus.sampling.generator import load
+from vultus.sampling.interpolate import interpolate
 from vultus.sampling.latents import noise
 from vultus.sampling.population import fit_population
 
@@ -184,7 +185,7 @@ def test_output_paths_that_cannot_be_used(snapshot: Snapshot, tmp_path: Path) ->
     ):
         generate(snapshot, source, tmp_path / "out")
     generate(snapshot, random_identities(snapshot, 1), tmp_path / "out", overwrite=True)
-    assert list(tmp_path.joinpath("out").iterdir()) == [tmp_path / "out" / "000000_0.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000000_0.png", "faces.jsonl"}
     with Image.open(tmp_path / "out" / "000000_0.png") as image:
         assert image.size == (32, 32)
 
@@ -355,7 +356,7 @@ def test_best_of_keeps_the_faces_most_like_their_embedding(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("vultus.sampling.best.load_facenet", lambda **_: random_facenet)
+    monkeypatch.setattr("vultus.models.encoders.load_facenet", lambda **_: random_facenet)
     generator = load(str(snapshot.path), device="cpu")
     c = unit(2)
     np.save(tmp_path / "c.npy", c.numpy())
@@ -381,12 +382,12 @@ def test_where_best_of_has_no_meaning(
     def missing(**_: object) -> FaceNet:
         raise UserError("weights.pt: not found; download them")
 
-    monkeypatch.setattr("vultus.sampling.best.load_facenet", missing)
+    monkeypatch.setattr("vultus.models.encoders.load_facenet", missing)
     start = ["generate", str(snapshot.path), "--out", str(tmp_path / "out"), "--best-of"]
     for extra, expected in (
         (["2", "--between", "random:1", "random:2"], "--best-of chooses faces of one embedding"),
         (["600", "--random", "1", "--num", "2"], "1200 candidates of one embedding; 1024 is the most"),
-        (["2", "--random", "1"], "--best-of needs FaceNet's weights to choose faces: weights.pt: not found"),
+        (["2", "--random", "1"], "--best-of needs the encoder of the condition to choose faces: weights.pt: not found"),
         (["0", "--random", "1"], "--best-of must be"),
     ):
         assert main([*start, *extra]) == 2

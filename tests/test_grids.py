@@ -15,8 +15,9 @@ from vultus.errors import UserError
 from vultus.images.io import from_pil
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import ConditionSource
-from vultus.sampling.generate import generate, interpolate
+from vultus.sampling.generate import generate
 from vultus.sampling.grids import identity_sheet, interpolation_sheet, noise_sheet
+from vultus.sampling.interpolate import interpolate
 
 CELL = SIDE + 2
 

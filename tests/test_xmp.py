@@ -43,7 +43,8 @@ from vultus.images.xmp import (
 )
 from vultus.models.snapshot import default_snapshot, load_snapshot
 from vultus.sampling.conditioning import random_identities
-from vultus.sampling.generate import generate, interpolate
+from vultus.sampling.generate import generate
+from vultus.sampling.interpolate import interpolate
 from vultus.sampling.latents import noise
 from vultus.training.sample_grid import SampleGrid
 

@@ -25,6 +25,7 @@ VERSIONS = {
     "samples": 2,  # samples/*.png of a run folder, with samples/*.npz beside them from 2 on
     "evaluation": 2,  # results.json, key `format` of each result
     "embeddings": 1,  # .npz, .parquet and .json files of `vultus embed`, `format` in `vultus`
+    "face list": 1,  # faces.jsonl of a folder of generated faces, key `format` of each line
     "synthetic data set": 1,  # synthesis.json, key `format`
     "feature cache": 2,  # increased when the features of the same images and networks change
 }

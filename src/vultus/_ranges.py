@@ -85,6 +85,9 @@ ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 Weight = Annotated[float, Range(0, 1e9)]
 SIDES = Range(32, 1024, power_of_two=True)
 CropSide = Annotated[int, Range(16, 1024)]  # of the photos in a prepared data set
+PictureSide = Annotated[int, Range(16, 4096)]  # of the files of generated faces, in pixels
+Quality = Annotated[int, Range(1, 100)]  # of a JPEG or WebP file
+ImageFormat = Literal["png", "jpg", "webp"]  # of the files of generated faces
 Side = Annotated[int, SIDES]  # of the images of the networks, in pixels
 
 

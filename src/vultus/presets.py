@@ -155,8 +155,9 @@ def get_preset(name: str) -> TrainConfig:
     return PRESETS[name]
 
 
-def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> TrainConfig:
-    """The same run at another resolution, and for a budget of `images` where that is known.
+def fitted(config: TrainConfig, resolution: int, images: int | None = None, c_dim: int | None = None) -> TrainConfig:
+    """The same run at another resolution, for a budget of `images` and embeddings of `c_dim` numbers where these are
+    known.
 
     - Above the preset's resolution the widths of the finest stages halve with each doubling, so that an image costs
       twice as much and not four times; below it the widths stay.
@@ -169,8 +170,8 @@ def fitted(config: TrainConfig, resolution: int, images: int | None = None) -> T
     schedule = loss.identity_nimg if images is None else min(loss.identity_nimg, round(0.4 * images))
     return replace(
         config,
-        generator=narrowed(generator, resolution, narrower),
-        discriminator=narrowed(discriminator, resolution, narrower),
+        generator=replace(narrowed(generator, resolution, narrower), c_dim=c_dim or generator.c_dim),
+        discriminator=replace(narrowed(discriminator, resolution, narrower), c_dim=c_dim or discriminator.c_dim),
         loss=replace(loss, mse_size=round(loss.mse_size * scale), identity_nimg=schedule),
     )
 

@@ -21,6 +21,9 @@ def embed_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=str, required=True, help="FILE.npy, .npz, .parquet, .csv or .json")
     parser.add_argument(
+        "--encoder", type=str, default="facenet", help="facenet, mobilefacenet, dlib or FILE.onnx, as for `prepare`"
+    )
+    parser.add_argument(
         "--face",
         type=Literal["largest", "central", "all"],
         default="largest",
@@ -41,6 +44,7 @@ def embed_command(arguments: Sequence[str]) -> int:
     result = embed_photos(
         options.photos,
         options.out,
+        encoder=options.encoder,
         face=options.face,
         align=options.align,
         split=options.split,

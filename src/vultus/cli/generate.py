@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vultus._ranges import Count, NoiseStrength, Seed, Steps
+from vultus._ranges import Count, ImageFormat, NoiseStrength, PictureSide, Quality, Seed, Steps
 from vultus.cli.options import ArgumentParser
 from vultus.errors import UserError
 
@@ -32,6 +32,17 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--num", type=Count, default=1, help="faces of each embedding")
     parser.add_argument("--seed", type=Seed, default=0, help="of noise and random identities")
     parser.add_argument("--grid", action="store_true", help="one grid of all faces instead of single files")
+    parser.add_argument(
+        "--labels", action="store_true", help="with --grid: names of rows and columns, and the photo before its faces"
+    )
+    parser.add_argument("--format", type=ImageFormat, default="png", help="of single files")
+    parser.add_argument("--quality", type=Quality, default=95, help="of JPEG and WebP")
+    parser.add_argument("--size", type=PictureSide | None, help="side in pixels, to which faces are resized (Lanczos)")
+    parser.add_argument(
+        "--scores", action="store_true", help="list the cosine of each face to its embedding, by the same encoder"
+    )
+    parser.add_argument("--frames", action="store_true", help="with --between: also one file for each face")
+    parser.add_argument("--mp4", action="store_true", help="with --between: also a video (extra `video`)")
     parser.add_argument("--steps", type=Steps, default=9, help="faces of --between")
     parser.add_argument(
         "--noise_strength", type=NoiseStrength, default=1.0, help="factor of the noise; below 1: less variation"
@@ -41,6 +52,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
+    )
+    parser.add_argument(
+        "--encoder", type=str | None, help="FILE.onnx that embeds the photos, where the model was trained on one"
     )
     parser.add_argument("--batch", type=Count, default=16, help="faces in memory at once; does not change the faces")
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for metrics on the pixels")
@@ -58,6 +72,9 @@ def generate_command(arguments: Sequence[str]) -> int:
         raise UserError("--as-one takes the mean of --photos or --embeddings; give one of these")
     if options.best_of > 1 and options.between is not None:
         raise UserError("--best-of chooses faces of one embedding; leave it out with --between, whose faces form a row")
+    for name, needed in (("labels", "grid"), ("frames", "between"), ("mp4", "between")):
+        if options[name] and not options[needed]:
+            raise UserError(f"--{name} is an option of --{needed}; leave it out, or add --{needed}")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
     from vultus.data.items import counted
@@ -69,16 +86,20 @@ def generate_command(arguments: Sequence[str]) -> int:
         one_embedding,
         random_identities,
     )
-    from vultus.sampling.generate import generate, interpolate
+    from vultus.sampling.face_files import Pictures
+    from vultus.sampling.generate import generate
     from vultus.sampling.generator import load
+    from vultus.sampling.interpolate import interpolate
 
     snapshot = load(options.snapshot, device=options.device)
     photo: dict[str, Any] = {"align": options.align, "device": next(snapshot.network.parameters()).device}
+    photo["encoder"] = options.encoder
     common: dict[str, Any] = {
         "seed": options.seed,
         "noise_strength": options.noise_strength,
         "mark": not options.no_mark,
         "overwrite": bool(options.overwrite),
+        "pictures": Pictures(options.format, options.quality, options.size),
         "inputs": [path for path in (options.c2pa_cert, options.c2pa_key) if path is not None],
     }
     if options.c2pa_cert is not None:
@@ -88,13 +109,14 @@ def generate_command(arguments: Sequence[str]) -> int:
     if options.between is not None:
         common["inputs"] += [path for text in options.between for path in inputs_of(text)]
         a, b = (one_embedding(text, snapshot, seed=options.seed, **photo) for text in options.between)
-        for path in interpolate(snapshot, a, b, options.out, steps=options.steps, **common):
+        common |= {"steps": options.steps, "frames": options.frames, "mp4": options.mp4}
+        for path in interpolate(snapshot, a, b, options.out, **common):
             print(path)
         return 0
     if options.embeddings is not None:
         source = from_embeddings(options.embeddings, snapshot)
     elif options.photos is not None:
-        source = from_photos(options.photos, snapshot, **photo)
+        source = from_photos(options.photos, snapshot, keep_frames=options.grid and options.labels, **photo)
     else:
         source = random_identities(snapshot, options.random, seed=options.seed)
     if options.as_one:
@@ -106,6 +128,8 @@ def generate_command(arguments: Sequence[str]) -> int:
         num=options.num,
         batch=options.batch,
         grid=bool(options.grid),
+        labels=options.labels,
+        scores=options.scores,
         best_of=options.best_of,
         **common,
     )

@@ -40,6 +40,22 @@ def prepare_command(arguments: Sequence[str]) -> int:
         type=str | None,
         help="column of the identities in a table; default: celeb_id, identity, person, ... or label, if there is one",
     )
+    parser.add_argument(
+        "--encoder",
+        type=str,
+        default="facenet",
+        help="of the embeddings: facenet, mobilefacenet, dlib or FILE.onnx; with --embeddings, its name",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=str | None,
+        help="table of a vector for each photo (Parquet or CSV: key, vector), computed by another program",
+    )
+    parser.add_argument(
+        "--no-facenet",
+        action="store_true",
+        help="with another encoder: do not store FaceNet's embedding, which the losses of vultus-cpu and others need",
+    )
     parser.add_argument("--align", action="store_true", help="find and align the face first (extra `align`)")
     parser.add_argument(
         "--licence", type=str | None, help="terms of the photos, recorded in every model that is trained on them"
@@ -76,6 +92,9 @@ def prepare_command(arguments: Sequence[str]) -> int:
         dtype=options.dtype,
         image_column=options.image_column,
         id_column=options.id_column,
+        encoder=options.encoder,
+        embeddings=options.embeddings,
+        facenet=not options.no_facenet,
         workers=options.workers,
         engine=options.engine,
     )

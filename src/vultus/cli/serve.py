@@ -63,6 +63,11 @@ def serve_command(arguments: Sequence[str]) -> int:
         "--exact", action="store_true", help="fixed batch size: bit-identical faces, but slower single faces"
     )
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for measurements")
+    parser.add_argument(
+        "--encoder",
+        type=str | None,
+        help="FILE.onnx: the encoder of the embeddings, where the model was trained on one",
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
@@ -102,6 +107,7 @@ def serve_command(arguments: Sequence[str]) -> int:
             load(options.snapshot, device=device),
             align=options.align,
             device=device,
+            encoder_file=options.encoder,
             name=options.snapshot if options.snapshot.startswith(HUB) else None,
             exact=options.exact,
             watermark=not options.no_mark,

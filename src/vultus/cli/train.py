@@ -91,6 +91,7 @@ def _train(arguments: Sequence[str]) -> int:
         out=None if parsed.fresh else options.get("out"),
         resolution=dataset.resolution if dataset else options.get("resolution"),
         images=options.get("images"),
+        c_dim=dataset.manifest["encoder"]["dim"] if dataset else None,
     )
     if parsed.help:
         defaults = flat(to_dict(start)) | {"preset": launch.DEFAULT_PRESET, **DEFAULTS}

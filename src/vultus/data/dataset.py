@@ -33,13 +33,15 @@ CHUNK = 8192  # embeddings that are read at once
 class Batch:
     """Rows of a prepared data set: images uint8 [B, 3, R, R], unit-norm embeddings c float32 [B, dim], identities.
 
-    `second` [B, dim2]: targets of a second encoder, where batches() got them.
+    `facenet` [B, 512]: FaceNet's embeddings, where c are those of another encoder and the data set has them. `second`
+    [B, dim2]: targets of a second encoder, where batches() got them.
     """
 
     images: Tensor
     c: Tensor
     identities: list[str]
     keys: list[str]
+    facenet: Tensor | None = None
     second: Tensor | None = None
 
 
@@ -76,6 +78,12 @@ class PreparedDataset:
         self._tables = [self._open(shard["file"]) for shard in self.manifest["shards"]]
         self._check_content()
         self._select(split, max_images, seed)
+
+    @property
+    def facenet_column(self) -> str:
+        """The column of FaceNet's embeddings, with which its losses and metrics compare; that of the condition, where
+        it is FaceNet's."""
+        return "facenet" if "facenet" in self.manifest else "embedding"
 
     @property
     def name(self) -> str:
@@ -170,13 +178,14 @@ class PreparedDataset:
 
     def _check_content(self) -> None:
         """Raise UserError unless the shards hold what the manifest says."""
-        path, dim = self.folder / "manifest.json", self.manifest["encoder"]["dim"]
+        path = self.folder / "manifest.json"
+        columns = {"encoder": "embedding"} | ({"facenet": "facenet"} if "facenet" in self.manifest else {})
         for shard, table in zip(self.manifest["shards"], self._tables, strict=True):
-            kind = table.schema.field("embedding").type
-            for name, stated, found in (
-                ("encoder.dim", dim, kind.list_size),
-                ("rows", shard["rows"], table.num_rows),
-            ):
+            checks = [("rows", shard["rows"], table.num_rows)]
+            for key, column in columns.items():
+                held = table.schema.field(column).type.list_size if column in table.column_names else None
+                checks.append((f"{key}.dim", self.manifest[key].get("dim"), held))
+            for name, stated, found in checks:
                 if stated != found:
                     raise UserError(
                         f"{path}: {name} is {stated}, but {shard['file']} holds {found}; restore the file from a copy, "
@@ -204,14 +213,15 @@ class PreparedDataset:
         columns = [table.column("identity") for table in self._tables]
         return [columns[number][int(row)].as_py() for number, row in self._rows]
 
-    def embeddings(self, indices: Sequence[int] | np.ndarray | None = None) -> Tensor:
-        """Embeddings float32 [B, dim] of the given rows, or of all."""
+    def embeddings(self, indices: Sequence[int] | np.ndarray | None = None, column: str = "embedding") -> Tensor:
+        """Embeddings float32 [B, dim] of the given rows, or of all: those of the condition, or those of `facenet`."""
         chosen = self._rows if indices is None else self._rows[np.asarray(indices)]
-        embeddings = np.empty((len(chosen), self.manifest["encoder"]["dim"]), np.float32)
+        dim = self.manifest["encoder" if column == "embedding" else column]["dim"]
+        embeddings = np.empty((len(chosen), dim), np.float32)
         for number, table in enumerate(self._tables):
             places = np.flatnonzero(chosen[:, 0] == number)
             if len(places):
-                values = table.column("embedding").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+                values = table.column(column).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
                 embeddings[places] = values[chosen[places, 1]]
         return torch.from_numpy(embeddings)
 
@@ -239,6 +249,7 @@ class PreparedDataset:
             c=self.embeddings(indices),
             identities=[table.column("identity")[row].as_py() for table, row in rows],
             keys=[table.column("key")[row].as_py() for table, row in rows],
+            facenet=self.embeddings(indices, "facenet") if "facenet" in self.manifest else None,
         )
 
     def people(self, count: int) -> list[int]:
@@ -295,7 +306,8 @@ def batches(
             if second is not None:
                 item = replace(item, second=second[torch.from_numpy(rows)])
             if pin:
-                pinned = None if item.second is None else item.second.pin_memory()
-                item = replace(item, images=item.images.pin_memory(), c=item.c.pin_memory(), second=pinned)
+                names = ("images", "c", "facenet", "second")
+                tensors = {name: getattr(item, name) for name in names}
+                item = replace(item, **{name: one.pin_memory() for name, one in tensors.items() if one is not None})
             yield cur_nimg, item
             cur_nimg += batch

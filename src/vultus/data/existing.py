@@ -42,6 +42,8 @@ class Existing:
             "encoder": self.manifest["encoder"],
             "revision": listing.get("revision", ""),
         }
+        if "facenet" in self.manifest:
+            self.begun["facenet"] = self.manifest["facenet"]
         if "columns" in listing:
             self.begun["columns"] = listing["columns"]
         self.source: Source | None = None

@@ -43,6 +43,7 @@ _CHECKS: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("resolution", "a number of pixels from 16 to 1024", lambda value: _is_count(value) and 16 <= value <= 1024),
     ("encoder.id", "text", _is_text),
     ("encoder.dim", "a number from 1 to 65536", lambda value: _is_count(value) and 1 <= value <= 65536),
+    ("facenet", "an encoder with its dim", lambda value: value is None or (isinstance(value, dict) and "dim" in value)),
     ("counts.splits", "the numbers of images of each split", _is_splits),
     ("crop", "the crop of the photos", lambda value: isinstance(value, dict)),
     ("shards", "a list of file, rows and sha256", _is_shards),

@@ -13,12 +13,16 @@ import torch
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES
 
-SINCE = ("image_column", "id_column")  # options that older versions did not record; their default is None
+# Options that older versions did not record; their default is None.
+SINCE = ("image_column", "id_column", "encoder", "embeddings", "facenet")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options that determine the content of a prepared data set; see `prepare`."""
+    """The options that determine the content of a prepared data set; see `prepare`.
+
+    `encoder` is None for FaceNet, and for one that the caller gives; `facenet` is None where it says nothing new.
+    """
 
     source: str
     resolution: int
@@ -33,6 +37,9 @@ class Options:
     shard_items: int
     image_column: str | None = None
     id_column: str | None = None
+    encoder: str | None = None
+    embeddings: str | None = None
+    facenet: bool | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError that names the first option out of range."""
@@ -55,7 +62,8 @@ class Options:
         """Raise UserError that names the first option that differs from `begun`, the options of an earlier run."""
         for name, value in vars(self).items():
             known = name in begun or name in SINCE
-            if known and (begun.get(name) == value or (name == "source" and _same_place(begun[name], value))):
+            paths = name in ("source", "encoder", "embeddings") and None not in (begun.get(name), value)
+            if known and (begun.get(name) == value or (paths and _same_place(begun[name], value))):
                 continue
             option = "source" if name == "source" else f"--{name.replace('_column', '-column')}"
             raise UserError(

@@ -16,17 +16,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vultus._engines import Engine, run_tasks
 from vultus._progress import Progress, progress
 from vultus.data.changes import History, listed, with_listings
-from vultus.data.crops import CropEncoder, crop_entry, encoder_entry
+from vultus.data.crops import Encoders
 from vultus.data.items import Item, Part, Position, Source, counted
 from vultus.data.options import Options
 from vultus.data.photo_folder import FolderPart
+from vultus.data.separation import check_spread, report, separation
 from vultus.data.shard_writer import MakeShardWriter, ShardTask, ShardWriter, WrittenShard
 from vultus.data.shards import Json, PreparedFolder
 from vultus.errors import UserError
 
+SEPARATED = 20_000  # photos whose embeddings are compared
 SHOWN = 3  # skipped photos in the summary
 
 
@@ -41,11 +45,11 @@ def _absolute(item: Item) -> Item:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that write shards: their number, what starts them, and the function that loads the encoder in them."""
+    """Processes that write shards: their number, what starts them, and the function that loads the encoders in them."""
 
     count: int
     engine: Engine
-    load: Callable[[], CropEncoder]
+    load: Callable[[], Encoders]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,13 @@ class Preparation:
         folder: PreparedFolder,
         options: Options,
         source: Source,
-        encoder: CropEncoder,
+        encoders: Encoders,
         workers: Workers | None = None,
     ) -> None:
         self.folder = folder
         self.options = options
         self.source = source
-        self.encoder = encoder
+        self.encoders = encoders
         self.workers = workers
         self.test_identities: set[str] = set()
         self.synthetic, self.first_synthetic = 0, ""  # images whose metadata say so, the key of the first
@@ -145,6 +149,9 @@ class Preparation:
                 for shard, result in written:
                     number = shard.task.number
                     entries[number] = {**result.entry, **shard.covers(), "skipped": result.skipped}
+                    if self._another_encoder and len(entries) == 1:
+                        first = np.array(self.folder.column(entries[number], "embedding"), np.float32)
+                        check_spread(first, self.options.embeddings or self.options.encoder or "")
                     self.folder.record(number, entries[number])
                     self._add_test_identities(entries[number])
                     self.synthetic += result.synthetic
@@ -156,7 +163,7 @@ class Preparation:
         people = frozenset(self.test_identities)
         parts = {index: part for index, part in enumerate(self.source.parts) if part.seekable}
         if self.workers is None:
-            with contextlib.closing(ShardWriter(self.folder, self.options, parts, self.encoder, people)) as writer:
+            with contextlib.closing(ShardWriter(self.folder, self.options, parts, self.encoders, people)) as writer:
                 for shard in shards:
                     yield shard, writer(shard.task, shown.update)
             return
@@ -169,7 +176,7 @@ class Preparation:
                 yield shard.task
 
         make = MakeShardWriter(
-            self.folder.folder.absolute(), self.options, parts, self.workers.load, encoder_entry(self.encoder), people
+            self.folder.folder.absolute(), self.options, parts, self.workers.load, self.encoders.entries(), people
         )
         following = 0
         with contextlib.closing(
@@ -278,13 +285,32 @@ class Preparation:
             "licence": options.licence,
             "identities": self.source.identities,
             "resolution": options.resolution,
-            "crop": crop_entry(options.align, self.encoder.crop),
-            "encoder": encoder_entry(self.encoder),
+            "crop": self.encoders.crop_entry(options.align),
+            **self.encoders.entries(),
         }
+        if self._another_encoder:
+            found = self._separation(done)
+            report(found, head["encoder"]["id"])
+            head |= {"separation": found} if found else {}
         try:
             return self.folder.finish(done, head, {"options": vars(options), "listing": self._listing(done)})
         except UserError as error:
             raise UserError(f"{options.source}: {error}") from None
+
+    @property
+    def _another_encoder(self) -> bool:
+        """Whether the user chose the encoder, so that it may be a wrong one."""
+        return self.options.encoder is not None or self.options.embeddings is not None
+
+    def _separation(self, done: list[Json]) -> Json | None:
+        """How well the embeddings of the first photos tell people apart."""
+        rows, embeddings, identities = 0, [], []
+        for entry in done:
+            if rows < SEPARATED and entry["rows"]:
+                embeddings += self.folder.column(entry, "embedding")
+                identities += self.folder.column(entry, "identity")
+                rows += entry["rows"]
+        return separation(np.array(embeddings, np.float32), identities) if rows else None
 
     def _listing(self, done: list[dict[str, Any]]) -> dict[str, Any]:
         """What was read, for the manifest: a later preparation compares it with the source."""

@@ -1,4 +1,4 @@
-"""Photos to a prepared data set: crops, FaceNet embeddings, identities and splits.
+"""Photos to a prepared data set: crops, embeddings, identities and splits.
 
 A shard covers a fixed number of items of the source, unusable photos included, and no batch spans two shards. A killed
 run therefore resumes after the last complete shard and ends with the same bytes as an uninterrupted one.
@@ -6,6 +6,7 @@ run therefore resumes after the last complete shard and ends with the same bytes
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vultus._device import resolve_device
 from vultus._engines import Engine, check_workers
 from vultus._files import folder_lock, make_folder
 from vultus._ranges import Count, checked
-from vultus.data.crops import CropEncoder, encoder_entry
+from vultus.data.crops import Encoders
+from vultus.data.embedding_table import read_table
 from vultus.data.existing import Existing
 from vultus.data.items import ONE_PER_IMAGE, Source, nobody_named
 from vultus.data.options import Options
@@ -26,8 +30,11 @@ from vultus.data.preparation import Preparation, Workers, describe
 from vultus.data.shards import PreparedFolder, check_place
 from vultus.data.sources import open_source
 from vultus.errors import UserError
+from vultus.models.encoders import FACENET, NAMES, CropEncoder, load_face_encoder
 from vultus.models.facenet import DTYPES, fastest_dtype, load_facenet
+from vultus.models.onnx_runtime import is_onnx
 
+KEYS_TRIED = 1000  # photos that are looked up in a table before the work begins
 SHARD_ITEMS = 1024  # items per shard: about 20 s of work on two cores, which is what a kill can cost
 
 
@@ -46,7 +53,9 @@ def prepare(
     dtype: str = "auto",
     image_column: str | None = None,
     id_column: str | None = None,
-    encoder: CropEncoder | None = None,
+    encoder: str | Path | CropEncoder = FACENET,
+    embeddings: str | Path | None = None,
+    facenet: bool = True,
     shard_items: int = SHARD_ITEMS,
     workers: int | None = None,
     engine: Engine = "processes",
@@ -70,7 +79,12 @@ def prepare(
         id_column: of a table, the column of the identities; default the first of celeb_id, identity, identity_id,
             person, person_id, subject, subject_id and label that is there. Without one, every image counts as a person
             of its own.
-        encoder: another encoder than FaceNet, on `device`; it keeps its dtype. On a CPU several threads call it.
+        encoder: of the condition: "facenet", "mobilefacenet", "dlib", or FILE.onnx (see vultus.models.encoders); with
+            `embeddings`, the name of the encoder that computed them. A CropEncoder is used as it is, on `device`; on a
+            CPU several threads call it, and FaceNet's embedding is not stored beside its own.
+        embeddings: a table of a vector for each photo (see vultus.data.embedding_table), instead of an encoder. Its
+            keys are those of the photos: the path in a folder, the name in a table. Photos without a row are skipped.
+        facenet: with another encoder, store FaceNet's embedding beside the condition, for the losses of the presets.
         shard_items: items of the source per shard.
         workers: number of processes that write shards; None: this one does. The result is the same. A program that
             starts processes must be importable: `if __name__ == "__main__":`. They get a copy of `encoder`.
@@ -99,6 +113,7 @@ def prepare(
         shard_items,
         image_column,
         id_column,
+        *_condition(encoder, embeddings, facenet),
     )
     check_place(source, Path(out))
     out = make_folder(out)
@@ -119,23 +134,24 @@ def prepare(
         opened = (existing and existing.source) or open_source(
             source, split, revision=begun["revision"] if begun else None, image_column=image_column, id_column=id_column
         )
-        if encoder is None:
+        if isinstance(encoder, str | Path):
             # "auto" depends on a measurement, so it is resolved once for the whole folder.
-            name = begun["encoder"]["dtype"] if begun else dtype
+            name = (begun.get("facenet") or begun["encoder"])["dtype"] if begun else dtype
             exact = fastest_dtype(device) if name == "auto" else DTYPES[name]
-            load: Callable[[], CropEncoder] = functools.partial(load_facenet, device=device, dtype=exact)
+            load: Callable[[], Encoders] = functools.partial(load_encoders, options, str(encoder), exact)
         else:
-            load = functools.partial(_given, encoder)
-        encoder = load()
+            load = functools.partial(Encoders, encoder)
+        encoders = load()
+        _check_keys(encoders, opened, source)
         now = {
             "options": vars(options),
-            "encoder": encoder_entry(encoder),
+            **encoders.entries(),
             "revision": opened.revision,
             "columns": opened.columns,
         }
         if begun is None:
             folder.begin(now)
-        elif now["encoder"] != begun["encoder"]:
+        elif any(now.get(key) != begun.get(key) for key in ("encoder", "facenet")):
             raise UserError(f"{out}: was begun with another encoder, {begun['encoder']}; choose another --out")
         elif now["revision"] != begun["revision"]:
             raise UserError(f"{out}: the files of {source} have changed since it was begun; choose another --out")
@@ -145,11 +161,47 @@ def prepare(
             folder.reopen(now, existing.entries)
         _say_what_is_read(source, opened)
         several = None if workers is None else Workers(workers, engine, load)
-        return Preparation(folder, options, opened, encoder, several).run()
+        return Preparation(folder, options, opened, encoders, several).run()
 
 
-def _given(encoder: CropEncoder) -> CropEncoder:
-    return encoder
+def _condition(
+    encoder: str | Path | CropEncoder, embeddings: str | Path | None, facenet: bool
+) -> tuple[str | None, str | None, bool | None]:
+    """The options `encoder`, `embeddings` and `facenet`. Raises UserError for an encoder that there is not."""
+    if not isinstance(encoder, str | Path):
+        return None, None, None
+    name = str(encoder)
+    if embeddings is not None:
+        if is_onnx(name):
+            raise UserError(f"--encoder {name} and --embeddings {embeddings} both give the embeddings; leave one out")
+        return None if name == FACENET else name, str(embeddings), facenet
+    if name not in NAMES and not is_onnx(name):
+        raise UserError(f"--encoder {name[:80]}: no such face encoder; give {', '.join(NAMES)} or FILE.onnx")
+    return (None, None, None) if name == FACENET else (name, None, facenet)
+
+
+def load_encoders(options: Options, encoder: str, dtype: torch.dtype) -> Encoders:
+    """The encoders of a preparation; FaceNet in `dtype`, dlib's in float32."""
+    facenet = load_facenet(device=options.device, dtype=dtype) if options.facenet else None
+    if options.embeddings is not None:
+        return Encoders(read_table(options.embeddings, options.encoder), facenet)
+    if encoder == FACENET:
+        return Encoders(load_facenet(device=options.device, dtype=dtype))
+    return Encoders(load_face_encoder(encoder, device=options.device, dtype=torch.float32), facenet)
+
+
+def _check_keys(encoders: Encoders, opened: Source, source: str) -> None:
+    """Raise UserError if the first photos of the source are not in the table."""
+    table = encoders.table
+    if table is None:
+        return
+    with contextlib.closing(opened.parts[0].items(None)) as items:
+        keys = [item.key for item in itertools.islice(items, KEYS_TRIED)]
+    if keys and not any(key in table for key in keys):
+        raise UserError(
+            f"--embeddings {table.path}: has no row for the first {len(keys)} photos of {source}; photos are named "
+            f"like {keys[0]!r} there, rows like {table.example!r}"
+        )
 
 
 def _columns_before(columns: tuple[str, str | None]) -> list[str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from vultus._prefetch import Prefetch
-from vultus.data.crops import CropEncoder, Crops, Unusable, crops_of, embed, encoder_entry, in_test
+from vultus.data.crops import Crops, Encoders, Unusable, crops_of, embed, in_test
 from vultus.data.items import Item, Part, Position
 from vultus.data.options import Options
 from vultus.data.shards import Json, PreparedFolder
@@ -80,14 +80,14 @@ class ShardWriter:
         folder: PreparedFolder,
         options: Options,
         parts: Mapping[int, Part],
-        encoder: CropEncoder,
+        encoders: Encoders,
         test_identities: frozenset[str],
     ) -> None:
         """`parts`: those that the tasks read from."""
         self.folder = folder
         self.options = options
         self.parts = parts
-        self.encoder = encoder
+        self.encoders = encoders
         self.test_identities = test_identities
         self._threads = torch.get_num_threads()
         self._decoding = ThreadPoolExecutor(max(2, self._threads), "vultus-decode")
@@ -109,22 +109,23 @@ class ShardWriter:
         rows: list[Json] = []
         skipped: list[Json] = []
         synthetic: list[str] = []
-        pending: list[tuple[Json, Image.Image]] = []  # rows without an embedding
-        batches: deque[tuple[list[Json], Future[npt.NDArray[np.float32]]]] = deque()
+        pending: list[tuple[Json, tuple[Image.Image, ...]]] = []  # rows without their embeddings
+        batches: deque[tuple[list[Json], Future[dict[str, npt.NDArray[np.float32]]]]] = deque()
 
         def embed_pending() -> None:
             if pending:
-                faces = [face for _, face in pending]
-                future = self._embedding.submit(embed, self.encoder, faces, self.options.device)
-                batches.append(([row for row, _ in pending], future))
+                own = [row for row, _ in pending]
+                faces = [faces for _, faces in pending]
+                batches.append((own, self._embedding.submit(self._embed, [row["key"] for row in own], faces)))
                 pending.clear()
 
         def collect(remaining: int) -> None:
             while len(batches) > remaining:
                 own, future = batches.popleft()
-                rows.extend(
-                    {**row, "embedding": embedding} for row, embedding in zip(own, future.result(), strict=True)
-                )
+                for name, embeddings in future.result().items():
+                    for row, embedding in zip(own, embeddings, strict=True):
+                        row[name] = embedding
+                rows.extend(own)
 
         with Prefetch(self._decode(items), PREFETCH * self.options.batch) as photos:
             for item, future in photos:
@@ -134,7 +135,7 @@ class ShardWriter:
                     skipped.append(skip | {"again": True} if crops.again else skip)
                 else:
                     row = {"image": crops.jpeg, "identity": item.identity, "key": item.key, "split": split}
-                    pending.append((row, crops.face))
+                    pending.append((row, crops.faces))
                     if crops.synthetic:
                         synthetic.append(item.key)
                 if len(pending) == self.options.batch:
@@ -143,15 +144,23 @@ class ShardWriter:
                 read()
         embed_pending()
         collect(0)
-        entry = self.folder.write(task.number, rows, self.encoder.dim, task.expected)
+        entry = self.folder.write(task.number, rows, self.encoders.dims, task.expected)
         return WrittenShard(entry, skipped, len(synthetic), synthetic[0] if synthetic else "")
 
     def _decode(self, items: Iterable[Item]) -> Generator[tuple[Item, Future[Crops | Unusable]], None, None]:
         """Give the items to the threads that decode. Yields them without their bytes."""
-        encoder, options = self.encoder, self.options
+        views, options = self.encoders.views, self.options
         for item in items:
-            crops = self._decoding.submit(crops_of, item, options.resolution, encoder.size, encoder.crop, options.align)
+            crops = self._decoding.submit(crops_of, item, options.resolution, views, options.align)
             yield Item(item.key, item.identity, None), crops
+
+    def _embed(self, keys: Sequence[str], faces: Sequence[Sequence[Image.Image]]) -> dict[str, npt.NDArray[np.float32]]:
+        """The embeddings [n, dim] of n photos, by column, from what each network reads of them."""
+        table = self.encoders.table
+        values = {} if table is None else {"embedding": table.vectors(keys)}
+        for (name, network), images in zip(self.encoders.networks.items(), zip(*faces, strict=True), strict=True):
+            values[name] = embed(network, images, self.options.device)
+        return values
 
     def _usable(self, item: Item, crops: Crops | Unusable, split: str | None) -> tuple[Crops | Unusable, str]:
         """The crops, or why the photo is skipped; its split."""
@@ -159,6 +168,8 @@ class ShardWriter:
             split = "test" if in_test(item.identity, self.options.test_fraction) else "train"
         elif split == "train" and item.identity in self.test_identities:
             crops = Unusable("this person is in the test split")
+        if self.encoders.table is not None and item.key not in self.encoders.table:
+            crops = Unusable(f"no row in {self.encoders.table.path.name}")
         return crops, split
 
 
@@ -167,23 +178,23 @@ class MakeShardWriter:
     """Makes the ShardWriter of a worker process. See there.
 
     Attributes:
-        load: loads the encoder.
-        encoder: what the manifest says about it.
+        load: loads the encoders.
+        entries: what the manifest says about them.
     """
 
     folder: Path
     options: Options
     parts: Mapping[int, Part]
-    load: Callable[[], CropEncoder]
-    encoder: Mapping[str, Any]
+    load: Callable[[], Encoders]
+    entries: Mapping[str, Any]
     test_identities: frozenset[str]
 
     def __call__(self) -> ShardWriter:
-        """Load the encoder. Raises UserError if it is another one."""
-        encoder = self.load()
-        if encoder_entry(encoder) != self.encoder:
+        """Load the encoders. Raises UserError if one is another."""
+        encoders = self.load()
+        if encoders.entries() != self.entries:
             raise UserError(
-                f"a worker has another encoder, {encoder_entry(encoder)}, than {dict(self.encoder)}; install the same "
+                f"a worker has another encoder, {encoders.entries()}, than {dict(self.entries)}; install the same "
                 "weights on all machines"
             )
-        return ShardWriter(PreparedFolder(self.folder), self.options, self.parts, encoder, self.test_identities)
+        return ShardWriter(PreparedFolder(self.folder), self.options, self.parts, encoders, self.test_identities)

@@ -114,14 +114,16 @@ class PreparedFolder:
                 entry["lost"] = lost[entry["file"]]
         return entries
 
-    def write(self, index: int, rows: Sequence[Mapping[str, Any]], dim: int, expected: str | None = None) -> Json:
-        """Write shard `index`. Returns its file name, number of rows and sha256, for its sidecar.
+    def write(
+        self, index: int, rows: Sequence[Mapping[str, Any]], dims: Mapping[str, int], expected: str | None = None
+    ) -> Json:
+        """Write shard `index`, with embeddings of these lengths. Returns its file name, number of rows and sha256.
 
         Raises UserError if `expected` is given and not the sha256 of the shard, which is not written then.
         """
         file = self.folder / _shard(index)
         # A shard without a usable photo has no file.
-        sha256 = _write_rows(file, rows, dim, expected) if rows else None
+        sha256 = _write_rows(file, rows, dims, expected) if rows else None
         return {"file": file.name, "rows": len(rows), "sha256": sha256}
 
     def record(self, index: int, entry: Json) -> None:
@@ -271,7 +273,7 @@ def _write_lines(path: Path, values: Iterable[Json]) -> None:
         file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], dim: int, expected: str | None) -> str:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], dims: Mapping[str, int], expected: str | None) -> str:
     """Write `rows` as one record batch and return the sha256 of the file. Equal rows give equal bytes.
 
     Raises UserError if that is not `expected`.
@@ -279,10 +281,12 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], dim: int, expecte
     schema = pa.schema(
         [
             ("image", pa.binary()),  # JPEG
-            ("embedding", pa.list_(pa.float32(), dim)),  # unit norm
+            ("embedding", pa.list_(pa.float32(), dims["embedding"])),  # unit norm
             ("identity", pa.string()),
             ("key", pa.string()),
             ("split", pa.string()),  # one of SPLITS
+            # FaceNet's, where "embedding" is another encoder's.
+            *((name, pa.list_(pa.float32(), dim)) for name, dim in dims.items() if name != "embedding"),
         ]
     )
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema]

@@ -167,7 +167,7 @@ def _nearest(
     theirs: bool,
     encoder: str,
 ) -> Grid:
-    cosines = F.normalize(embeddings, dim=1) @ F.normalize(train.embeddings(), dim=1).T
+    cosines = F.normalize(embeddings, dim=1) @ F.normalize(train.embeddings(column=train.facenet_column), dim=1).T
     values, places = cosines.topk(3)
     count = min(NEAREST, len(rows))
     order = values[:, 0].topk(count).indices

@@ -49,6 +49,7 @@ from vultus.evaluation.metrics import cosine
 from vultus.evaluation.registry import MIN_PHOTOS
 from vultus.evaluation.scores import Rows, spread
 from vultus.evaluation.verification import Similarity
+from vultus.models.encoders import load_condition_encoder
 from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.best import check_candidates
@@ -126,8 +127,12 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     check_match(snapshot, dataset, backbones.encoder)
+    chooser = backbones.encoder
+    if settings.candidates > 1 and "facenet" in dataset.manifest:
+        where = snapshot.path or "the snapshot"
+        chooser = load_condition_encoder(snapshot.metadata, where, device=settings.device)
     result = evaluate_faces(
-        settings.faces(snapshot, backbones.encoder),
+        settings.faces(snapshot, chooser),
         dataset,
         backbones=backbones,
         other=other,
@@ -202,7 +207,7 @@ def evaluate_faces(
     if other is not None and other.split == "train":
         embeddings = work.generated[encoder][:, 0]
         nearest, distributions["nearest"] = scores.memorization(
-            encoder, embeddings, work.target, other.embeddings(), bootstrap
+            encoder, embeddings, work.target, other.embeddings(column=other.facenet_column), bootstrap
         )
         metrics |= nearest
         if trained_on_this_data is False:
@@ -285,7 +290,7 @@ def _check_encoder(
     some = rows[spread(len(rows), CHECKED)]
     columns = [vectors("check", encoder, 1)]
     embeddings = extract(RealFaces(), dataset, some, columns, **settings.extraction)["check"][:, 0]
-    agreement = cosine(embeddings, dataset.embeddings(some)).mean().item()
+    agreement = cosine(embeddings, dataset.embeddings(some, dataset.facenet_column)).mean().item()
     if agreement < 0.9:
         notes.append(
             f"the encoder's embeddings of the stored photos have a mean cosine of {agreement:.2f} to the stored "
@@ -311,8 +316,8 @@ class _Evaluation:
 
     @functools.cached_property
     def target(self) -> Tensor:
-        """The embeddings of the photos, [N, D]."""
-        return self.dataset.embeddings(self.rows)
+        """The encoder's embeddings of the photos, [N, D]."""
+        return self.dataset.embeddings(self.rows, self.dataset.facenet_column)
 
     def extract(
         self, faces: FaceSet, dataset: PreparedDataset, rows: np.ndarray, columns: list[Column]

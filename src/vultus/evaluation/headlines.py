@@ -21,16 +21,22 @@ OTHER_DATA = (
 IN_LOSS = " (in the loss)"
 CHOSE = " (chose the faces)"
 BOTH = " (in the loss, chose the faces)"
+ENCODERS = (registry.CONDITION_ENCODER, "mobilefacenet", "dlib")  # by the beginnings of their ids
 WITHOUT_ENCODER = ("reference-mse", "reference-dcgan", "tiny")  # presets whose losses contain none
 
 
 def loss_encoders(metadata: Mapping[str, Any]) -> list[str]:
-    """The face encoders that the losses of a snapshot contained, by their names in metrics, of its metadata.
+    """The face encoders that the training of a snapshot contained, by their names in metrics, of its metadata: those of
+    the losses, and that of the condition, if it is another than FaceNet.
 
     Snapshots of earlier versions record the preset only.
     """
     without = metadata.get("preset") in WITHOUT_ENCODER
-    return list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
+    found = list(metadata.get("loss_encoders", [] if without else [registry.CONDITION_ENCODER]))
+    condition = str((metadata.get("encoder") or {}).get("id", registry.CONDITION_ENCODER))
+    short = condition.partition("-")[0]  # as Backbones.short
+    name = short if short in ENCODERS else condition
+    return found if name in (registry.CONDITION_ENCODER, *found) else [*found, name]
 
 
 def encoders_in_loss(result: Mapping[str, Any]) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import FACENET_WEIGHTS, Encoder
+from vultus.models.encoders import same_weights
+from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
 
 
@@ -21,17 +21,23 @@ def trained_on(snapshot: Snapshot, dataset: PreparedDataset) -> bool | None:
 def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) -> None:
     """Raise UserError that names both sides unless snapshot, data set and encoder fit together."""
     theirs, ours = snapshot.metadata.get("encoder") or {}, dataset.manifest["encoder"]
+    measured = dataset.manifest.get("facenet") or ours
     model, data = f"{snapshot.path or 'the snapshot'}", f"{dataset.folder}"
     for key, shown in (("id", "encoder"), ("dim", "embedding length"), ("weights_sha256", "encoder weights")):
-        if _same(theirs.get(key)) != _same(ours.get(key)):
+        if same_weights(theirs.get(key)) != same_weights(ours.get(key)):
             raise UserError(
                 f"{model} has {shown} {theirs.get(key)}, {data} has {ours.get(key)}; prepare the data set with the "
                 f"encoder that the snapshot was trained with"
             )
-    if ours["id"] != encoder.id or _same(ours.get("weights_sha256")) != _same(encoder.weights_sha256):
+    if measured["id"] != encoder.id:
         raise UserError(
-            f"{data} was prepared with {ours['id']} ({ours.get('weights_sha256')}), the encoder that was loaded is "
-            f"{encoder.id} ({encoder.weights_sha256}); set VULTUS_WEIGHTS to the weights it was prepared with"
+            f"{data} holds embeddings of {measured['id']} only, and faces are compared by {encoder.id}; prepare it "
+            f"again without --no-facenet"
+        )
+    if same_weights(measured.get("weights_sha256")) != same_weights(encoder.weights_sha256):
+        raise UserError(
+            f"{data} was prepared with {measured['id']} ({measured.get('weights_sha256')}), the encoder that was "
+            f"loaded is {encoder.id} ({encoder.weights_sha256}); set VULTUS_WEIGHTS to the weights it was prepared with"
         )
     crops = snapshot.metadata.get("crop"), dataset.manifest["crop"]
     if crops[0] != crops[1]:
@@ -44,8 +50,3 @@ def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) 
         raise UserError(
             f"{model} generates {size}x{size} images, {data} has {side}x{side}; prepare with --resolution {size}"
         )
-
-
-def _same(value: Any) -> Any:
-    """The hash of the first pinned file of FaceNet for all of them: they hold one network in float16 and float32."""
-    return FACENET_WEIGHTS[0].sha256 if value in {weights.sha256 for weights in FACENET_WEIGHTS} else value

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 80_000_000  # a file of a few kilobytes can claim gigapixels; phones stay below this
 MIN_SIDE = 32  # smaller images hold no face that an encoder could read
 MAX_FILE_BYTES = 200_000_000  # a larger file is not a photo and could fill the memory
+# Part of a square image: the central fraction, or left, top and side as parts of the image.
+Crop = float | tuple[float, float, float]
 HEADER = 16  # height of a grid's labels in pixels
 
 # Formats that photos are read in, by Pillow's name, and the part of Pillow that a build can lack. Only raster formats
@@ -202,20 +204,29 @@ def crop_margin(side: int, fraction: float) -> int:
     return round(side * (1 - fraction) / 2)
 
 
-def centre_crop(image: Image.Image, size: int, fraction: float = 1.0) -> Image.Image:
-    """The central `fraction` of the centre square of `image`, resized to size x size (antialiased Lanczos)."""
+def _place(whole: int, crop: Crop) -> tuple[int, int, int]:
+    """Left, top and side, in pixels, of a crop of a square of `whole` pixels."""
+    if isinstance(crop, float | int):
+        margin = crop_margin(whole, crop)
+        return margin, margin, whole - 2 * margin
+    side = min(round(crop[2] * whole), whole)
+    left, top = (min(max(round(value * whole), 0), whole - side) for value in crop[:2])
+    return left, top, side
+
+
+def centre_crop(image: Image.Image, size: int, crop: Crop = 1.0) -> Image.Image:
+    """The part `crop` of the centre square of `image`, resized to size x size (antialiased Lanczos)."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    margin = crop_margin(side, fraction)
-    box = (left + margin, top + margin, left + side - margin, top + side - margin)
+    x, y, inner = _place(side, crop)
+    box = (left + x, top + y, left + x + inner, top + y + inner)
     return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def crop_x(x: torch.Tensor, size: int, fraction: float = 1.0) -> torch.Tensor:
+def crop_x(x: torch.Tensor, size: int, crop: Crop = 1.0) -> torch.Tensor:
     """`centre_crop` for a batch of square tensors [N, 3, S, S] -> [N, 3, size, size]; bilinear, differentiable."""
-    side = x.shape[-1]
-    margin = crop_margin(side, fraction)
-    x = x[..., margin : side - margin, margin : side - margin]
+    left, top, side = _place(x.shape[-1], crop)
+    x = x[..., top : top + side, left : left + side]
     if x.shape[-1] == size:
         return x
     import torch.nn.functional as F

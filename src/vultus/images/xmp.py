@@ -195,6 +195,7 @@ def save_marked(
     origin: Origin,
     *,
     watermark: bool = True,
+    quality: int = 95,
     signer: Sign | None = None,
     inputs: Inputs | None = None,
     overwrite: bool = True,
@@ -205,7 +206,7 @@ def save_marked(
     and `overwrite` see write_marked.
     """
     kind = WRITABLE[path.suffix.lower()]
-    data = encode_marked(image, kind, origin, watermark=watermark)
+    data = encode_marked(image, kind, origin, watermark=watermark, quality=quality)
     if signer is not None:
         data = signer(data, kind, origin)
     write_marked(data, path, inputs=inputs, overwrite=overwrite)

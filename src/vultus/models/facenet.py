@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vultus._download import WeightFile, find_weights
 from vultus.errors import UserError
-from vultus.images.io import crop_x
+from vultus.images.io import Crop, crop_x
 
 FACENET_WEIGHTS = (
     WeightFile(
@@ -45,12 +45,24 @@ class Encoder(Protocol):
     id: str
     dim: int
     weights_sha256: str
-    crop: float  # central fraction of the image that the encoder reads
     size: int  # side of its input in pixels
     dtype: torch.dtype  # of its computation
 
+    @property
+    def crop(self) -> Crop:
+        """The part of the image that the encoder reads."""
+        ...
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Whole images x [N, 3, S, S] in [-1, 1] -> unit-norm float32 [N, dim]."""
+        ...
+
+
+class LossEncoder(Encoder, Protocol):
+    """Interface of the encoder of a loss."""
+
     def embed(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Whole images x [N, 3, S, S] in [-1, 1] -> unit-norm float32 [N, dim]; differentiable with respect to x."""
+        """See Encoder; differentiable with respect to x, which is read at `size` pixels, by default its own."""
         ...
 
 

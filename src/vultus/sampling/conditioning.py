@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vultus._device import resolve_device
@@ -20,12 +22,13 @@ from vultus._progress import message
 from vultus._ranges import Count, Seed, checks_arguments
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
-from vultus.images.io import BadImage, photo_suffixes, to_x
+from vultus.images.io import BadImage, centre_crop, photo_suffixes, to_x
+from vultus.models.encoders import CropEncoder, difference, encoder_entry, load_condition_encoder
 from vultus.models.facenet import FaceNet, load_facenet
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.embedding_files import open_embeddings, split_source
 from vultus.sampling.latents import sample_identities
-from vultus.sampling.photos import decide_align, embed_photo, reason_of
+from vultus.sampling.photos import EmbeddedPhoto, decide_align, embed_photo, reason_of
 
 CHUNK = 256  # random identities that are computed at a time
 BATCH = 32  # images to a call of FaceNet, in `embed`
@@ -49,21 +52,30 @@ class ConditionSource:
             files that are generated from its embedding.
         skipped: the photos left out so far; filled while `chunks` is read.
         inputs: the files that are read, and the folders of photos; generated faces are not written there.
+        origin: what faces.jsonl says about the embedding of this number, once `chunks` has given it.
+        frames: the photos as they were framed, one for each embedding so far; where they were asked for.
     """
 
     count: int
     chunks: Iterable[tuple[list[str], Tensor]]
     skipped: list[Skipped] = field(default_factory=list)
     inputs: Sequence[Path] = ()
+    origin: Callable[[int], dict[str, Any]] = lambda _: {}
+    frames: list[Image.Image] = field(default_factory=list)
 
 
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
-    embeddings = open_embeddings(source, _c_dim(snapshot), _encoder_id(snapshot))
-    embeddings.check()
     path, _ = split_source(source)
+    embeddings = open_embeddings(source, _c_dim(snapshot), snapshot.metadata.get("encoder"))
+    embeddings.check()
     chunks = _numbered(embeddings.chunks(), embeddings.count)
-    return ConditionSource(embeddings.count, chunks, inputs=[path] if path.is_file() else ())
+    inputs = [path] if path.is_file() else ()
+
+    def origin(row: int) -> dict[str, Any]:
+        return {"source": str(source), "row": row}
+
+    return ConditionSource(embeddings.count, chunks, inputs=inputs, origin=origin)
 
 
 @checks_arguments
@@ -77,7 +89,7 @@ def random_identities(snapshot: Snapshot, count: Count, *, seed: Seed = 0, start
         sample_identities(snapshot.population, min(CHUNK, count - done), seed=seed, start=start + done)
         for done in range(0, count, CHUNK)
     )
-    return ConditionSource(count, _numbered(chunks, count))
+    return ConditionSource(count, _numbered(chunks, count), origin=lambda row: {"source": f"random:{start + row}"})
 
 
 def from_photos(
@@ -85,8 +97,9 @@ def from_photos(
     snapshot: Snapshot,
     *,
     align: bool | None = None,
-    encoder: FaceNet | None = None,
+    encoder: CropEncoder | str | Path | None = None,
     device: torch.device | str = "cpu",
+    keep_frames: bool = False,
 ) -> ConditionSource:
     """Embeddings of photos: files, or all photos in folders and their sub-folders.
 
@@ -95,19 +108,30 @@ def from_photos(
         snapshot: the generator that the embeddings are for.
         align: find the face and align it. None: if the extra `align` is installed. Without alignment the centre square
             of the photo is taken as it is.
-        encoder: FaceNet, if it is loaded already.
-        device: where FaceNet runs.
+        encoder: the encoder of the condition, if it is loaded already, or its ONNX file.
+        device: where the encoder runs.
+        keep_frames: keep the framed photos in memory, at the size of the generated faces, to show them beside these.
 
     A photo that is damaged or shows no face is reported on stderr, listed in `skipped` and left out. Raises UserError
-    if a path does not exist, a folder has no photos, the snapshot was trained on embeddings of another encoder, or (at
-    the end) no photo could be used.
+    if a path does not exist, a folder has no photos, `encoder` is not the one that the snapshot was trained with, there
+    is no network of that one, or (at the end) no photo could be used.
     """
     photos, count = _photos(paths)
     align = decide_align(align)
-    check_encoder(snapshot)
-    encoder = encoder or _load_encoder(device)
+    encoder = _encoder_for(snapshot, encoder, device)
     skipped: list[Skipped] = []
-    return ConditionSource(count, _embedded(photos, encoder, align, skipped), skipped, [Path(path) for path in paths])
+    found: list[dict[str, Any]] = []
+    frames: list[Image.Image] = []
+
+    def seen(photo: _Photo, embedded: EmbeddedPhoto) -> None:
+        face = {} if embedded.faces is None else {"faces": embedded.faces, "box": embedded.box}
+        found.append({"source": photo.label} | face)
+        if keep_frames:
+            frames.append(centre_crop(embedded.frame, snapshot.network.resolution))
+
+    chunks = _embedded(photos, encoder, align, skipped, seen)
+    inputs = [Path(path) for path in paths]
+    return ConditionSource(count, chunks, skipped, inputs, origin=found.__getitem__, frames=frames)
 
 
 def as_one(source: ConditionSource) -> ConditionSource:
@@ -121,13 +145,19 @@ def as_one(source: ConditionSource) -> ConditionSource:
         parts = list(source.chunks)
         c = torch.cat([part for _, part in parts])
         names = [name for names, _ in parts for name in names]
+        used.extend(source.origin(number) for number in range(len(names)))
         others = F.normalize(c.sum(0) - c)
         for name, cosine in zip(names, (c * others).sum(1).tolist(), strict=True):
             if len(c) > 1 and cosine < UNLIKE:
                 message(f"note: {name} is unlike the others (cosine {cosine:.2f}); does it show the same person?")
         yield ["mean"], F.normalize(c.sum(0), dim=0)[None]
 
-    return ConditionSource(1, chunks(), source.skipped, source.inputs)
+    used: list[dict[str, Any]] = []
+
+    def origin(_: int) -> dict[str, Any]:
+        return {"source": [one.get("source", "") for one in used], "mean": True}
+
+    return ConditionSource(1, chunks(), source.skipped, source.inputs, origin, source.frames)
 
 
 def one_embedding(
@@ -136,7 +166,7 @@ def one_embedding(
     *,
     seed: int = 0,
     align: bool | None = None,
-    encoder: FaceNet | None = None,
+    encoder: CropEncoder | str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """One embedding [c_dim] by name: a photo, `random` or `random:N` (identity number N), or `FILE#ROW` (default 0)."""
@@ -147,7 +177,7 @@ def one_embedding(
         check_population(snapshot)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
-    return open_embeddings(path, _c_dim(snapshot), _encoder_id(snapshot)).row(row)
+    return open_embeddings(path, _c_dim(snapshot), snapshot.metadata.get("encoder")).row(row)
 
 
 def inputs_of(text: str) -> list[Path]:
@@ -230,25 +260,19 @@ def check_population(snapshot: Snapshot) -> None:
         )
 
 
-def check_encoder(snapshot: Snapshot) -> None:
-    """Raise UserError unless photos can be embedded by the encoder that the snapshot was trained with."""
-    needed = snapshot.metadata.get("encoder", {}).get("id", FaceNet.id)
-    if needed != FaceNet.id:
-        raise UserError(
-            f"{snapshot.path}: was trained on embeddings of {needed}, and photos can be embedded by {FaceNet.id} only; "
-            f"give a file of {needed} embeddings"
-        )
+def _encoder_for(snapshot: Snapshot, given: CropEncoder | str | Path | None, device: torch.device | str) -> CropEncoder:
+    """The encoder that photos for the snapshot are embedded with. Raises UserError if `given` is another one."""
+    where = snapshot.path or "the snapshot"
+    if given is None or isinstance(given, str | Path):
+        return load_condition_encoder(snapshot.metadata, where, given=given, device=device)
+    if differs := difference(snapshot.metadata.get("encoder") or {}, encoder_entry(given)):
+        raise UserError(f"{where}: the encoder gives embeddings of {differs}; give that one")
+    return given
 
 
 def _c_dim(snapshot: Snapshot) -> int:
     dim: int = snapshot.metadata["generator"]["c_dim"]
     return dim
-
-
-def _encoder_id(snapshot: Snapshot) -> str | None:
-    """The id of the encoder whose embeddings the generator takes, if the snapshot names it."""
-    encoder: str | None = snapshot.metadata.get("encoder", {}).get("id")
-    return encoder
 
 
 def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:
@@ -311,7 +335,11 @@ def _load_encoder(device: torch.device | str) -> FaceNet:
 
 
 def _embedded(
-    photos: Iterable[_Photo], encoder: FaceNet, align: bool, skipped: list[Skipped]
+    photos: Iterable[_Photo],
+    encoder: CropEncoder,
+    align: bool,
+    skipped: list[Skipped],
+    seen: Callable[[_Photo, EmbeddedPhoto], None],
 ) -> Iterator[tuple[list[str], Tensor]]:
     """One photo at a time, so that no embedding depends on the other photos of a batch."""
     used: dict[str, int] = {}
@@ -323,6 +351,7 @@ def _embedded(
             skipped.append((photo.label, reason))
             message(f"skipped {photo.label}: {reason}")
             continue
+        seen(photo, embedded)
         yield [_unique_name(photo.name, used)], embedded.c[None]
     if not used:
         label, reason = skipped[0]

@@ -9,16 +9,13 @@ neither the position in the batch nor the other rows made a difference.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,23 +23,24 @@ from torch import Tensor
 from vultus._files import make_folder
 from vultus._outputs import Inputs
 from vultus._progress import progress
-from vultus._ranges import Count, NoiseStrength, Seed, Steps, checks_arguments
+from vultus._ranges import Count, NoiseStrength, Seed, checks_arguments
 from vultus.errors import UserError
-from vultus.images.io import grid as lay_out
-from vultus.images.io import to_images, to_pil
+from vultus.images.io import to_images
 from vultus.images.watermark import mark_pixels
-from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, mark_gif, model_id, save_marked, write_marked
+from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, model_id, save_marked
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.best import check_candidates, choose, likeness, load_chooser
+from vultus.sampling.best import check_candidates, choose, likeness, load_chooser, load_scorer
 from vultus.sampling.conditioning import ConditionSource, Skipped, index_name
-from vultus.sampling.latents import noise, slerp
+from vultus.sampling.face_files import Face, FaceList, Pictures, save_faces
+from vultus.sampling.latents import noise
+from vultus.sampling.sheet import Sheet, square_grid
 
 STEP = 16  # faces to a call of the generator, always
 AT_ONCE = 256  # candidates in memory at once where faces are chosen, or those of one embedding
+PNG = Pictures()
 MAX_GRID = 1024  # faces in one grid: 17 megapixels at 128x128
-PER_FOLDER = 1000  # faces in one folder; more are split into numbered sub-folders
 # Suffixes that no folder has on purpose; beside those of Pillow.
 VIDEO = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".heic", ".heif", ".jxl", ".svg"}
 
@@ -92,15 +90,6 @@ def _padded(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(STEP - len(rows), rows.shape[1])])
 
 
-@dataclass(frozen=True)
-class _Face:
-    number: int  # among all faces
-    index: int  # of the embedding
-    variant: int  # of the noise
-    name: str
-    noise: int  # number of its noise; `variant` but for the best of several
-
-
 @checks_arguments
 def generate(
     snapshot: Snapshot,
@@ -111,6 +100,9 @@ def generate(
     seed: Seed = 0,
     batch: Count = STEP,
     grid: bool = False,
+    labels: bool = False,
+    pictures: Pictures = PNG,
+    scores: bool = False,
     dtype: torch.dtype | None = None,
     noise_strength: NoiseStrength = 1.0,
     best_of: Count = 1,
@@ -119,17 +111,21 @@ def generate(
     inputs: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> Summary:
-    """Write `num` faces of each embedding as PNG files, or all in one grid.
+    """Write `num` faces of each embedding as image files with a list, `faces.jsonl`, or all in one grid.
 
     Args:
         snapshot: the generator; it runs on the device that it was loaded to, an exported model on the CPU.
         source: the embeddings; memory does not grow with their number.
-        out: folder of NAME_VARIANT.png (in sub-folders from more than PER_FOLDER faces on); with `grid` a file with a
+        out: folder of NAME_VARIANT.png (in sub-folders from more than 1,000 faces on); with `grid` a file with a
             suffix of xmp.WRITABLE, or a folder for grid.png.
         num: faces of each embedding, with different noise.
         seed: of the noise. The same seed gives the same faces.
         batch: faces held in memory at once, rounded up to a multiple of STEP. The faces do not depend on it.
         grid: one image of at most MAX_GRID faces: a row for each embedding, or a square grid if `num` is 1.
+        labels: of the rows and columns of the grid; the framed photo comes first, where `source` kept it.
+        pictures: format, quality and size of the files; a grid has the format of its name.
+        scores: compute the cosine of each face to its embedding, for the list and the labels. With `best_of` it is
+            computed anyway.
         dtype: what the generator computes in, float32 if None. Other dtypes and devices round differently.
         noise_strength: factor of the noise, 0 to 4; below 1 the faces of an embedding are more alike and closer to the
             average.
@@ -147,27 +143,32 @@ def generate(
     total = source.count * num
     check_candidates(best_of, num)
     grid_path = _grid_path(out, total) if grid else None
-    out = grid_path.parent if grid_path else _folder(out, "single images")
+    out = grid_path.parent if grid_path else folder_of(out, "single images")
     folders = [path for path in source.inputs if path.is_dir()]
-    read = Inputs([path for path in [*source.inputs, *inputs, *_file_of(snapshot)] if path not in folders], folders)
+    read = Inputs([path for path in [*source.inputs, *inputs, *file_of(snapshot)] if path not in folders], folders)
     read.check(grid_path or out)
     if grid_path and not overwrite:
         check_marked(grid_path)
-    encoder, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
+    chooser, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
+    encoder = chooser or (load_scorer(snapshot) if scores else None)
     make_folder(out)
-    model = model_of(snapshot)
-    kept: list[Tensor] = []
+    origin = Origin(model_of(snapshot), seed, pictures.about(snapshot.network.resolution))
+    noted = {"seed": seed, "noise_strength": noise_strength, "model": origin.model}
+    sheet = Sheet(num, labels)
     number = embeddings = 0
     at_once = -(-max(1, batch) // STEP) * STEP
-    at_once = num * max(1, at_once // num) if encoder else at_once  # all faces of an embedding are chosen together
+    at_once = num * max(1, at_once // num) if chooser else at_once  # all faces of an embedding are chosen together
     stream = _all_faces(source, num)
-    with progress(total, title="generate", unit="face") as bar:
+    with (
+        contextlib.nullcontext() if grid_path else FaceList(out) as listed,
+        progress(total, title="generate", unit="face") as bar,
+    ):
         while group := list(itertools.islice(stream, at_once)):
             faces, c = [face for face, _ in group], torch.stack([c for _, c in group])
-            if encoder:
+            if chooser:
                 indices = [face.index for face in faces[::num]]
                 chosen, images = best_faces(
-                    snapshot.network, c[::num], indices, num, best_of, encoder, seed, noise_strength, dtype
+                    snapshot.network, c[::num], indices, num, best_of, chooser, seed, noise_strength, dtype
                 )
                 noises = itertools.chain.from_iterable(chosen)
                 faces = [replace(face, noise=number) for face, number in zip(faces, noises, strict=True)]
@@ -175,17 +176,36 @@ def generate(
             else:
                 z = torch.cat([noise(seed, face.index, 1, z_dim, variant=face.noise) for face in faces])
                 images = render(snapshot.network, z * noise_strength, c, dtype)
-            images = _marked(images) if mark else images
-            if grid_path:
-                kept.append(images)
+            cosines = likeness(images, c, encoder).tolist() if encoder else None
+            images = pictures.resized(images)
+            images = marked(images) if mark else images
+            if listed is None:
+                sheet.add(faces, images, cosines)
             else:
-                _save_faces(faces, images, out, total, Origin(model, seed), signer, read, overwrite=overwrite)
+                paths = save_faces(
+                    faces, images, out, total, origin, signer, read, pictures=pictures, overwrite=overwrite
+                )
+                for place, (face, path) in enumerate(zip(faces, paths, strict=True)):
+                    score = {"encoder": encoder.id, "cosine": round(cosines[place], 4)} if encoder and cosines else {}
+                    about = {"embedding": face.index, "noise": face.noise}
+                    listed.add(path, **source.origin(face.index), **about, **noted, **score)
             number += len(group)
             embeddings = group[-1][0].index + 1
             bar.update(len(group))
     if grid_path:
-        sheet, origin = _grid(torch.cat(kept), num), Origin(model, seed)
-        save_marked(sheet, grid_path, origin, watermark=False, signer=signer, inputs=read, overwrite=overwrite)
+        photos = source.frames if labels else []
+        image = sheet.draw(photos)
+        origin = replace(origin, photos=bool(photos))
+        save_marked(
+            image,
+            grid_path,
+            origin,
+            watermark=False,
+            quality=pictures.quality,
+            signer=signer,
+            inputs=read,
+            overwrite=overwrite,
+        )
     return Summary(number, embeddings, source.skipped, grid_path or out)
 
 
@@ -237,20 +257,22 @@ def save_images(
         if not overwrite:
             check_marked(path)
         make_folder(path.parent)
-        sheet = _grid(_marked(flat) if watermark else flat, num)
+        sheet = square_grid(marked(flat) if watermark else flat, num)
         save_marked(sheet, path, origin, watermark=False, overwrite=overwrite)
         return [path]
-    folder = make_folder(_folder(out, "single images", remedy=f"for a grid a file {', '.join(WRITABLE)}"))
+    folder = make_folder(folder_of(out, "single images", remedy=f"for a grid a file {', '.join(WRITABLE)}"))
     places = itertools.product(range(count), range(num))
     faces = [
-        _Face(number, index, variant, index_name(index, count), variant)
+        Face(number, index, variant, index_name(index, count), variant)
         for number, (index, variant) in enumerate(places)
     ]
     paths = []
     for start in range(0, len(flat), STEP):
         part = flat[start : start + STEP]
-        part = _marked(part) if watermark else part
-        paths += _save_faces(faces[start : start + STEP], part, folder, len(flat), origin, overwrite=overwrite)
+        part = marked(part) if watermark else part
+        paths += save_faces(
+            faces[start : start + STEP], part, folder, len(flat), origin, pictures=PNG, overwrite=overwrite
+        )
     return paths
 
 
@@ -284,35 +306,13 @@ def best_faces(
     return numbers, torch.cat(kept)
 
 
-def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[_Face, Tensor]]:
+def _all_faces(source: ConditionSource, num: int) -> Iterator[tuple[Face, Tensor]]:
     index = 0
     for names, c in source.chunks:
         for name, row in zip(names, c, strict=True):
             for variant in range(num):
-                yield _Face(index * num + variant, index, variant, name, variant), row
+                yield Face(index * num + variant, index, variant, name, variant), row
             index += 1
-
-
-def _save_faces(
-    faces: Sequence[_Face],
-    images: Iterable[Tensor],
-    out: Path,
-    total: int,
-    origin: Origin,
-    signer: Sign | None = None,
-    inputs: Inputs | None = None,
-    *,
-    overwrite: bool,
-) -> list[Path]:
-    """Write one file for each face, of `total` faces in the folder `out`; return the paths."""
-    paths = []
-    for face, image in zip(faces, images, strict=True):
-        folder = make_folder(out / f"{face.number // PER_FOLDER:04d}") if total > PER_FOLDER else out
-        paths.append(folder / f"{face.name}_{face.variant}.png")
-        about = Origin(origin.model, origin.seed, f"embedding {face.index}, noise {face.noise}")
-        picture = to_pil(image)
-        save_marked(picture, paths[-1], about, watermark=False, signer=signer, inputs=inputs, overwrite=overwrite)
-    return paths
 
 
 def _grid_path(out: str | Path, total: int) -> Path:
@@ -330,7 +330,7 @@ def _grid_path(out: str | Path, total: int) -> Path:
     return path
 
 
-def _folder(out: str | Path, purpose: str, *, remedy: str = "add --grid") -> Path:
+def folder_of(out: str | Path, purpose: str, *, remedy: str = "add --grid") -> Path:
     """The folder `out`. Raises UserError for the name of an image or video file, which is a mistake."""
     path = Path(out)
     if not _is_folder(out) and path.suffix.lower() in Image.registered_extensions().keys() | VIDEO:
@@ -343,63 +343,14 @@ def _is_folder(out: str | Path) -> bool:
     return str(out).endswith(("/", os.sep)) or Path(out).is_dir()
 
 
-def _file_of(snapshot: Snapshot) -> list[Path]:
+def file_of(snapshot: Snapshot) -> list[Path]:
+    """The file of a snapshot, which the caller must not replace."""
     return [] if snapshot.path is None else [snapshot.path]
 
 
-def _grid(images: Tensor, num: int) -> Image.Image:
-    return lay_out(images, num if num > 1 else math.ceil(math.sqrt(len(images))))
-
-
-def _marked(images: Tensor) -> Tensor:
+def marked(images: Tensor) -> Tensor:
+    """Images uint8 [N, 3, H, W] with the invisible watermark."""
     return torch.from_numpy(mark_pixels(images.numpy()))
-
-
-@checks_arguments
-def interpolate(
-    snapshot: Snapshot,
-    a: Tensor,
-    b: Tensor,
-    out: str | Path,
-    *,
-    steps: Steps = 9,
-    seed: Seed = 0,
-    dtype: torch.dtype | None = None,
-    noise_strength: NoiseStrength = 1.0,
-    milliseconds: int = 120,
-    mark: bool = True,
-    signer: Sign | None = None,
-    inputs: Iterable[str | Path] = (),
-    overwrite: bool = False,
-) -> list[Path]:
-    """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
-
-    Writes between.png (a row of `steps` faces) and between.gif (forward and back, `milliseconds` a frame) into the
-    folder `out` and returns their paths; the other arguments as in `generate`, but a GIF is not signed. Raises
-    UserError unless `steps` is 2 to 240.
-    """
-    out = _folder(out, "between.png and between.gif", remedy="leave the suffix out")
-    strip, animation = out / "between.png", out / "between.gif"
-    read = Inputs([*inputs, *_file_of(snapshot)])
-    for path in (strip, animation):
-        read.check(path)
-        if not overwrite:
-            check_marked(path)
-    make_folder(out)
-    # torch.linspace rounds differently.
-    c = slerp(a, b, torch.from_numpy(np.linspace(0, 1, steps, dtype=np.float32)))
-    z = noise(seed, 0, 1, snapshot.network.z_dim) * noise_strength
-    images = render(snapshot.network, z.expand(steps, -1), c, dtype)
-    images = _marked(images) if mark else images
-    origin = Origin(model_of(snapshot), seed)
-    sheet = lay_out(images, steps)
-    save_marked(sheet, strip, origin, watermark=False, signer=signer, inputs=read, overwrite=overwrite)
-    frames = [to_pil(image).quantize(256) for image in [*images, *images[1:-1].flip(0)]]
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    frames[0].save(buffer, "GIF", save_all=True, comment=origin.description.encode(), **options)
-    write_marked(mark_gif(buffer.getvalue(), origin), animation, inputs=read, overwrite=overwrite)
-    return [strip, animation]
 
 
 def model_of(snapshot: Snapshot) -> str:

@@ -8,9 +8,9 @@
 | `.csv` | columns `faces_found`, `left`, `top`, `right`, `bottom`, `key`, and one for each number of the embedding |
 | `.npy` | the embeddings alone; the rest is in a `.json` file of the same name beside it |
 
-All but `.csv` and `.npy` also hold a header, JSON: the version of the format, the encoder's id, dim, weights_sha256 and
-dtype, and the photos that were skipped. It is the array `vultus`, the metadata `vultus` of the Parquet schema, or the
-key `vultus`. The rows are read by embedding_files.py.
+All but `.csv` and `.npy` also hold a header, JSON: the version of the format, the encoder as encoder_entry() describes
+it, and the photos that were skipped. It is the array `vultus`, the metadata `vultus` of the Parquet schema, or the key
+`vultus`. The rows are read by embedding_files.py.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from vultus._formats import VERSIONS
 from vultus._outputs import Inputs, check_output
 from vultus._progress import message, progress
 from vultus._ranges import Images, checked, checks_arguments
-from vultus.data.crops import encoder_entry
 from vultus.data.sources import Item, Part, open_source
 from vultus.errors import UserError
 from vultus.images.io import BadImage
-from vultus.models.facenet import FaceNet, load_facenet
+from vultus.models.encoders import CropEncoder, encoder_entry, load_face_encoder
 from vultus.sampling.embedding_rows import HEADER
 from vultus.sampling.photos import Box, WhichFace, decide_align, embed_faces, reason_of
 
@@ -53,7 +52,7 @@ class PhotoEmbeddings:
     """The embeddings of faces in photos; the lists have an entry for each of N faces.
 
     Attributes:
-        encoder: id, dim, weights_sha256 and dtype.
+        encoder: see encoder_entry().
         photos: number of photos that were read, the skipped ones included.
         keys: the name of the photo in its source, or its path; for a further face of it `#1`, `#2`, ... is added.
         faces_found: number of faces that were found in the photo; None without alignment.
@@ -91,7 +90,7 @@ def embed_photos(
     split: str | None = None,
     image_column: str | None = None,
     limit: Images | None = None,
-    encoder: FaceNet | None = None,
+    encoder: str | Path | CropEncoder = "facenet",
     device: str = "auto",
     overwrite: bool = False,
 ) -> PhotoEmbeddings:
@@ -108,12 +107,12 @@ def embed_photos(
         split: of a table, read only this split.
         image_column: of a table, the column of the images; default "image".
         limit: read at most this many photos.
-        encoder: FaceNet, if it is loaded already.
+        encoder: facenet, mobilefacenet, dlib or an ONNX file; or one that is loaded already.
         device: auto, cuda, mps or cpu.
         overwrite: replace an existing file; never one that is read.
 
-    A photo that is damaged or shows no face is reported on stderr, listed in the header and left out. The result is the
-    same as that of `vultus.embed` for each photo.
+    A photo that is damaged or shows no face is reported on stderr, listed in the header and left out. The embeddings of
+    FaceNet are those of `vultus.embed`.
 
     Raises UserError if a source does not exist or holds no photo, the file to write exists, is read or lies in a folder
     that is read, or no photo could be used.
@@ -130,7 +129,8 @@ def embed_photos(
     items, total = _items(sources, split, image_column)
     align = decide_align(align)
     # float32, as for the photos of `vultus generate`: the embedding determines the face.
-    encoder = encoder or load_facenet(device=resolve_device(device), dtype=torch.float32)
+    if isinstance(encoder, str | Path):
+        encoder = load_face_encoder(encoder, device=resolve_device(device), dtype=torch.float32)
     result = PhotoEmbeddings(encoder_entry(encoder))
     if limit is not None:
         items, total = itertools.islice(items, limit), limit if total is None else min(total, limit)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, to_x
-from vultus.models.facenet import FaceNet
+from vultus.models.encoders import CropEncoder, device_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright photo
 WhichFace = Literal["largest", "central", "all"]
@@ -40,19 +40,19 @@ class EmbeddedPhoto:
     box: Box | None = None
 
 
-def embed_photo(data: bytes, encoder: FaceNet, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
+def embed_photo(data: bytes, encoder: CropEncoder, *, align: bool, max_pixels: int = MAX_PIXELS) -> EmbeddedPhoto:
     """Embed the largest face of an encoded photo; see embed_faces()."""
     return embed_faces(data, encoder, align=align, max_pixels=max_pixels)[0]
 
 
 def embed_faces(
-    data: bytes, encoder: FaceNet, *, align: bool, which: WhichFace = "largest", max_pixels: int = MAX_PIXELS
+    data: bytes, encoder: CropEncoder, *, align: bool, which: WhichFace = "largest", max_pixels: int = MAX_PIXELS
 ) -> list[EmbeddedPhoto]:
     """Embed faces of an encoded photo.
 
     Args:
         data: the file.
-        encoder: FaceNet.
+        encoder: CropEncoder.
         align: find and align faces. Without it the centre square of the photo is embedded.
         which: the largest face, the one nearest to the centre of the photo, or all of them, the largest first.
         max_pixels: of the photo.
@@ -79,9 +79,9 @@ def _central(found: Sequence[faces.Face], photo: Image.Image) -> faces.Face:
     return min(found, key=distance)
 
 
-def _embedded_frame(frame: Image.Image, encoder: FaceNet, count: int | None, box: Box | None) -> EmbeddedPhoto:
+def _embedded_frame(frame: Image.Image, encoder: CropEncoder, count: int | None, box: Box | None) -> EmbeddedPhoto:
     crop = centre_crop(frame, encoder.size, encoder.crop)
-    x = to_x(from_pil([crop])).to(next(encoder.parameters()).device)
+    x = to_x(from_pil([crop])).to(device_of(encoder))
     with torch.inference_mode():
         c = encoder.embed_crop(x)[0].cpu()
     return EmbeddedPhoto(c, frame, crop, count, box)

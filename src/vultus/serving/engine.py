@@ -25,9 +25,10 @@ from vultus.images import align as face_alignment
 from vultus.images.io import centre_crop, from_pil, to_pil, to_x
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import Origin, encode_marked, model_id
-from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, load_facenet
+from vultus.models.encoders import FACENET_ID, CropEncoder, device_of, load_condition_encoder
+from vultus.models.facenet import FACENET_WEIGHTS
+from vultus.models.mobilefacenet import MOBILEFACENET_WEIGHTS, MobileFaceNet
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.conditioning import check_encoder
 from vultus.sampling.latents import noise, sample_identities
 from vultus.sampling.photos import EmbeddedPhoto, embed_photo
 from vultus.serving.batching import BATCH_SIZES, Batcher, NotFinite
@@ -51,7 +52,7 @@ class Engine:
     Args:
         snapshot: on the device that generates.
         name: name of the model in responses and image metadata; default: the start of the snapshot's sha256.
-        encoder: FaceNet; None with the reason in `missing["photos"]`.
+        encoder: that of the condition; None with the reason in `missing["photos"]`.
         judge: dlib's face recognition, which is independent of the training; None with the reason in
             `missing["dlib"]`.
         align: detect and align the face in photos.
@@ -65,7 +66,7 @@ class Engine:
         snapshot: Snapshot,
         *,
         name: str | None = None,
-        encoder: FaceNet | None = None,
+        encoder: CropEncoder | None = None,
         judge: Judge | None = None,
         align: bool = False,
         missing: dict[str, str] | None = None,
@@ -151,8 +152,8 @@ class Engine:
         """
         x = to_x(images)
         scores: dict[str, list[float | None]] = {"facenet": [None] * len(x), "dlib": [None] * len(x)}
-        if self.encoder is not None:
-            embeddings = self.encoder.embed(x.to(next(self.encoder.parameters()).device)).cpu()
+        if self.encoder is not None and self.encoder.id == FACENET_ID:
+            embeddings = self.encoder.embed(x.to(device_of(self.encoder))).cpu()
             scores["facenet"] = row_scores(embeddings, c, "cosine").tolist()
         if self.judge is not None and photo is not None:
             frame = to_x(from_pil([centre_crop(photo.frame, x.shape[-1])]))
@@ -183,13 +184,21 @@ def _noise(seed: int, variant: int, z_dim: int) -> Tensor:
 # --- which parts are available ----------------------------------------------------------------------------------------
 
 
-def open_engine(snapshot: Snapshot, *, align: bool | None = None, device: str = "cpu", **options: Any) -> Engine:
+def open_engine(
+    snapshot: Snapshot,
+    *,
+    align: bool | None = None,
+    device: str = "cpu",
+    encoder_file: str | None = None,
+    **options: Any,
+) -> Engine:
     """An engine with every network whose weights are available locally; nothing is downloaded.
 
     Args:
         snapshot: on the device that generates.
         align: detect and align faces in photos; None: if the extra `align` is installed.
-        device: for FaceNet and dlib.
+        device: for the encoder of the condition and dlib.
+        encoder_file: the ONNX file of the encoder of the condition, where it is one.
         options: of Engine.
 
     Raises UserError if `align` is True and the extra is not installed, or if weights are damaged.
@@ -203,7 +212,7 @@ def open_engine(snapshot: Snapshot, *, align: bool | None = None, device: str = 
             "faces in photos are not detected and aligned, the centre square is used instead; "
             "pip install 'vultus[align]' and restart the server"
         )
-    encoder = _load_or_note(missing, "photos", functools.partial(_load_encoder, snapshot, device))
+    encoder = _load_or_note(missing, "photos", functools.partial(_load_encoder, snapshot, device, encoder_file))
     judge = _load_or_note(missing, "dlib", functools.partial(_load_dlib, device))
     align = can_align if align is None else align
     return Engine(snapshot, encoder=encoder, judge=judge, align=align, missing=missing, **options)
@@ -217,11 +226,12 @@ def _load_or_note(missing: dict[str, str], feature: Literal["photos", "dlib"], l
         return None
 
 
-def _load_encoder(snapshot: Snapshot, device: str) -> FaceNet:
-    check_encoder(snapshot)
-    if not weights_available(*FACENET_WEIGHTS):
-        raise UserError(f"photos need FaceNet: {missing_weights(*FACENET_WEIGHTS)}, then restart the server")
-    return load_facenet(device=device, dtype=torch.float32)
+def _load_encoder(snapshot: Snapshot, device: str, given: str | None) -> CropEncoder:
+    needed = (snapshot.metadata.get("encoder") or {}).get("id", FACENET_ID)
+    files = {FACENET_ID: FACENET_WEIGHTS, MobileFaceNet.id: MOBILEFACENET_WEIGHTS}.get(needed)
+    if files is not None and not weights_available(*files):
+        raise UserError(f"photos need {needed}: {missing_weights(*files)}, then restart the server")
+    return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", given=given, device=device)
 
 
 def _load_dlib(device: str) -> Judge:

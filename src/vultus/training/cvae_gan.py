@@ -119,7 +119,9 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def _generate(self, part: Part, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> CVAEGANStep:
+    def _generate(
+        self, part: Part, x_real: Tensor, c: Tensor, facenet: Tensor, z: Tensor, cur_nimg: int
+    ) -> CVAEGANStep:
         coded = part["coded_fraction"].rows
         posterior = None
         if len(coded):
@@ -127,7 +129,7 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
             z = z.index_copy(0, coded, mean + (0.5 * log_variance).exp() * z[coded])
         x = self.G(z.to(self.dtype), c)
         all_c = c if part.processes == 1 else part.joined(self.processes.concatenated(c))
-        step = CVAEGANStep(cur_nimg, part, x_real, c, z, x, coded=coded, all_c=all_c, posterior=posterior)
+        step = CVAEGANStep(cur_nimg, part, x_real, c, facenet, z, x, coded=coded, all_c=all_c, posterior=posterior)
         if self.face is not None:
             count = len(part["feature_fraction"])
             step.features, step.real_features = self._features(self.face, x[:count], x_real[:count], cur_nimg)
@@ -265,7 +267,7 @@ class CVAEGAN(Method[CVAEGANConfig, CVAEGANStep]):
         weight = losses.identity_weight(loss, step.cur_nimg)
         if weight and self.face is not None:
             embedding = self.face.rest(features[1][read.rows] / self.F.scale[1].to(features[1].dtype))
-            yield "G_identity", weight, read.share * losses.identity(embedding, step.c[read.rows])
+            yield "G_identity", weight, read.share * losses.identity(embedding, step.facenet[read.rows])
 
     def _second_loss(self, step: CVAEGANStep, encoder: SecondEncoder) -> Tensor:
         """The identity loss of the second encoder, on images of sampled noise, in a crop that varies from step to step.

@@ -26,8 +26,8 @@ class GAN(Method[GANConfig, Step]):
             return {}
         return {"identity_fraction": first(batch, self.config.loss.identity_fraction)}
 
-    def _generate(self, part: Part, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> Step:
-        return Step(cur_nimg, part, x_real, c, z, self.G(z.to(self.dtype), c))
+    def _generate(self, part: Part, x_real: Tensor, c: Tensor, facenet: Tensor, z: Tensor, cur_nimg: int) -> Step:
+        return Step(cur_nimg, part, x_real, c, facenet, z, self.G(z.to(self.dtype), c))
 
     def _discriminator_terms(self, step: Step) -> Iterator[Term]:
         loss = self.config.loss
@@ -51,4 +51,4 @@ class GAN(Method[GANConfig, Step]):
             count = len(read)
             size, mirrored = self._draw_view(step.cur_nimg)
             embedding = self.encoder.embed(step.x[:count].flip(3) if mirrored else step.x[:count], size)
-            yield "G_identity", weight, read.share * losses.identity(embedding, step.c[:count])
+            yield "G_identity", weight, read.share * losses.identity(embedding, step.facenet[:count])

@@ -24,11 +24,12 @@ from vultus.data.stream.dataset import StreamedDataset
 from vultus.data.stream.options import StreamOptions, option_name
 from vultus.data.stream.places import is_streamed
 from vultus.errors import UserError
-from vultus.models.facenet import FACENET_WEIGHTS, Encoder, FaceNet, dtype_name, fastest_dtype, load_facenet
+from vultus.models.encoders import difference
+from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, LossEncoder, dtype_name, fastest_dtype, load_facenet
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder, load_second_encoder
 from vultus.presets import fitted, get_preset
-from vultus.training.checkpoint import checkpoints, load_checkpoint, load_init
+from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, load_init
 from vultus.training.processes import current, joined
 from vultus.training.resume import SNAPSHOT, aside, check_data, check_folder, check_place, check_side
 from vultus.training.run_log import check_trackers
@@ -95,7 +96,13 @@ def train(
         get_preset(preset)  # a wrong name is reported before a wrong folder
         dataset = open_data(data, stream or {}, preset=preset, out=None if fresh else out, device=device)
         check_side(dataset)
-        config = base_config(preset, out=None if fresh else out, resolution=dataset.resolution, images=images)
+        config = base_config(
+            preset,
+            out=None if fresh else out,
+            resolution=dataset.resolution,
+            images=images,
+            c_dim=dataset.manifest["encoder"]["dim"],
+        )
         return run(
             merged(config, given, "settings"),
             dataset,
@@ -144,11 +151,13 @@ def base_config(
     out: str | Path | None,
     resolution: int | None,
     images: int | None,
+    c_dim: int | None = None,
 ) -> TrainConfig:
     """The settings that a run starts from, before the user's own.
 
     Those of the run folder `out` if it exists and is of this preset (or `preset` is None), else the preset at this
-    resolution and for this budget (where they are known), trained by `method` if that is given.
+    resolution, for this budget and for embeddings of c_dim numbers (where they are known), trained by `method` if that
+    is given.
     """
     start = get_preset(preset or DEFAULT_PRESET)
     path = Path(out or "") / "config.json"
@@ -157,7 +166,7 @@ def base_config(
         if preset in (None, config.preset):
             return with_method(config, method or config.method)
     start = with_method(start, method or start.method)
-    return start if resolution is None else fitted(start, resolution, images)
+    return start if resolution is None else fitted(start, resolution, images, c_dim)
 
 
 def check_budgets(names: Sequence[str]) -> None:
@@ -200,6 +209,8 @@ def run(
         start = load_init(init) if init is not None and (fresh or not checkpoints(out)) else None
     elif dry_run:
         return out / SNAPSHOT
+    if start is not None:
+        _note_other_encoder(start, photos)
     if dry_run:
         dtype = begun.config["dtype"] if begun else dtype_name(config.dtype, device)
         lines = {"would": _action(out, budget or default_budget(config, photos), fresh=fresh)}
@@ -248,6 +259,17 @@ def _second_encoder(config: TrainConfig, device: str, dtype: torch.dtype | None 
         raise UserError(f"{error}; or train without it: --loss.second_encoder none") from None
 
 
+def _note_other_encoder(start: Init, photos: PreparedDataset) -> None:
+    """Tell that the weights to begin with belong to embeddings of another encoder than the data hold."""
+    path = start.folder / "config.json"
+    before = read_run_config(path)["data"].get("encoder", {}) if path.is_file() else {}
+    if differs := difference(before, photos.manifest["encoder"]):
+        message(
+            f"note: --init {start.folder}: {photos.name} holds embeddings of {differs}, to which the weights of "
+            "that run belong; the layers that read embeddings have to learn anew"
+        )
+
+
 def _action(out: Path, budget: Budget, *, fresh: bool) -> str:
     """What a training in the run folder `out` would do."""
     old = aside(out) if fresh else None
@@ -284,19 +306,19 @@ def _facts(
 
 
 def _validation(
-    dataset: PreparedDataset, encoder: Encoder | None
+    dataset: PreparedDataset, encoder: LossEncoder | None
 ) -> Callable[[GeneratorNetwork], dict[str, float]] | None:
     """The validation on unseen people; None without an encoder of the embeddings in the data set."""
     if encoder is None:
         return None
-    dim = dataset.manifest["encoder"]["dim"]
-    if encoder.dim != dim:
-        message(f"note: the data hold embeddings of {dim} numbers, not FaceNet's; no validation on unseen people")
+    held = dataset.manifest.get("facenet") or dataset.manifest["encoder"]
+    if encoder.dim != held["dim"]:
+        message(f"note: the data hold embeddings of {held['id']}, not FaceNet's; no validation on unseen people")
         return None
     return unseen_validation(dataset, encoder)
 
 
-def _facenet(device: str, dtype: torch.dtype | None, *, needed: bool) -> Encoder | None:
+def _facenet(device: str, dtype: torch.dtype | None, *, needed: bool) -> LossEncoder | None:
     """FaceNet; None with a note where it is neither available nor `needed`."""
     try:
         return load_facenet(device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, differences, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import Encoder
+from vultus.models.facenet import FaceNet, LossEncoder
 from vultus.training.checkpoint import PATTERN, checkpoints
 
 SNAPSHOT = "snapshot.safetensors"
@@ -63,7 +63,9 @@ def check_side(dataset: PreparedDataset) -> None:
         )
 
 
-def check_data(config: TrainConfig, dataset: PreparedDataset, encoder: Encoder | type[Encoder] | None = None) -> None:
+def check_data(
+    config: TrainConfig, dataset: PreparedDataset, encoder: LossEncoder | type[LossEncoder] | None = None
+) -> None:
     """Raise UserError if the networks of `config` or the encoder (or its class) do not fit the photos, or these are too
     few."""
     check_side(dataset)
@@ -78,10 +80,12 @@ def check_data(config: TrainConfig, dataset: PreparedDataset, encoder: Encoder |
             f"--generator.c_dim is {config.generator.c_dim} but {dataset.name} holds embeddings of {dim} numbers; "
             f"give --generator.c_dim {dim} --discriminator.c_dim {dim}"
         )
-    if encoder is not None and encoder.dim != dim:
+    held = dataset.manifest.get("facenet") or dataset.manifest["encoder"]
+    if encoder is not None and (encoder.dim != held["dim"] or (encoder.id == FaceNet.id != held["id"])):
         raise UserError(
-            f"{dataset.name} holds embeddings of {dim} numbers, but the losses compute those of {encoder.id}, which "
-            f"have {encoder.dim}; prepare the data with it, or use --preset reference-dcgan, which has no such loss"
+            f"{dataset.name} holds embeddings of {held['id']} ({dim} numbers), but the losses compare with those of "
+            f"{encoder.id}, which have {encoder.dim}; prepare the photos again without --no-facenet, or use --preset "
+            "reference-dcgan, which has no such loss"
         )
     if len(dataset) < config.optim.batch:
         raise UserError(

@@ -17,7 +17,7 @@ from vultus._run_config import read_run_config
 from vultus.config import TrainConfig, to_dict, train_config
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
-from vultus.models.facenet import DTYPES, Encoder, dtype_name
+from vultus.models.facenet import DTYPES, LossEncoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
 from vultus.models.snapshot import save_snapshot
 from vultus.sampling.population import fit_population
@@ -54,7 +54,7 @@ class RunState:
         dataset: PreparedDataset,
         out: Path,
         device: str,
-        encoder: Encoder | None,
+        encoder: LossEncoder | None,
         second: SecondEncoder | None = None,
         init: Init | None = None,
         processes: Processes = ALONE,
@@ -151,7 +151,9 @@ class RunState:
             "preset": self.config.preset,
             "cur_nimg": self.cur_nimg,
             "hours": round(self.seconds / 3600, 3),
-            "encoder": {key: manifest["encoder"][key] for key in ("id", "dim", "weights_sha256")},
+            "encoder": {
+                key: value for key, value in manifest["encoder"].items() if key not in ("dtype", "table_sha256")
+            },
             "crop": manifest["crop"],
             "data": {"content_sha256": manifest["content_sha256"], "images": len(self.dataset)},
             "licence": manifest.get("licence"),
@@ -166,7 +168,7 @@ def _settle(
 ) -> dict[str, Any]:
     """Write config.json, with dtype `auto` resolved, and return what it holds; see check_folder()."""
     path = out / "config.json"
-    keys = ("content_sha256", "encoder", "crop", "counts", "licence", "identities", "stream")
+    keys = ("content_sha256", "encoder", "facenet", "crop", "counts", "licence", "identities", "stream")
     data = {key: dataset.manifest[key] for key in keys if key in dataset.manifest}  # older versions have fewer
     begun = check_folder(out, config, dataset)
     dtype: Any = begun.config["dtype"] if begun is not None else dtype_name(config.dtype, device)

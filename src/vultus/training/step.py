@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vultus.config import TrainConfig
 from vultus.images.io import to_x
-from vultus.models.facenet import Encoder
+from vultus.models.facenet import LossEncoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
 from vultus.models.sync_norm import synchronised
@@ -39,6 +39,8 @@ class Step:
         part: which images of the batch these are.
         x_real: the photos [B, 3, R, R] in [-1, 1], mirrored or not.
         c: their embeddings [B, c_dim].
+        facenet: FaceNet's [B, 512], which its losses compare with: c itself, or where c are another encoder's, those
+            that the data set holds.
         z: the latents [B, z_dim] that x was generated from.
         x: generated images [B, 3, R, R], with gradient.
         second: targets [B, dim2] of a second encoder; None without one.
@@ -49,6 +51,7 @@ class Step:
     part: Part
     x_real: Tensor
     c: Tensor
+    facenet: Tensor
     z: Tensor
     x: Tensor
     second: Tensor | None = None
@@ -98,7 +101,7 @@ class Method(ABC, Generic[C, S]):
         *,
         device: torch.device | str,
         dtype: torch.dtype,
-        encoder: Encoder | None,
+        encoder: LossEncoder | None,
         second: SecondEncoder | None = None,
         memory_format: torch.memory_format = torch.channels_last,
         processes: Processes = ALONE,
@@ -132,8 +135,8 @@ class Method(ABC, Generic[C, S]):
         """Build the networks named in GENERATOR_SIDE and DISCRIMINATOR_SIDE, without those that no loss needs."""
 
     @abstractmethod
-    def _generate(self, part: Part, x_real: Tensor, c: Tensor, z: Tensor, cur_nimg: int) -> S:
-        """Generate images for a batch, from noise z [B, z_dim]."""
+    def _generate(self, part: Part, x_real: Tensor, c: Tensor, facenet: Tensor, z: Tensor, cur_nimg: int) -> S:
+        """Generate images for a batch, from noise z [B, z_dim]. The other arguments: see Step."""
 
     @abstractmethod
     def _discriminator_terms(self, step: S) -> Iterator[Term]:
@@ -156,17 +159,26 @@ class Method(ABC, Generic[C, S]):
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def step(self, images: Tensor, c: Tensor, cur_nimg: int, second: Tensor | None = None) -> dict[str, Tensor]:
-        """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R] with embeddings c [B, 512].
+    def step(
+        self,
+        images: Tensor,
+        c: Tensor,
+        cur_nimg: int,
+        second: Tensor | None = None,
+        facenet: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One update of the discriminators, of G and of G_ema, on images uint8 [B, 3, R, R], embeddings c [B, c_dim].
 
         With several processes, these are the images of this one's part(). `cur_nimg` is the number of images seen
-        before this batch; `second` [B, dim2] are targets of the second encoder. The images are generated once for both
-        updates.
+        before this batch; `second` [B, dim2] are targets of the second encoder; `facenet` [B, 512] are FaceNet's
+        embeddings, where c are another encoder's. The images are generated once for both updates.
         Returns named losses and the norms of the gradients, of the whole batch, as scalars on the device; no value is
         read back to the host.
         """
         part = self.part(len(images) * self.processes.count)
-        step = self._generate(part, *self._begin(part, images, c, cur_nimg), cur_nimg)
+        x_real, c, z = self._begin(part, images, c, cur_nimg)
+        target = c if facenet is None else facenet.to(self.device, non_blocking=True)
+        step = self._generate(part, x_real, c, target, z, cur_nimg)
         step.second = None if second is None else second.to(self.device, non_blocking=True)
         self._update_discriminators(step)
         discriminators = self._side(self.DISCRIMINATOR_SIDE)

@@ -35,7 +35,7 @@ from vultus._ranges import Hours, Images, checked
 from vultus.config import TrainConfig, check_config, flat, to_dict
 from vultus.data.dataset import Batch, PreparedDataset, batches
 from vultus.errors import Stopped, UserError
-from vultus.models.facenet import Encoder
+from vultus.models.facenet import LossEncoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.second_encoder import SecondEncoder
 from vultus.training.checkpoint import Init
@@ -82,7 +82,7 @@ def train(
     out: str | Path,
     budget: Budget | None = None,
     device: str = "cpu",
-    encoder: Encoder | None = None,
+    encoder: LossEncoder | None = None,
     second: SecondEncoder | None = None,
     evaluators: Sequence[Evaluator] = (),
     track: Sequence[str] = (),
@@ -169,7 +169,7 @@ def _loop(
         used, stop = budget.used(run.cur_nimg, run.seconds), 0
         for nimg, item in window.waiting(source):
             run.model.budget_used = used
-            losses = run.model.step(item.images, item.c, nimg, item.second)
+            losses = run.model.step(item.images, item.c, nimg, item.second, item.facenet)
             run.cur_nimg = nimg + batch
             run.seconds = time.monotonic() - start
             window.add(nimg, item.keys, losses)

@@ -60,7 +60,7 @@ def unseen_validation(
 
     - `n_images`: number of photos.
     - `mse`: mean squared error against the photo, values in [-1, 1].
-    - `identity_facenet`: mean cosine between the target embedding and that of the generated image.
+    - `identity_facenet`: mean cosine between FaceNet's embedding of the photo and that of the generated image.
     - `identity_chance`: the same against the embeddings of the other photos; what faces reach that have nothing to do
       with their embedding. For small images and young networks it is far from 0.
     - `identity_above_chance`: the difference in standard deviations (see `above_chance`).
@@ -74,6 +74,7 @@ def unseen_validation(
         return None
     count = min(images, len(dataset))
     photos = dataset.batch([index * len(dataset) // count for index in range(count)])
+    target = photos.c if photos.facenet is None else photos.facenet
 
     @torch.inference_mode()
     def measure(generator: GeneratorNetwork) -> dict[str, float]:
@@ -93,8 +94,8 @@ def unseen_validation(
             return metrics
         e = torch.cat(embeddings)
         alike = float((e.sum(0).square().sum() - count) / max(count * (count - 1), 1))
-        cosine = float((e * photos.c.cpu()).sum() / count)
-        chance, above = above_chance(e, photos.c.cpu())
+        cosine = float((e * target).sum() / count)
+        chance, above = above_chance(e, target)
         metrics |= {"identity_facenet": round(cosine, 4), "alike": round(alike, 4)}
         return metrics | {"identity_chance": round(chance, 4), "identity_above_chance": round(above, 2)}
 

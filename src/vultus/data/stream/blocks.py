@@ -16,12 +16,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from vultus._download import find_weights
-from vultus.data.crops import CropEncoder, Crops, Unusable, crops_of, embed, encoder_entry
+from vultus.data.crops import Crops, Unusable, crops_of, embed
 from vultus.data.items import Item
 from vultus.data.stream.cache import Cache
 from vultus.data.stream.remote import Broken
 from vultus.data.stream.shards import Shard, Shards
 from vultus.errors import UserError
+from vultus.models.encoders import CropEncoder, encoder_entry
 from vultus.models.facenet import DTYPES, FACENET_WEIGHTS, FaceNet, dtype_name, load_facenet
 
 BATCH = 32  # photos that are embedded at a time, as `prepare` does
@@ -70,7 +71,7 @@ class StreamEncoder:
         self._error: UserError | None = None
         self._lock = threading.Lock()
         kind: Any = FaceNet if encoder is None else encoder
-        self.size, self.crop = int(kind.size), float(kind.crop)
+        self.size, self.crop = int(kind.size), kind.crop
         if encoder is not None:
             self.entry = encoder_entry(encoder)
         elif begun is not None and begun.get("id") == FaceNet.id:
@@ -217,7 +218,7 @@ class Blocks:
                 unusable[row] = crops.reason
                 again = again or crops.again
             elif cached is None:
-                faces.append(crops.face)
+                faces.append(crops.faces[0])
                 if len(faces) == 2 * BATCH:
                     parts.append(self.encoder.embed(faces[:BATCH]))
                     del faces[:BATCH]
@@ -238,7 +239,7 @@ class Blocks:
 
     def _crops(self, items: Sequence[Item]) -> Iterator[Crops | Unusable]:
         def crop(item: Item) -> Crops | Unusable:
-            return crops_of(item, self.resolution, self.encoder.size, self.encoder.crop, self.align)
+            return crops_of(item, self.resolution, [(self.encoder.size, self.encoder.crop)], self.align)
 
         for start in range(0, len(items), DECODED):
             part = items[start : start + DECODED]

@@ -24,7 +24,7 @@ from torch import Tensor
 from vultus._formats import VERSIONS
 from vultus._progress import message, progress
 from vultus._run_config import read_run_config
-from vultus.data.crops import CropEncoder, crop_entry, in_test
+from vultus.data.crops import crop_entry, in_test
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.data.items import counted, nobody_named
 from vultus.data.stream.blocks import Block, Blocks, LoadedBlock, StreamEncoder
@@ -39,6 +39,7 @@ from vultus.data.stream.remote import Attempts, Broken
 from vultus.data.stream.shards import Shard, Shards
 from vultus.data.tables import identities_from
 from vultus.errors import UserError
+from vultus.models.encoders import CropEncoder
 from vultus.models.facenet import Encoder
 
 LARGE_GROUP = 20_000  # rows of a row group, from which the memory deserves a note
@@ -356,7 +357,7 @@ class StreamedDataset(PreparedDataset):
                 chosen.append((block, row))
         return batch_of(chosen)
 
-    def embeddings(self, indices: Sequence[int] | np.ndarray | None = None) -> Tensor:
+    def embeddings(self, indices: Sequence[int] | np.ndarray | None = None, column: str = "embedding") -> Tensor:
         """Embeddings float32 [B, dim] of rows by their number, see `batch`."""
         return self.batch(range(len(self)) if indices is None else indices).c
 
