@@ -61,8 +61,8 @@ def album(tmp_path: Path) -> Path:
     return tmp_path / "album"
 
 
-def rows(source: str | Path, encoder: str | None = "tiny", dim: int = 8) -> torch.Tensor:
-    opened = open_embeddings(source, dim, encoder)
+def rows(source: str | Path, encoder: str = "tiny", dim: int = 8) -> torch.Tensor:
+    opened = open_embeddings(source, dim, {"id": encoder, "dim": dim})
     opened.check()
     return torch.cat(list(opened.chunks()))
 
@@ -79,7 +79,10 @@ def test_every_format_holds_the_rows_their_names_and_the_encoder(
         torch.testing.assert_close(rows(tmp_path / f"c.{suffix}"), torch.from_numpy(result.embeddings))
         assert capsys.readouterr().err == "", "no note about the choice of an array, or about norms"
         if suffix in ("npz", "parquet", "json"):
-            with pytest.raises(UserError, match=rf"c\.{suffix}: holds embeddings of tiny, .* those of other; "):
+            with pytest.raises(
+                UserError,
+                match=rf"c\.{suffix}: holds embeddings of tiny \(8 numbers\) instead of other \(9 numbers\), ",
+            ):
                 rows(tmp_path / f"c.{suffix}", "other", 9)
         if suffix == "npy":  # the file beside it, before that of the format .json replaces it
             beside = json.loads((tmp_path / "c.json").read_text())

@@ -17,6 +17,8 @@ import torch
 from vultus.errors import UserError
 from vultus.sampling.embedding_files import open_embeddings
 
+FACENET = {"id": "facenet-vggface2", "dim": 512}
+
 
 def unit_rows(count: int, dim: int = 512) -> np.ndarray:
     rows = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
@@ -116,13 +118,13 @@ def test_json_of_the_page_and_of_the_api(tmp_path: Path) -> None:
         (row, 1),
     ):
         path.write_text(json.dumps(value))
-        embeddings = open_embeddings(path, encoder="facenet-vggface2")
+        embeddings = open_embeddings(path, encoder=FACENET)
         assert embeddings.count == count
         torch.testing.assert_close(embeddings.row(count - 1), torch.tensor([row, other][count - 1]))
     path.write_text(json.dumps({"embedding": row[:128], "encoder": "dlib"}))
-    message = r"c\.json: holds embeddings of dlib, but the generator was trained on those of facenet-vggface2; embed"
+    message = r"c\.json: holds embeddings of dlib \(\? numbers\) instead of facenet-vggface2 \(512 numbers\), on which"
     with pytest.raises(UserError, match=message):
-        open_embeddings(path, encoder="facenet-vggface2")
+        open_embeddings(path, encoder=FACENET)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_evaluation() -> None:
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "json", "csv"])
 def test_embeddings(suffix: str) -> None:
-    embeddings = open_embeddings(GOLDEN / f"embeddings.{suffix}", 4, "tiny")
+    embeddings = open_embeddings(GOLDEN / f"embeddings.{suffix}", 4, {"id": "tiny"})
     expected = torch.nn.functional.normalize(torch.arange(1.0, 9.0).reshape(2, 4).cos())
     assert torch.allclose(torch.cat(list(embeddings.chunks())), expected, atol=1e-6)
 

@@ -44,12 +44,12 @@ def embed_command(arguments: Sequence[str]) -> int:
     result = embed_photos(
         options.photos,
         options.out,
+        encoder=options.encoder,
         face=options.face,
         align=options.align,
         split=options.split,
         image_column=options.image_column,
         limit=options.limit,
-        encoder=options.encoder,
         device=options.device,
         overwrite=bool(options.overwrite),
     )

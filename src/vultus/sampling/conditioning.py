@@ -18,8 +18,6 @@ from torch import Tensor
 
 from vultus._progress import message
 from vultus._ranges import Count, Seed, checks_arguments
-from vultus.data.integrity import check_shards
-from vultus.data.manifest import read_manifest
 from vultus.data.sources import FolderPart, Item
 from vultus.errors import UserError
 from vultus.images.io import BadImage, centre_crop, photo_suffixes
@@ -65,8 +63,7 @@ class ConditionSource:
 def from_embeddings(source: str | Path, snapshot: Snapshot) -> ConditionSource:
     """The rows of a file or prepared data set (see embedding_files.py), all checked before the first is used."""
     path, _ = split_source(source)
-    _check_folder(path, snapshot)
-    embeddings = open_embeddings(source, _c_dim(snapshot), _encoder_id(snapshot))
+    embeddings = open_embeddings(source, _c_dim(snapshot), snapshot.metadata.get("encoder"))
     embeddings.check()
     chunks = _numbered(embeddings.chunks(), embeddings.count)
     inputs = [path] if path.is_file() else ()
@@ -178,8 +175,7 @@ def one_embedding(
         check_population(snapshot)
         return sample_identities(snapshot.population, 1, seed=seed, start=_number(match[1] or "0", text))[0]
     path, row = _split_row(text)
-    _check_folder(split_source(path)[0], snapshot)
-    return open_embeddings(path, _c_dim(snapshot), _encoder_id(snapshot)).row(row)
+    return open_embeddings(path, _c_dim(snapshot), snapshot.metadata.get("encoder")).row(row)
 
 
 def inputs_of(text: str) -> list[Path]:
@@ -228,27 +224,9 @@ def _encoder_for(snapshot: Snapshot, given: CropEncoder | str | Path | None, dev
     return given
 
 
-def _check_folder(path: Path, snapshot: Snapshot) -> None:
-    """Raise UserError if a prepared data set holds embeddings of another encoder than the snapshot was trained with."""
-    if path.is_dir() and (path / "manifest.json").is_file():
-        needed, manifest = snapshot.metadata.get("encoder") or {}, read_manifest(path)
-        check_shards(path, manifest)
-        if differs := difference(needed, manifest["encoder"]):
-            raise UserError(
-                f"{path}: holds embeddings of {differs}, on which {snapshot.path} was trained; prepare the "
-                "photos with that encoder into another --out"
-            )
-
-
 def _c_dim(snapshot: Snapshot) -> int:
     dim: int = snapshot.metadata["generator"]["c_dim"]
     return dim
-
-
-def _encoder_id(snapshot: Snapshot) -> str | None:
-    """The id of the encoder whose embeddings the generator takes, if the snapshot names it."""
-    encoder: str | None = snapshot.metadata.get("encoder", {}).get("id")
-    return encoder
 
 
 def _numbered(chunks: Iterable[Tensor], count: int) -> Iterator[tuple[list[str], Tensor]]:

@@ -17,8 +17,9 @@ Arrays are [N, dim], or [dim] for one embedding. Memory does not grow with N, ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vultus.errors import UserError
 from vultus.sampling.embedding_arrays import read_npy, read_npz, read_safetensors
@@ -35,11 +36,11 @@ _READERS: dict[str, Callable[[str, Path, str | None, Needed], Embeddings]] = {
 }
 
 
-def open_embeddings(source: str | Path, dim: int = 512, encoder: str | None = None) -> Embeddings:
+def open_embeddings(source: str | Path, dim: int = 512, encoder: Mapping[str, Any] | None = None) -> Embeddings:
     """Open a source (see above) and check its shape, type and, where it names one, its encoder.
 
-    `encoder` is the id of the one that is needed, if it is known. Raises UserError that names the source and the
-    remedy.
+    `encoder` describes the one that is needed, if it is known, as encoder_entry() does. Raises UserError that names the
+    source and the remedy.
     """
     text = str(source)
     path, name = split_source(source)
@@ -49,7 +50,7 @@ def open_embeddings(source: str | Path, dim: int = 512, encoder: str | None = No
     if reader is None:
         raise UserError(f"{path}: cannot read embeddings from {path.suffix or 'this'}; use {', '.join(_READERS)}")
     with reading(path):
-        return reader(text, path, name, Needed(dim, encoder))
+        return reader(text, path, name, Needed(dim, encoder or {}))
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:

@@ -7,7 +7,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vultus._formats import upgrade
 from vultus.errors import UserError
+from vultus.models.encoders import difference
 from vultus.models.facenet import FaceNet
 
 CHUNK = 1024  # rows that are read at a time
@@ -102,20 +103,20 @@ def normalise_rows(rows: np.ndarray, source: str, start: int = 0) -> tuple[np.nd
 
 @dataclass(frozen=True)
 class Needed:
-    """What a generator takes: the length of an embedding, and the id of its encoder, if it is known."""
+    """What a generator takes: the length of an embedding, and its encoder as encoder_entry() describes it, if known."""
 
     dim: int
-    encoder: str | None = None
+    encoder: Mapping[str, Any]
 
-    def count(self, source: str, shape: tuple[int, ...], encoder: str | None = None) -> int:
+    def count(self, source: str, shape: tuple[int, ...], encoder: Mapping[str, Any] | None = None) -> int:
         """Rows of an array of this shape, of embeddings of `encoder` (None: not known).
 
         Raises UserError unless it is [N, dim] with N > 0, or [dim], and the encoder is the one that is needed.
         """
-        if None not in (encoder, self.encoder) and encoder != self.encoder:
+        if differs := difference(self.encoder, encoder or {}):
             raise UserError(
-                f"{source}: holds embeddings of {encoder}, but the generator was trained on those of {self.encoder}; "
-                f"embed the photos with {self.encoder}, or use a generator for {encoder}"
+                f"{source}: holds embeddings of {differs}, on which the generator was trained; embed the photos with "
+                "that encoder, or use another generator"
             )
         if shape == (self.dim,):
             return 1
@@ -124,8 +125,8 @@ class Needed:
         if 0 in shape:
             raise UserError(f"{source}: holds no embeddings (shape {list(shape)}); give at least one")
         if len(shape) in (1, 2):
-            facenet = self.encoder in (None, FaceNet.id)
-            remedy = "FaceNet (VGGFace2, 512 dimensions) as `vultus prepare` does" if facenet else self.encoder
+            name = self.encoder.get("id", FaceNet.id)
+            remedy = "FaceNet (VGGFace2, 512 dimensions) as `vultus prepare` does" if name == FaceNet.id else name
             raise UserError(
                 f"{source}: holds {shape[-1]}-dimensional embeddings (shape {list(shape)}), but the generator takes "
                 f"{self.dim}; compute them with {remedy}"
@@ -133,14 +134,14 @@ class Needed:
         raise UserError(f"{source}: has shape {list(shape)}; an array [N, {self.dim}] is needed")
 
 
-def encoder_in(header: str | bytes | dict[str, Any], source: str) -> str:
-    """The id of the encoder in the header of a file of `vultus embed`, as JSON or its value.
+def encoder_in(header: str | bytes | dict[str, Any], source: str) -> dict[str, Any]:
+    """The encoder in the header of a file of `vultus embed`, as JSON or its value.
 
     Raises UserError if the header is damaged or of a newer version.
     """
     try:
         value = header if isinstance(header, dict) else json.loads(header)
-        return str(upgrade("embeddings", value["format"], value, source)["encoder"]["id"])
+        return dict(upgrade("embeddings", value["format"], value, source)["encoder"])
     except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{source}: its header {HEADER!r} is {DAMAGED}") from None
 

@@ -189,14 +189,14 @@ def read_json_file(source: str, path: Path, name: str | None, needed: Needed) ->
     return Embeddings(source, len(rows), needed.dim, functools.partial(array_rows, rows))
 
 
-def _in_json(value: Any, source: str) -> tuple[list[Any], str | None]:
-    """The rows in a JSON value, not checked, and the id of their encoder, if it is named."""
+def _in_json(value: Any, source: str) -> tuple[list[Any], dict[str, Any] | None]:
+    """The rows in a JSON value, not checked, and their encoder, if it is named."""
     if isinstance(value, list):
         return (value if value and isinstance(value[0], list) else [value] if value else []), None
     if isinstance(value, dict):
-        header, encoder = value.get(HEADER), value.get("encoder")
+        header, named = value.get(HEADER), value.get("encoder")  # the page gives the id alone
+        encoder = {"id": named} if header is None and isinstance(named, str) else None
         encoder = encoder if header is None else encoder_in(header, source)
-        encoder = encoder if isinstance(encoder, str) else None
         if isinstance(rows := value.get("embeddings"), list):
             return rows, encoder
         if "embedding" in value:
@@ -220,7 +220,7 @@ def read_folder(source: str, path: Path, name: str | None, needed: Needed) -> Em
     if name is not None and name not in splits:
         raise UserError(f"{path}: has no split {name!r}; it has {', '.join(splits)}")
     count = sum(split["images"] for key, split in splits.items() if name in (None, key))
-    needed.count(source, (count, manifest["encoder"]["dim"]), manifest["encoder"]["id"])
+    needed.count(source, (count, manifest["encoder"]["dim"]), manifest["encoder"])
     files = [path / shard["file"] for shard in manifest["shards"]]
     return Embeddings(source, count, needed.dim, functools.partial(_shard_rows, files, name, needed.dim))
 

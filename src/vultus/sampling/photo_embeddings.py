@@ -8,9 +8,9 @@
 | `.csv` | columns `faces_found`, `left`, `top`, `right`, `bottom`, `key`, and one for each number of the embedding |
 | `.npy` | the embeddings alone; the rest is in a `.json` file of the same name beside it |
 
-All but `.csv` and `.npy` also hold a header, JSON: the version of the format, the encoder's id, dim, weights_sha256 and
-dtype, and the photos that were skipped. It is the array `vultus`, the metadata `vultus` of the Parquet schema, or the
-key `vultus`. The rows are read by embedding_files.py.
+All but `.csv` and `.npy` also hold a header, JSON: the version of the format, the encoder as encoder_entry() describes
+it, and the photos that were skipped. It is the array `vultus`, the metadata `vultus` of the Parquet schema, or the key
+`vultus`. The rows are read by embedding_files.py.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PhotoEmbeddings:
     """The embeddings of faces in photos; the lists have an entry for each of N faces.
 
     Attributes:
-        encoder: id, dim, weights_sha256 and dtype.
+        encoder: see encoder_entry().
         photos: number of photos that were read, the skipped ones included.
         keys: the name of the photo in its source, or its path; for a further face of it `#1`, `#2`, ... is added.
         faces_found: number of faces that were found in the photo; None without alignment.
@@ -111,8 +111,8 @@ def embed_photos(
         device: auto, cuda, mps or cpu.
         overwrite: replace an existing file; never one that is read.
 
-    A photo that is damaged or shows no face is reported on stderr, listed in the header and left out. The result is the
-    same as that of `vultus.embed` for each photo.
+    A photo that is damaged or shows no face is reported on stderr, listed in the header and left out. The embeddings of
+    FaceNet are those of `vultus.embed`.
 
     Raises UserError if a source does not exist or holds no photo, the file to write exists, is read or lies in a folder
     that is read, or no photo could be used.
