@@ -16,6 +16,7 @@ from test_train import assert_same, state, without_facenet
 from vultus._files import folder_lock, read_json, write_json
 from vultus.cli.main import main
 from vultus.errors import UserError
+from vultus.models.facenet import FaceNet
 from vultus.models.snapshot import load_snapshot
 from vultus.training import launch
 from vultus.training.checkpoint import save_checkpoint
@@ -160,7 +161,8 @@ def test_dry_run_says_what_would_happen(run: Run) -> None:
     assert contents(run.out) == before
 
 
-def test_dry_run_names_facenet_where_it_is_needed(run: Run) -> None:
+def test_dry_run_names_facenet_where_it_is_needed(run: Run, tiny_dataset: Callable[..., Path]) -> None:
+    run.data = tiny_dataset("named", encoder=FaceNet.id)
     plan = run.plan("--loss.identity_weight", "1")
     assert plan["FaceNet"] == "needed, the weights would be downloaded"
 
@@ -242,9 +244,11 @@ def test_embeddings_of_another_length(run: Run, tiny_dataset: Callable[..., Path
     networks = ["--generator.c_dim", "128", "--discriminator.c_dim", "128"]
     assert f"--generator.c_dim is 128 but {data} holds embeddings of 512" in run.refused(*networks)
     assert f"--generator.c_dim is 128 but {data} holds embeddings of 512" in run.refused(*networks[:2])
-    run.data = tiny_dataset("short", dim=128)
-    assert "holds embeddings of 128 numbers; give --generator.c_dim 128 --discriminator.c_dim 128" in run.refused()
-    assert run.command(*networks)[0] == 0
+    run.data = tiny_dataset("short", dim=128)  # what is not given follows the data
+    other = ["--generator.c_dim", "64", "--discriminator.c_dim", "64"]
+    error = "holds embeddings of 128 numbers; give --generator.c_dim 128 --discriminator.c_dim 128"
+    assert error in run.refused(*other)
+    assert run.command()[0] == 0
 
 
 def test_a_manifest_that_does_not_fit_its_shards(run: Run) -> None:
@@ -261,7 +265,7 @@ def test_losses_of_another_encoder_than_the_data(
     run.data = tiny_dataset("short", dim=128)
     networks = ["--generator.c_dim", "128", "--discriminator.c_dim", "128"]
     error = run.refused(*networks, "--loss.identity_weight", "1")
-    assert "holds embeddings of 128 numbers, but the losses compute those of facenet" in error
+    assert "holds embeddings of tiny-test (128 numbers), but the losses compare with those of facenet" in error
     assert not run.out.exists()
     code, _, error = run.command(*networks)
     assert code == 0

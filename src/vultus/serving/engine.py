@@ -229,9 +229,10 @@ def _load_or_note(missing: dict[str, str], feature: Literal["photos", "dlib"], l
 
 def _load_encoder(snapshot: Snapshot, device: str, given: str | None) -> CropEncoder:
     needed = (snapshot.metadata.get("encoder") or {}).get("id", FACENET_ID)
-    files = {FACENET_ID: FACENET_WEIGHTS, MobileFaceNet.id: MOBILEFACENET_WEIGHTS}.get(needed)
-    if files is not None and not weights_available(*files):
-        raise UserError(f"photos need {needed}: {missing_weights(*files)}, then restart the server")
+    known = {FACENET_ID: ("FaceNet", FACENET_WEIGHTS), MobileFaceNet.id: ("MobileFaceNet", MOBILEFACENET_WEIGHTS)}
+    name, files = known.get(needed, ("", ()))
+    if files and not weights_available(*files):
+        raise UserError(f"photos need {name}: {missing_weights(*files)}, then restart the server")
     return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", given=given, device=device)
 
 
