@@ -31,9 +31,10 @@ def train_mapping(seen: Tensor, c: Tensor, *, seed: int) -> Mapping:
     random = torch.Generator().manual_seed(seed % 2**63)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        network = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.GELU(), nn.Linear(WIDTH, c.shape[1]))
-    nn.init.zeros_(network[2].weight)
-    nn.init.zeros_(network[2].bias)
+        last = nn.Linear(WIDTH, c.shape[1])
+        network = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.GELU(), last)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 

@@ -120,5 +120,5 @@ def _samples(attacks: Mapping[str, Attacked], snapshot: Snapshot, seed: int) -> 
     people = [f"random {number}" for number in range(SAMPLES)]
     rows |= {name: attack.invert(c, people)[1] for name, attack in attacks.items() if name != "plain"}
     images = {name: marked(render(snapshot.network, z, row)) for name, row in rows.items()}
-    sheets = {name: encode_jpeg(grid(list(faces), SAMPLES), 90) for name, faces in images.items()}
+    sheets = {name: encode_jpeg(grid(faces, SAMPLES), 90) for name, faces in images.items()}
     return {name: "data:image/jpeg;base64," + base64.b64encode(data).decode() for name, data in sheets.items()}

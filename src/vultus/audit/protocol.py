@@ -177,7 +177,7 @@ def _threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float
 
 
 def _verification_templates(attacked: Attacked, c: Tensor, people: Sequence[str], templates: Tensor) -> Tensor:
-    """Templates for the honest use. Where the keys are known, an impostor uses the key of the victim: all keys equal."""
+    """Templates for the honest use. Where keys are known, an impostor uses the victim's key: all keys are equal."""
     if attacked.protection.keys != "person" or not attacked.protection.key_known:
         return templates
     return attacked.protection.protect(c, torch.zeros(len(people), dtype=torch.int64))

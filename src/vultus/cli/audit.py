@@ -11,7 +11,9 @@ from vultus.cli.options import ArgumentParser
 
 def audit_command(arguments: Sequence[str]) -> int:
     """Measure what leaked templates reveal."""
-    parser = ArgumentParser(prog="vultus audit", exit_on_error=False, description="Measure what leaked templates reveal.")
+    parser = ArgumentParser(
+        prog="vultus audit", exit_on_error=False, description="Measure what leaked templates reveal."
+    )
     parser.add_argument("--data", type=str, required=True, help="prepared data set")
     parser.add_argument("--snapshot", type=str, default="default", help="snapshot that inverts the templates")
     protections = "plain, 8bit, 1bit, noise-LEVEL, rotation, rotation-pairs, biohash-known, biohash-unknown, pca-K"
