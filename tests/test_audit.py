@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import write_dataset
 from tiny_parts import DIM, Memory, TinyEncoder, TinyJudge, snapshot
-
 from vultus.audit.page import table
 from vultus.audit.protections import Plain, load_protection
 from vultus.audit.protocol import attack, audit_people
