@@ -116,6 +116,7 @@ def test_a_bad_setting_names_the_option(
 COMMANDS: list[tuple[list[str], str]] = [
     (["generate", "default", "--random", "1", "--out", "o"], "num batch seed steps random"),
     (["evaluate", "default", "--data", "d"], "noises limit batch seed"),
+    (["audit", "--data", "d"], "limit batch seed"),
     (["serve"], "faces queue megabytes megapixels seconds port"),
     (["publish", "default", "--repo", "a/b", "--dry-run"], "seed"),
     (["prepare", "photos", "--out", "o"], "resolution limit test_fraction"),

@@ -44,6 +44,7 @@ COMMANDS = {
     "serve": "snapshot -> web page and HTTP API",
     "detect": "images -> whether they are marked as synthetic",
     "evaluate": "snapshot + prepared data set -> metrics on identities that were not trained on",
+    "audit": "snapshot + prepared data set -> what leaked templates reveal, with and without protections",
     "report": "run folders -> page of curves, faces and metrics, or a report on Weights & Biases",
     "publish": "snapshot -> folder with a model card, uploaded to the Hugging Face hub",
     "export": "snapshot -> one ONNX file, which runs without PyTorch",
