@@ -22,9 +22,7 @@ from vultus.sampling.latents import noise, sample_identities
 
 FILES = ("audit.html", "audit.md", "audit.json")
 SAMPLES = 6  # random identities on the page
-PUBLISHED = (
-    "NbNet (Mai et al. 2018, arXiv:1703.00832), LFW, FaceNet templates, FAR 1e-3: type I 95.20 %, type II 58.05 %.",
-)
+PUBLISHED = ("NbNet (Mai et al. 2018, arXiv:1703.00832), LFW, FAR 1e-3: type I 95.20 %, type II 58.05 %.",)
 LIMITS = (
     "The figures hold for this data set, this encoder, this generator and this attack of a fixed budget. A stronger "
     "attack may succeed more often: a low success is no proof of security.",
