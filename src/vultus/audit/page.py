@@ -14,10 +14,11 @@ import torch
 from vultus._files import write_json, write_text
 from vultus.audit.protocol import Attacked
 from vultus.evaluation.plots import to_svg
-from vultus.images.io import encode_jpeg, grid
+from vultus.images.io import grid
+from vultus.images.xmp import Origin, encode_marked
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.conditioning import check_population
-from vultus.sampling.generate import marked, render
+from vultus.sampling.generate import marked, model_of, render
 from vultus.sampling.latents import noise, sample_identities
 
 FILES = ("audit.html", "audit.md", "audit.json")
@@ -39,12 +40,28 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table, percentages with their 95 % intervals over people."""
     protections: Mapping[str, Any] = result["protections"]
     columns = [(name, key) for name, values in next(iter(protections.values()))["success"].items() for key in values]
-    names = ["protection", "length", "TAR of templates", *(f"{name} {key}" for name, key in columns)]
+    names = ["protection", "length", "TAR of templates", *(_heading(name, key) for name, key in columns)]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for title, row in protections.items():
         cells = [row["tar"], *(row["success"][name][key] for name, key in columns)]
         lines.append(f"| {title} | {row['dim']} | {' | '.join(map(_percent, cells))} |")
     return "\n".join(lines)
+
+
+def _heading(encoder: str, key: str) -> str:
+    """`type1@0.001` of an encoder in words."""
+    kind, _, far = key.partition("@")
+    return f"{encoder}, type {'I' if kind == 'type1' else 'II'}, FAR {far}"
+
+
+def _remark(context: Mapping[str, Any]) -> str:
+    """Which encoders the training of the generator contained."""
+    names = context["loss_encoders"]
+    if not names:
+        return "The training of the generator contained none of these encoders."
+    return (
+        f"The training of the generator contained {', '.join(names)}: their figures are too high for a fair judgement."
+    )
 
 
 def _percent(estimate: Mapping[str, float] | None) -> str:
@@ -66,6 +83,7 @@ def write_page(result: Mapping[str, Any], attacks: Mapping[str, Attacked], snaps
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     html = page.render(
         **shared,
+        remark=_remark(result["context"]),
         head=rows[0],
         rows=rows[2:],
         attackers={title: row["attacker"] for title, row in result["protections"].items()},
@@ -79,6 +97,7 @@ def write_page(result: Mapping[str, Any], attacks: Mapping[str, Attacked], snaps
         f"device {context['device']}; attacked encoder {context['attacked']}; mapping: {context['mapping']}. "
         "Percentages with 95 % intervals over people. TAR at a false accept rate (FAR) of 1e-3.",
         table(result),
+        _remark(context),
         "## Published",
         "\n".join(f"- {line}" for line in PUBLISHED),
         "## Limits",
@@ -104,7 +123,7 @@ def _trade_off(result: Mapping[str, Any]) -> str:
             axes.plot(x, y, "o", color="#2c6fbb")
             axes.annotate(title, (x, y), xytext=(6, -10 if number % 2 else 5), textcoords="offset points", fontsize=9)
     axes.set(xlabel="success of the attack, type II, % (less is safer)", ylabel="TAR of templates, % (more is better)")
-    axes.margins(x=0.12, y=0.1)
+    axes.set(xlim=(-2, 112), ylim=(-2, 105))  # room for the names; with other limits small differences look large
     return to_svg(figure)
 
 
@@ -118,5 +137,9 @@ def _samples(attacks: Mapping[str, Attacked], snapshot: Snapshot, seed: int) -> 
     people = [f"random {number}" for number in range(SAMPLES)]
     rows |= {name: attack.invert(c, people)[1] for name, attack in attacks.items() if name != "plain"}
     images = {name: marked(render(snapshot.network, z, row)) for name, row in rows.items()}
-    sheets = {name: encode_jpeg(grid(faces, SAMPLES), 90) for name, faces in images.items()}
+    origin = Origin(model_of(snapshot), seed)
+    sheets = {
+        name: encode_marked(grid(faces, SAMPLES), "JPEG", origin, watermark=False, quality=90)
+        for name, faces in images.items()
+    }
     return {name: "data:image/jpeg;base64," + base64.b64encode(data).decode() for name, data in sheets.items()}

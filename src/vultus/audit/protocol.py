@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vultus._download import cache_folder
+from vultus._formats import VERSIONS
 from vultus.audit.attack import BATCH, STEPS, Mapping, train_mapping
 from vultus.audit.protections import Protection
 from vultus.data.dataset import Batch, PreparedDataset
@@ -25,6 +26,7 @@ from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import Judge
 from vultus.evaluation.bootstrap import PersonBootstrap
 from vultus.evaluation.extract import GeneratedFaces, RealFaces, extract, vectors
+from vultus.evaluation.headlines import loss_encoders
 from vultus.evaluation.scores import spread
 from vultus.evaluation.verification import (
     Similarity,
@@ -109,7 +111,7 @@ def audit_people(
     device: torch.device | str,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure attacks on the people of `dataset`: {"context": ..., "protections": {name: ...}}.
+    """Measure attacks on the people of `dataset`: {"format": 1, "context": ..., "protections": {name: ...}}.
 
     Each protection has `attacker`, `dim`, `cosine` (of the inverted to the true embedding), `tar` (of pairs of one
     person's templates at FAR 1e-3) and `success`: {encoder: {"type1@0.01": ..., ...}}; values are dictionaries of
@@ -163,10 +165,11 @@ def audit_people(
         "seed": seed,
         "device": str(device),
         "attacked": encoder.id,
+        "loss_encoders": loss_encoders(snapshot.metadata),
         "judges": [judge.id for judge in judges],
         "mapping": f"{STEPS} steps of {BATCH} templates",
     }
-    return {"context": context, "protections": result}
+    return {"format": VERSIONS["audit"], "context": context, "protections": result}
 
 
 def _threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float:
