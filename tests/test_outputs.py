@@ -25,7 +25,7 @@ DEVICE = ["--device", "cpu"]
 @pytest.fixture
 def photos(tmp_path: Path, random_facenet: FaceNet, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two pictures in tmp_path, which is the working directory; FaceNet has random weights."""
-    monkeypatch.setattr(conditioning, "_load_encoder", lambda device: random_facenet)
+    monkeypatch.setattr(conditioning, "load_condition_encoder", lambda *_, **__: random_facenet)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "photos"
     folder.mkdir()

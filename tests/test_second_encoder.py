@@ -199,7 +199,8 @@ def test_loss_is_computed_on_images_of_sampled_noise() -> None:
     images, c = photos()
     target = F.normalize(torch.randn(4, 128, generator=torch.Generator().manual_seed(0)))
     part = gan.part(4)
-    step = gan._generate(part, *gan._begin(part, images, c, 0), 0)
+    x_real, c, z = gan._begin(part, images, c, 0)
+    step = gan._generate(part, x_real, c, c, z, 0)
     step.x = step.x.detach().requires_grad_()
     step.second = target
     value = gan._second_loss(step, gan.second)

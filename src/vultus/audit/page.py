@@ -59,9 +59,7 @@ def _remark(context: Mapping[str, Any]) -> str:
     names = context["loss_encoders"]
     if not names:
         return "The training of the generator contained none of these encoders."
-    return (
-        f"The training of the generator contained {', '.join(names)}: their figures are too high for a fair judgement."
-    )
+    return f"The training of the generator contained {', '.join(names)}: their figures are too high to be fair."
 
 
 def _percent(estimate: Mapping[str, float] | None) -> str:
