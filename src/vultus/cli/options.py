@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_origin
 
-from vultus._ranges import allowed, from_text, parts
+from vultus._engines import Engine
+from vultus._ranges import Count, allowed, from_text, parts
 from vultus.errors import UserError
 
 
@@ -50,6 +51,17 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         raise UserError(f"{' '.join(message.split())} (see {self.prog} --help)")
+
+
+def add_workers(parser: ArgumentParser, text: str) -> None:
+    """Add --workers, with this help text, and --engine."""
+    parser.add_argument("--workers", type=Count | None, help=text)
+    parser.add_argument(
+        "--engine",
+        type=Engine,
+        default="processes",
+        help="of --workers: processes of this machine, or a Ray cluster (extra `scale`)",
+    )
 
 
 def add_typed(add: Callable[..., argparse.Action], *names: str, type: Any, **options: Any) -> argparse.Action:

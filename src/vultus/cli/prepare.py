@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vultus._engines import Engine
-from vultus._ranges import Count, CropSide, Images, ShareBelowOne
-from vultus.cli.options import ArgumentParser
+from vultus._ranges import CropSide, Images, ShareBelowOne
+from vultus.cli.options import ArgumentParser, add_workers
 
 
 def prepare_command(arguments: Sequence[str]) -> int:
@@ -65,15 +64,7 @@ def prepare_command(arguments: Sequence[str]) -> int:
         "--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of FaceNet; auto: the faster one"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument(
-        "--workers", type=Count | None, help="processes that share the work; the result is the same. default: this one"
-    )
-    parser.add_argument(
-        "--engine",
-        type=Engine,
-        default="processes",
-        help="of --workers: processes of this machine, or a Ray cluster (extra `scale`)",
-    )
+    add_workers(parser, "processes that share the work; the result is the same. default: this one")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(list(arguments))
     from vultus._device import resolve_device

@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from vultus._engines import Engine
 from vultus._ranges import Angle, Count, FacesOfPerson, NoiseStrength, Score, Seed
-from vultus.cli.options import ArgumentParser
+from vultus.cli.options import ArgumentParser, add_workers
 
 
 def synthesize_command(arguments: Sequence[str]) -> int:
@@ -49,17 +48,7 @@ def synthesize_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--format", type=Literal["parquet", "webdataset"], default="parquet", help="of the shards")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument(
-        "--workers",
-        type=Count | None,
-        help="processes of one thread that share the work, same result. default: this one",
-    )
-    parser.add_argument(
-        "--engine",
-        type=Engine,
-        default="processes",
-        help="of --workers: processes of this machine, or a Ray cluster (extra `scale`)",
-    )
+    add_workers(parser, "processes of one thread that share the work, same result. default: this one")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(list(arguments))
     from vultus.synthesis.synthesize import synthesize

@@ -86,6 +86,12 @@ class PreparedDataset:
         return "facenet" if "facenet" in self.manifest else "embedding"
 
     @property
+    def facenet_entry(self) -> dict[str, Any]:
+        """What the manifest says about the encoder of `facenet_column`."""
+        entry: dict[str, Any] = self.manifest.get("facenet") or self.manifest["encoder"]
+        return entry
+
+    @property
     def name(self) -> str:
         """What messages call it."""
         return str(self.folder)

@@ -28,6 +28,18 @@ _State = tuple[int, int, int, int]  # of a file: number, size, mtime and ctime i
 _hashes: dict[tuple[str, _State], str] = {}  # by absolute path
 
 
+def checked_sha256(temporary: Path, path: Path, expected: str | None, *, changed: str, remedy: str) -> str:
+    """The sha256 of `temporary`, which is about to become the shard `path`.
+
+    Raises UserError if that is not `expected`, the one of a shard that is made again (None: it is new); `changed` is
+    what may be the reason.
+    """
+    sha256 = sha256_file(temporary)
+    if expected not in (None, sha256):
+        raise UserError(f"{path}: made again, but not with the same bytes: {changed} have changed; {remedy}")
+    return sha256
+
+
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise UserError, which names the first one and the remedy, if shards are missing, truncated or changed."""
     lost = lost_shards(folder, manifest["shards"])

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from vultus._files import LOCK, atomic_path, read_json, sha256_file, write_json
 from vultus._formats import VERSIONS
-from vultus.data.integrity import lost_shards
+from vultus.data.integrity import checked_sha256, lost_shards
 from vultus.errors import UserError
 
 SPLITS = ("train", "test")
@@ -293,10 +293,10 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], dims: Mapping[str
     with atomic_path(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.record_batch(columns, schema=schema))
-        sha256 = sha256_file(temporary)
-        if expected not in (None, sha256):
-            raise UserError(
-                f"{path}: made again, but not with the same bytes: the photos, the versions of the libraries or the "
-                "machine have changed; prepare the data set into another --out"
-            )
-        return sha256
+        return checked_sha256(
+            temporary,
+            path,
+            expected,
+            changed="the photos, the versions of the libraries or the machine",
+            remedy="prepare the data set into another --out",
+        )

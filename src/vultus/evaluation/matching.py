@@ -21,7 +21,7 @@ def trained_on(snapshot: Snapshot, dataset: PreparedDataset) -> bool | None:
 def check_match(snapshot: Snapshot, dataset: PreparedDataset, encoder: Encoder) -> None:
     """Raise UserError that names both sides unless snapshot, data set and encoder fit together."""
     theirs, ours = snapshot.metadata.get("encoder") or {}, dataset.manifest["encoder"]
-    measured = dataset.manifest.get("facenet") or ours
+    measured = dataset.facenet_entry
     model, data = f"{snapshot.path or 'the snapshot'}", f"{dataset.folder}"
     for key, shown in (("id", "encoder"), ("dim", "embedding length"), ("weights_sha256", "encoder weights")):
         if same_weights(theirs.get(key)) != same_weights(ours.get(key)):

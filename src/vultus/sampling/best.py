@@ -28,20 +28,19 @@ def load_chooser(snapshot: Snapshot, best_of: int, num: int) -> Encoder | None:
     if best_of == 1:
         return None
     check_candidates(best_of, num)
+    return load_scorer(snapshot, "--best-of needs the encoder of the condition to choose faces")
+
+
+def load_scorer(snapshot: Snapshot, need: str) -> Encoder:
+    """The encoder of the condition, which says how like the embedding a face is, in float32 on the snapshot's device.
+
+    Raises UserError, which begins with `need`, if it cannot be loaded.
+    """
     device = next(snapshot.network.parameters()).device
     try:
         return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", device=device)
     except UserError as error:
-        raise UserError(f"--best-of needs the encoder of the condition to choose faces: {error}") from None
-
-
-def load_scorer(snapshot: Snapshot) -> Encoder:
-    """The encoder of the condition, which says how like the embedding a face is; as load_chooser() loads it."""
-    device = next(snapshot.network.parameters()).device
-    try:
-        return load_condition_encoder(snapshot.metadata, snapshot.path or "the snapshot", device=device)
-    except UserError as error:
-        raise UserError(f"--scores needs the encoder of the condition: {error}") from None
+        raise UserError(f"{need}: {error}") from None
 
 
 def in_float32(encoder: Encoder) -> Encoder:

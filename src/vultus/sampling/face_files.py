@@ -87,12 +87,6 @@ class Pictures:
         return "" if self.size in (None, resolution) else f"resized from {resolution} to {self.size} pixels (Lanczos)"
 
 
-def path_of(face: Face, out: Path, total: int, suffix: str) -> Path:
-    """The file of a face, of `total` in the folder `out`."""
-    folder = out / f"{face.number // PER_FOLDER:04d}" if total > PER_FOLDER else out
-    return folder / f"{face.name}_{face.variant}.{suffix}"
-
-
 def save_faces(
     faces: Sequence[Face],
     images: Iterable[Tensor],
@@ -108,8 +102,8 @@ def save_faces(
     """Write one file for each face, of `total` faces in the folder `out`; return the paths."""
     paths = []
     for face, image in zip(faces, images, strict=True):
-        paths.append(path_of(face, out, total, pictures.format))
-        make_folder(paths[-1].parent)
+        folder = make_folder(out / f"{face.number // PER_FOLDER:04d}") if total > PER_FOLDER else out
+        paths.append(folder / f"{face.name}_{face.variant}.{pictures.format}")
         detail = ", ".join(part for part in (f"embedding {face.index}, noise {face.noise}", origin.detail) if part)
         about = Origin(origin.model, origin.seed, detail)
         save_marked(

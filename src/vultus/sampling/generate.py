@@ -150,7 +150,7 @@ def generate(
     if grid_path and not overwrite:
         check_marked(grid_path)
     chooser, z_dim = load_chooser(snapshot, best_of, num), snapshot.network.z_dim
-    encoder = chooser or (load_scorer(snapshot) if scores else None)
+    encoder = chooser or (load_scorer(snapshot, "--scores needs the encoder of the condition") if scores else None)
     make_folder(out)
     origin = Origin(model_of(snapshot), seed, pictures.about(snapshot.network.resolution))
     noted = {"seed": seed, "noise_strength": noise_strength, "model": origin.model}

@@ -22,7 +22,7 @@ from vultus.images.io import grid as lay_out
 from vultus.images.io import to_pil
 from vultus.images.xmp import Origin, Sign, check_marked, mark_gif, save_marked, write_marked
 from vultus.models.snapshot import Snapshot
-from vultus.sampling.face_files import Face, FaceList, Pictures, path_of, save_faces
+from vultus.sampling.face_files import Face, FaceList, Pictures, save_faces
 from vultus.sampling.generate import PNG, file_of, folder_of, marked, model_of, render
 from vultus.sampling.latents import noise, slerp
 
@@ -86,11 +86,11 @@ def interpolate(
     if frames:
         faces = [Face(number, number, 0, f"{number:06d}", 0) for number in range(steps)]
         with FaceList(out) as listed:
-            for path in (path_of(face, out, steps, pictures.format) for face in faces):
-                about = {"source": "between", "position": round(len(paths[2:]) / (steps - 1), 6), "noise": 0}
+            saved = save_faces(faces, images, out, steps, origin, signer, read, pictures=pictures, overwrite=overwrite)
+            for face, path in zip(faces, saved, strict=True):
+                about = {"source": "between", "position": round(face.number / (steps - 1), 6), "noise": face.noise}
                 listed.add(path, **about, seed=seed, noise_strength=noise_strength, model=origin.model)
-                paths.append(path)
-            save_faces(faces, images, out, steps, origin, signer, read, pictures=pictures, overwrite=overwrite)
+        paths += saved
     if mp4:
         _write_video(there_and_back, video, origin, milliseconds)
         paths.append(video)

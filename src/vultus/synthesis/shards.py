@@ -16,8 +16,8 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vultus._files import atomic_path, sha256_file
-from vultus.errors import UserError
+from vultus._files import atomic_path
+from vultus.data.integrity import checked_sha256
 from vultus.synthesis.faces import Row
 
 Format = Literal["parquet", "webdataset"]
@@ -38,13 +38,13 @@ def write_shard(path: Path, rows: Sequence[Row], kind: Format, expected: str | N
         # Python's file: its errors say which one it is, for instance that the disk is full; those of pyarrow do not.
         with open(temporary, "wb") as file:
             _WRITERS[kind](file, rows)
-        sha256 = sha256_file(temporary)
-        if expected not in (None, sha256):
-            raise UserError(
-                f"{path}: made again, but not with the same bytes: the versions of the libraries or the machine have "
-                "changed; synthesize into another --out"
-            )
-        return sha256
+        return checked_sha256(
+            temporary,
+            path,
+            expected,
+            changed="the versions of the libraries or the machine",
+            remedy="synthesize into another --out",
+        )
 
 
 def _write_parquet(file: BinaryIO, rows: Sequence[Row]) -> None:

@@ -311,7 +311,7 @@ def _validation(
     """The validation on unseen people; None without an encoder of the embeddings in the data set."""
     if encoder is None:
         return None
-    held = dataset.manifest.get("facenet") or dataset.manifest["encoder"]
+    held = dataset.facenet_entry
     if encoder.dim != held["dim"]:
         message(f"note: the data hold embeddings of {held['id']}, not FaceNet's; no validation on unseen people")
         return None

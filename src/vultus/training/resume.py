@@ -80,7 +80,7 @@ def check_data(
             f"--generator.c_dim is {config.generator.c_dim} but {dataset.name} holds embeddings of {dim} numbers; "
             f"give --generator.c_dim {dim} --discriminator.c_dim {dim}"
         )
-    held = dataset.manifest.get("facenet") or dataset.manifest["encoder"]
+    held = dataset.facenet_entry
     if encoder is not None and (encoder.dim != held["dim"] or (encoder.id == FaceNet.id != held["id"])):
         raise UserError(
             f"{dataset.name} holds embeddings of {held['id']} ({dim} numbers), but the losses compare with those of "
