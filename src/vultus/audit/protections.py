@@ -161,6 +161,12 @@ class Components(Plain):
         return (c - self._mean) @ self._axes.T
 
 
+def canonical(name: str) -> str:
+    """One name for all that mean the same: `noise-1` for `noise-1.0`."""
+    match = re.fullmatch(r"noise-(\d+)\.0*|noise-(\d+\.\d*?[1-9])0*", name)
+    return f"noise-{match[1] or match[2]}" if match else name
+
+
 def load_protection(name: str) -> Protection:
     """The protection of that name. Raises UserError that lists the names."""
     if name == "plain":

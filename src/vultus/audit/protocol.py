@@ -20,6 +20,8 @@ from torch import Tensor
 from vultus._download import cache_folder
 from vultus._formats import VERSIONS
 from vultus.audit.attack import BATCH, STEPS, Mapping, train_mapping
+from vultus.audit.groups import Groups, group_rows
+from vultus.audit.honest import check_information, stolen_key_scores
 from vultus.audit.protections import Protection
 from vultus.data.dataset import Batch, PreparedDataset
 from vultus.errors import UserError
@@ -77,8 +79,8 @@ class Attacked:
 def attack(name: str, protection: Protection, training: PreparedDataset, *, seed: int) -> Attacked:
     """Fit a protection and train the attack on it, on the training split alone.
 
-    Raises UserError if the templates are constant or not finite, which leaves nothing to attack, or for less than 64
-    training photos.
+    Raises UserError if the templates are constant, not finite or no more alike for one person than for two, which
+    leaves nothing to attack, or for less than 64 training photos.
     """
     c = training.embeddings()
     if len(c) < MIN_TRAINING:
@@ -93,6 +95,7 @@ def attack(name: str, protection: Protection, training: PreparedDataset, *, seed
             f"--protect {name}: all templates are equal or not finite, which leaves nothing to attack and nothing to "
             f"verify; choose a weaker protection"
         )
+    check_information(name, templates, training.identities)
     if name == "plain":
         return Attacked(protection, None, seed)
     return Attacked(protection, train_mapping(protection.seen(templates, keys), c, seed=seed), seed)
@@ -109,20 +112,24 @@ def audit_people(
     seed: int,
     batch: int,
     device: torch.device | str,
+    groups: Groups | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Measure attacks on the people of `dataset`: {"format": 1, "context": ..., "protections": {name: ...}}.
 
     Each protection has `attacker`, `dim`, `cosine` (of the inverted to the true embedding), `tar` (of pairs of one
-    person's templates at FAR 1e-3) and `success`: {encoder: {"type1@0.01": ..., ...}}; values are dictionaries of
-    value, low, high.
+    person's templates at FAR 1e-3), `success`: {encoder: {"type1@0.01": ..., ...}}, and `groups`: {group: {"n_images",
+    "n_people", "tar", "success"}}, empty without groups. With a key for each person it also has `tar_cases`:
+    {"own_keys", "stolen_key"} (see honest.py), and `tar_case`, the one that is `tar`: "stolen_key" where the attacker
+    has the keys. Values are dictionaries of value, low, high, or None where nothing was to be compared. All groups have
+    the same thresholds.
     """
     rows = spread(len(dataset), limit)
     people = [dataset.identities[row] for row in rows]
+    parts = {} if groups is None else group_rows(groups, [dataset.keys[row] for row in rows], people)
     bootstrap = PersonBootstrap(people, seed=seed)
     c = dataset.embeddings(rows)
-    short = encoder.id.partition("-")[0]
-    networks: list[tuple[str, Similarity, Any]] = [(short, "cosine", encoder)]
+    networks: list[tuple[str, Similarity, Any]] = [(short_name(encoder), "cosine", encoder)]
     networks += [(judge.short, judge.similarity, judge) for judge in judges]
     columns = [vectors(name, network, 1) for name, _, network in networks]
     options: dict[str, Any] = {"batch": batch, "cache": cache or cache_folder() / "features", "device": device}
@@ -136,28 +143,32 @@ def audit_people(
         templates, inverted = attacked.invert(c, people)
         faces = InvertedFaces(snapshot, dict(zip(rows.tolist(), inverted, strict=True)), seed=seed, device=device)
         generated = extract(faces, dataset, rows, columns, **options)
-        success: dict[str, dict[str, Any]] = {}
+        success: dict[str, dict[str, Tensor]] = {}
         for name, similarity, _ in networks:
             own, success[name] = generated[name][:, 0], {}
             for far, threshold in thresholds[name].items():
                 first = (row_scores(own, real[name], similarity) > threshold).double()
+                success[name][f"type1@{far:g}"] = first
                 second = accepted_against_others(own, real[name], people, similarity, threshold)
-                for kind, values in (("type1", first), ("type2", second)):
-                    estimate = bootstrap.mean(values)
-                    success[name][f"{kind}@{far:g}"] = estimate.to_dict() if estimate else None
-        verified = _verification_templates(attacked, c, people, templates)
-        _, different = pair_scores(verified, people, "cosine")
-        threshold = _threshold(different, FARS[-1], dataset)
-        tar = bootstrap.mean(accepted_against_others(verified, verified, people, "cosine", threshold))
-        cosine = bootstrap.mean(row_scores(inverted, c, "cosine"))
-        assert cosine is not None
+                success[name][f"type2@{far:g}"] = second
+        cases = _verified(attacked, c, people, templates, dataset)
+        protection = attacked.protection
+        case = "stolen_key" if protection.key_known else "own_keys"
+        tar = cases[case]
         result[title] = {
-            "attacker": attacked.protection.attacker,
+            "attacker": protection.attacker,
             "dim": templates.shape[1],
-            "cosine": cosine.to_dict(),
-            "tar": tar.to_dict() if tar else None,
-            "success": success,
+            "cosine": _estimate(bootstrap, row_scores(inverted, c, "cosine").double()),
+            **_estimates(bootstrap, tar, success),
+            "groups": {
+                group: {"n_images": len(part), "n_people": len({people[row] for row in part})}
+                | _estimates(bootstrap, tar, success, part)
+                for group, part in parts.items()
+            },
         }
+        if len(cases) > 1:
+            each = {name: _estimate(bootstrap, values) for name, values in cases.items()}
+            result[title] |= {"tar_case": case, "tar_cases": each}
     context = {
         "data_sha256": dataset.manifest["content_sha256"],
         "n_images": len(rows),
@@ -168,8 +179,36 @@ def audit_people(
         "loss_encoders": loss_encoders(snapshot.metadata),
         "judges": [judge.id for judge in judges],
         "mapping": f"{STEPS} steps of {BATCH} templates",
+        "groups": list(parts),
     }
     return {"format": VERSIONS["audit"], "context": context, "protections": result}
+
+
+def short_name(encoder: Encoder) -> str:
+    """The attacked encoder in tables: `facenet` of `facenet-vggface2`."""
+    return encoder.id.partition("-")[0]
+
+
+def _estimate(bootstrap: PersonBootstrap, values: Tensor, rows: np.ndarray | None = None) -> dict[str, Any] | None:
+    """The mean over people of `values` [N], or of some of its rows. One person has no interval, so gives None."""
+    part = bootstrap if rows is None else bootstrap.part(rows)
+    values = values if rows is None else values[rows]
+    if len(part.codes[values.isfinite()].unique()) < 2:
+        return None
+    estimate = part.mean(values)
+    return estimate.to_dict() if estimate else None
+
+
+def _estimates(
+    bootstrap: PersonBootstrap, tar: Tensor, success: Map[str, Map[str, Tensor]], rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    return {
+        "tar": _estimate(bootstrap, tar, rows),
+        "success": {
+            name: {key: _estimate(bootstrap, values, rows) for key, values in each.items()}
+            for name, each in success.items()
+        },
+    }
 
 
 def _threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float:
@@ -179,11 +218,19 @@ def _threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float
         raise UserError(f"{dataset.folder}: {error}; prepare more people or raise --limit") from None
 
 
-def _verification_templates(attacked: Attacked, c: Tensor, people: Sequence[str], templates: Tensor) -> Tensor:
-    """Templates for the honest use. Where keys are known, an impostor uses the victim's key: all keys are equal."""
-    if attacked.protection.keys != "person" or not attacked.protection.key_known:
-        return templates
-    return attacked.protection.protect(c, torch.zeros(len(people), dtype=torch.int64))
+def _verified(
+    attacked: Attacked, c: Tensor, people: Sequence[str], templates: Tensor, dataset: PreparedDataset
+) -> dict[str, Tensor]:
+    """{case: share of the other templates of that person that accept each template [N]} at FAR 1e-3; see honest.py."""
+    protection = attacked.protection
+    impostors = {"own_keys": pair_scores(templates, people, "cosine")[1]}
+    if protection.keys == "person":
+        keys = _keys(protection, people, attacked.seed, attacked=True)
+        impostors["stolen_key"] = stolen_key_scores(protection, c, keys, people)
+    return {
+        case: accepted_against_others(templates, templates, people, "cosine", _threshold(different, FARS[-1], dataset))
+        for case, different in impostors.items()
+    }
 
 
 def _keys(protection: Protection, people: Sequence[str], seed: int, *, attacked: bool) -> Tensor:

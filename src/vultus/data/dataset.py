@@ -102,9 +102,14 @@ class PreparedDataset:
         Raises UserError if the split is empty.
         """
         other = copy.copy(self)
-        other.__dict__.pop("identities", None)
+        other._forget()
         other._select(split, max_images, seed)
         return other
+
+    def _forget(self) -> None:
+        """Drop what was read of other rows."""
+        for name in ("identities", "keys"):
+            self.__dict__.pop(name, None)
 
     def _select(self, split: str | None, max_images: int, seed: int) -> None:
         """Set the rows (number of the table, row in it) of the data set."""
@@ -138,7 +143,7 @@ class PreparedDataset:
         if state is None:
             raise UserError(f"{self.folder}: never had the content {content_sha256[:12]}")
         other = copy.copy(self)
-        other.__dict__.pop("identities", None)
+        other._forget()
         other.manifest = {
             **self.manifest,
             **{key: state[key] for key in ("counts", "content_sha256")},
@@ -216,7 +221,15 @@ class PreparedDataset:
     @functools.cached_property
     def identities(self) -> list[str]:
         """The identity of each row."""
-        columns = [table.column("identity") for table in self._tables]
+        return self._strings("identity")
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The key of each row: the name of its photo."""
+        return self._strings("key")
+
+    def _strings(self, name: str) -> list[str]:
+        columns = [table.column(name) for table in self._tables]
         return [columns[number][int(row)].as_py() for number, row in self._rows]
 
     def embeddings(self, indices: Sequence[int] | np.ndarray | None = None, column: str = "embedding") -> Tensor:

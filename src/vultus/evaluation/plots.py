@@ -40,7 +40,7 @@ PALETTE = ("#3b82c4", "#d2562a", "#2a9461", "#8e63c7", "#a97f10", "#178a95", "#c
 STYLE = "".join(f".s{number}{{--c:{colour}}}" for number, colour in enumerate(PALETTE))  # for the legend of a page
 STANDALONE = "svg{color:#1b1b1b}@media (prefers-color-scheme:dark){svg{color:#ececec}}"
 MAX_POINTS = 300  # of one line; more are averaged
-_PAGE = "#010203"  # drawn where `to_svg` writes currentColor
+PAGE = "#010203"  # the colour of text and axes, drawn where `to_svg` writes currentColor
 _SIZE = (5.0, 3.05)  # inches of a panel; in an SVG 360 x 220 points
 
 
@@ -190,7 +190,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "images seen
     low, high = ys[cut], ys[-1 - cut]
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - margin, high + margin)
-    axes.grid(axis="y", color=_PAGE, alpha=0.14, linewidth=0.8)
+    axes.grid(axis="y", color=PAGE, alpha=0.14, linewidth=0.8)
     return figure
 
 
@@ -224,7 +224,7 @@ def histogram(
     axes.set_ylim(bottom=0)
     right = max((marks or {}).values(), default=edges[0]) > edges[0] + 0.6 * (edges[-1] - edges[0])
     for row, (label, place) in enumerate((marks or {}).items()):
-        axes.axvline(place, color=_PAGE, alpha=0.8, linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.axvline(place, color=PAGE, alpha=0.8, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.annotate(
             label,
             (place, 0.98 - 0.08 * row),  # one below the other: thresholds are near together
@@ -234,7 +234,7 @@ def histogram(
             ha="right" if right else "left",
             va="top",
             fontsize=9,
-            color=_PAGE,
+            color=PAGE,
         )
     return figure
 
@@ -258,7 +258,7 @@ def to_svg(figure: Any, *, standalone: bool = False) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = re.sub(r"\s*<(metadata|style)[ >].*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text).replace(_PAGE, "currentColor").replace("'DejaVu Sans'", "system-ui")
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace(PAGE, "currentColor").replace("'DejaVu Sans'", "system-ui")
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # two decimals are enough
     text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><").strip()
     view = re.search(r'viewBox="[^"]*"', text)
@@ -277,11 +277,11 @@ def _panel(title: str, x_label: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=_SIZE, layout="constrained", label=title)
     axes = figure.subplots()
-    axes.set_xlabel(x_label, color=_PAGE, fontsize=10)
-    axes.tick_params(color=_PAGE, labelcolor=_PAGE, labelsize=9)
+    axes.set_xlabel(x_label, color=PAGE, fontsize=10)
+    axes.tick_params(color=PAGE, labelcolor=PAGE, labelsize=9)
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "top", "right"]].set_visible(False)
-    axes.spines["bottom"].set(color=_PAGE, alpha=0.55)
+    axes.spines["bottom"].set(color=PAGE, alpha=0.55)
     for axis, count in ((axes.xaxis, 5), (axes.yaxis, 4)):
         axis.set_major_locator(MaxNLocator(count, steps=(1, 2, 2.5, 5, 10)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
