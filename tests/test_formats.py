@@ -15,6 +15,8 @@ import torch
 
 from vultus import _formats
 from vultus._formats import VERSIONS, upgrade, upgrades
+from vultus.audit.stored import read_audit
+from vultus.audit.tables import group_cells, key_cells, main_cells
 from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
@@ -174,6 +176,20 @@ def test_embeddings(suffix: str) -> None:
     assert torch.allclose(torch.cat(list(embeddings.chunks())), expected, atol=1e-6)
 
 
+def test_audit() -> None:
+    result = read_audit(GOLDEN / "audit.json")
+    assert (result["context"]["n_people"], result["context"]["groups"]) == (15, ["first", "none of these"])
+    real, plain, hashed = main_cells(result)[1:]
+    assert [row[0] for row in (real, plain, hashed)] == ["real photos, no attack", "plain", "biohash-known"]
+    assert plain[3] == "100.0 (100.0 to 100.0)"
+    assert key_cells(result)[1][-1] == "impostors with the stolen key"
+    assert [row[1:4] for row in group_cells(result)[1:4]] == [
+        ["first", "9", "3"],
+        ["none of these", "51", "13"],
+        ["all", "60", "15"],
+    ]
+
+
 # --- newer and unknown versions ---------------------------------------------------------------------------------------
 
 
@@ -221,7 +237,15 @@ def newer_embeddings(folder: Path) -> tuple[Path, Any]:
     return path, lambda: open_embeddings(path, 4)
 
 
-@pytest.mark.parametrize("make", [newer_data_set, newer_snapshot, newer_model_folder, newer_onnx, newer_embeddings])
+def newer_audit(folder: Path) -> tuple[Path, Any]:
+    path = copy("audit.json", folder)
+    change(path, '"format": 1', '"format": 2')
+    return path, lambda: read_audit(path)
+
+
+@pytest.mark.parametrize(
+    "make", [newer_data_set, newer_snapshot, newer_model_folder, newer_onnx, newer_embeddings, newer_audit]
+)
 def test_a_newer_version_is_refused_in_one_line_with_the_file(tmp_path: Path, make: Any) -> None:
     path, read = make(tmp_path)
     with pytest.raises(UserError, match="of version 2, this vultus reads up to version 1; install a newer") as caught:

@@ -22,7 +22,7 @@ def trade_off(result: Mapping[str, Any], *, standalone: bool = False) -> str:
     """An SVG element with a panel for each encoder, "" without matplotlib.
 
     Right is the success of the attack (type II at FAR 1e-3), up the TAR of templates at FAR 1e-3; bars are the 95 %
-    intervals over people. `standalone`: for a file of its own.
+    intervals over people. Dashed is what real photos reach in place of the faces. `standalone`: for a file of its own.
     """
     try:
         from matplotlib.figure import Figure
@@ -65,6 +65,13 @@ def _panel(axes: Any, encoder: str, result: Mapping[str, Any]) -> None:
         if row["success"][encoder][f"type2@{FAR}"] and row["tar"]
     }
     points, bars = [], []
+    real = result["real"].get(encoder, {}).get(f"type2@{FAR}")
+    if real:
+        place = 100 * real["value"]
+        axes.axvline(place, color=PAGE, alpha=0.6, linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.text(place - 0.8, 1, "real photos", color=PAGE, fontsize=FONT, ha="right", va="bottom")
+        middle, top = axes.transData.transform((place, 105))
+        bars.append((middle - 3, 0.0, middle + 3, top))
     for number, (x, y) in enumerate(shown.values()):
         colour, marker = _style(number)
         for (low, high), other in (((x["low"], x["high"]), y), ((y["low"], y["high"]), x)):

@@ -115,8 +115,9 @@ def audit_people(
     groups: Groups | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure attacks on the people of `dataset`: {"format": 1, "context": ..., "protections": {name: ...}}.
+    """Measure attacks on the people of `dataset`: {"format", "context", "real", "protections": {name: ...}}.
 
+    `real` has what real photos of the people reach in place of the faces: {encoder: {"type2@0.01": ..., ...}}.
     Each protection has `attacker`, `dim`, `cosine` (of the inverted to the true embedding), `tar` (of pairs of one
     person's templates at FAR 1e-3), `success`: {encoder: {"type1@0.01": ..., ...}}, and `groups`: {group: {"n_images",
     "n_people", "tar", "success"}}, empty without groups. With a key for each person it also has `tar_cases`:
@@ -135,9 +136,13 @@ def audit_people(
     options: dict[str, Any] = {"batch": batch, "cache": cache or cache_folder() / "features", "device": device}
     real = {name: array[:, 0] for name, array in extract(RealFaces(), dataset, rows, columns, **options).items()}
     thresholds: dict[str, dict[float, float]] = {}
+    photos: dict[str, dict[str, Any]] = {}
     for name, similarity, _ in networks:
         _, different = pair_scores(real[name], people, similarity)
-        thresholds[name] = {far: _threshold(different, far, dataset) for far in FARS}
+        thresholds[name], photos[name] = {far: _threshold(different, far, dataset) for far in FARS}, {}
+        for far, threshold in thresholds[name].items():
+            accepted = accepted_against_others(real[name], real[name], people, similarity, threshold)
+            photos[name][f"type2@{far:g}"] = _estimate(bootstrap, accepted)
     result: dict[str, Any] = {}
     for title, attacked in attacks.items():
         templates, inverted = attacked.invert(c, people)
@@ -180,8 +185,9 @@ def audit_people(
         "judges": [judge.id for judge in judges],
         "mapping": f"{STEPS} steps of {BATCH} templates",
         "groups": list(parts),
+        "thresholds": {name: {f"{far:g}": value for far, value in each.items()} for name, each in thresholds.items()},
     }
-    return {"format": VERSIONS["audit"], "context": context, "protections": result}
+    return {"format": VERSIONS["audit"], "context": context, "real": photos, "protections": result}
 
 
 def short_name(encoder: Encoder) -> str:

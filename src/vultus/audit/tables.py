@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Cells = list[list[str]]  # the head first
+REAL = "real photos, no attack"
 CASES = {"own_keys": "everybody with a key of their own", "stolen_key": "impostors with the stolen key"}
 FAR = "0.001"  # of the tables and plots that show one rate only
 
@@ -19,7 +20,7 @@ def percent(estimate: Mapping[str, float] | None) -> str:
 
 
 def main_cells(result: Mapping[str, Any]) -> Cells:
-    """A row for each protection: TAR, and the success of the attack at both rates by every encoder."""
+    """TAR and the success of the attack at both rates by every encoder: of real photos, then of each protection."""
     protections: Mapping[str, Any] = result["protections"]
     columns = [(name, key) for name, values in next(iter(protections.values()))["success"].items() for key in values]
     head = ["protection", "length", "TAR of templates", *(heading(name, key, result) for name, key in columns)]
@@ -27,7 +28,8 @@ def main_cells(result: Mapping[str, Any]) -> Cells:
         [title, str(row["dim"]), percent(row["tar"]), *(percent(row["success"][name][key]) for name, key in columns)]
         for title, row in protections.items()
     ]
-    return [head, *rows]
+    real = [percent(result["real"].get(name, {}).get(key)) for name, key in columns]
+    return [head, [REAL, "-", "-", *real], *rows]
 
 
 def key_cells(result: Mapping[str, Any]) -> Cells:

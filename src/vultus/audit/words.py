@@ -17,8 +17,8 @@ TERMS = {
     "counts for a person who is photographed anew.",
     "TAR": "the true accept rate: how often two protected templates of one person are accepted at a FAR of 0.001. It "
     "is what the protection leaves for the honest use.",
-    "In brackets": "the 95 % interval. If other people of the same kind had been measured, the value would lie about "
-    "there.",
+    "Real photos": "the first row of the table has them in place of the faces, so it is what type II could reach.",
+    "Range": "two numbers beside a value are its 95 % interval: how far it would vary with other people of that kind.",
 }
 IN_LOSS = (
     "An encoder is marked (in the loss) if the training of the generator contained it. Faces are made to please it, so "
@@ -26,7 +26,8 @@ IN_LOSS = (
 )
 PLOT = (
     "Each point is a protection, its bars are the 95 % intervals over people. A good protection is at the top left: "
-    "templates still verify, and the attack fails."
+    "templates still verify, and the attack fails. The dashed line is what real photos of the people reach in place of "
+    "the generated faces. Where points coincide, the last one is on top."
 )
 KEYS = (
     "Protections with a secret key for each person verify two things at once, key and face. If everybody has a key of "
@@ -35,7 +36,8 @@ KEYS = (
 )
 GROUPS = (
     "FAR 0.001, with the same thresholds for all groups, as in a system that has one threshold. Intervals that overlap "
-    "widely show no difference. Those of few people are too short, and a group of one person has no value."
+    "widely show no difference. Those of few people are too short, most of all at 0 and 100, and a group of one person "
+    "has no value."
 )
 NO_GROUPS = "No labels of groups were given (--groups), so differences between groups of people have not been measured."
 FACES = (
@@ -44,7 +46,7 @@ FACES = (
 )
 PUBLISHED = (
     "As published, on other data, with other encoders and generators; not measured here, and not to be compared digit "
-    'by digit. "-": the abstract does not state it.'
+    'by digit. "-": the abstract does not state it; "0.1" is so in the abstract, without a unit.'
 )
 LIMITS = (
     "The figures hold for this data set, this encoder, this generator and this attack of a fixed budget. A stronger "
