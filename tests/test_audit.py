@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from conftest import write_dataset
 from tiny_parts import DIM, Memory, TinyEncoder, TinyGenerator, TinyJudge, snapshot
+from vultus.audit import published
 from vultus.audit.audit import audit
 from vultus.audit.groups import Groups, group_rows, read_groups
 from vultus.audit.honest import stolen_key_scores
@@ -20,7 +21,7 @@ from vultus.audit.plot import place_labels, trade_off
 from vultus.audit.protections import Plain, load_protection
 from vultus.audit.protocol import attack, audit_people
 from vultus.audit.stored import read_audit
-from vultus.audit.tables import CASES, group_cells, key_cells, main_cells
+from vultus.audit.tables import CASES, group_cells, key_cells, main_cells, markdown
 from vultus.audit.words import NO_GROUPS
 from vultus.cli.main import main
 from vultus.data.dataset import PreparedDataset
@@ -254,6 +255,9 @@ def test_what_cannot_become_a_page_is_refused_before_the_work(
     judge = TinyJudge()
     judge.short = "tiny"
     options: dict[str, Any] = {"data": dataset.folder, "protections": ["plain"], "device": "cpu"}
+    (tmp_path / "groups.json").write_text('{"x": ["nobody"]}')
+    with pytest.raises(UserError, match="--groups: none of the 60 photos that are measured is in a group"):
+        audit(**options, judges=[], groups=tmp_path / "groups.json")
     with pytest.raises(UserError, match="--judge: two of the encoders have the name umpire"):
         audit(**options, judges=["a.onnx", "b/a.onnx"])
     monkeypatch.setattr("vultus.audit.audit.load_judge", lambda *_, **__: judge)
@@ -262,6 +266,11 @@ def test_what_cannot_become_a_page_is_refused_before_the_work(
     tiny.population = {}
     with pytest.raises(UserError, match=r"tiny\.safetensors: holds no population prior"):
         audit(**options, out=tmp_path / "out")
+
+
+def test_the_documentation_has_the_published_figures_of_the_page() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    assert markdown(published.cells()) in text
 
 
 def test_other_files_are_no_stored_results(tmp_path: Path) -> None:

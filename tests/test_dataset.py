@@ -25,7 +25,8 @@ def test_rows_are_those_of_the_split(tiny_dataset: Callable[..., Path]) -> None:
     batch = test.batch([3, 0])
     assert batch.images.shape == (2, 3, 32, 32)
     assert batch.images.dtype == torch.uint8
-    assert batch.keys == ["test-1/1.jpg", "test-0/0.jpg"]
+    assert batch.keys == ["test-1/1.jpg", "test-0/0.jpg"] == [test.keys[row] for row in (3, 0)]
+    assert test.with_split("train").keys == train.keys
     assert torch.equal(batch.c, test.embeddings([3, 0]))
     assert torch.allclose(test.embeddings().norm(dim=1), torch.ones(4), atol=1e-5)
     assert test.people(2) == [0, 2]

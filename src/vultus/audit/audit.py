@@ -9,7 +9,7 @@ from typing import Any
 from vultus._device import resolve_device
 from vultus._files import make_folder
 from vultus._ranges import Count, Limit, Seed, checks_arguments
-from vultus.audit.groups import read_groups
+from vultus.audit.groups import group_rows, read_groups
 from vultus.audit.page import FILES, write_page
 from vultus.audit.protections import DEFAULT, canonical, load_protection
 from vultus.audit.protocol import attack, audit_people, short_name
@@ -17,6 +17,7 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import Judge, load_judge
 from vultus.evaluation.matching import check_match
+from vultus.evaluation.scores import spread
 from vultus.models.encoders import load_condition_encoder
 from vultus.models.facenet import load_facenet
 from vultus.sampling.conditioning import check_population
@@ -70,6 +71,9 @@ def audit(
     check_match(generator, test, load_facenet(device=device) if "facenet" in test.manifest else encoder)
     others = [load_judge(judge, device=device) for judge in dict.fromkeys(judges)]
     _check_names(short_name(encoder), others)
+    if labelled is not None:  # names that fit no photo are found before the attacks are trained
+        rows = spread(len(test), limit)
+        group_rows(labelled, [test.keys[row] for row in rows], [test.identities[row] for row in rows])
     training = test.with_split("train")
     attacks = {name: attack(name, each, training, seed=seed) for name, each in loaded.items()}
     result = audit_people(

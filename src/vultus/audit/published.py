@@ -31,7 +31,7 @@ PUBLISHED = (
         "regression to the latents of StyleGAN2",
         "-",
         "-",
-        '"0.1"',
+        '"0.1", without a unit',
         "46.08",
         "18.30",
     ),

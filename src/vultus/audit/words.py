@@ -46,7 +46,7 @@ FACES = (
 )
 PUBLISHED = (
     "As published, on other data, with other encoders and generators; not measured here, and not to be compared digit "
-    'by digit. "-": the abstract does not state it; "0.1" is so in the abstract, without a unit.'
+    'by digit. "-": the abstract does not state it.'
 )
 LIMITS = (
     "The figures hold for this data set, this encoder, this generator and this attack of a fixed budget. A stronger "
