@@ -87,7 +87,8 @@ def _panel(axes: Any, encoder: str, result: Mapping[str, Any]) -> None:
     places = place_labels(list(shown), points, bars, (area.x0, area.y0, area.x1, area.y1))
     for number, (title, point, place) in enumerate(zip(shown, points, places, strict=True)):
         offset = (place[0] - point[0], place[1] - point[1])
-        far_off = math.hypot(*offset) > 3 * FONT + len(title) * FONT * _LETTER / 2
+        beside = max(0.0, abs(offset[0]) - len(title) * FONT * _LETTER / 2)
+        far_off = math.hypot(beside, max(0.0, abs(offset[1]) - FONT * _LINE / 2)) > FONT  # then a line leads to it
         axes.annotate(
             title,
             axes.transData.inverted().transform(point),
@@ -125,8 +126,8 @@ def place_labels(
             centre = (x + across * (distance + width / 2), y + up * (distance + height / 2))
             box = (centre[0] - width / 2, centre[1] - height / 2, centre[0] + width / 2, centre[1] + height / 2)
             outside = 1 - _shared(box, area) / (width * height)
-            price = 1e4 * outside + 100 * sum(_shared(box, other) for other in taken) + distance
-            price += 20 * sum(_shared(box, other) for other in spots) + sum(_shared(box, bar) for bar in bars)
+            price = 1e4 * outside + 100 * sum(_shared(box, other) for other in taken) + 2 * distance
+            price += 20 * sum(_shared(box, other) for other in spots) + 2 * sum(_shared(box, bar) for bar in bars)
             if price < cost:
                 best, cost, chosen = centre, price, box
         taken.append(chosen)
