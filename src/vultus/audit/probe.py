@@ -194,7 +194,7 @@ def _write(result: Mapping[str, Any], probes: Mapping[str, Probe], generator: Sn
         lines.append(f"No direction: {names}; a probe explains less than 5 % of the variance within one person.")
     if not probes:
         raise UserError(
-            "no attribute is explained well enough for a direction; prepare more photos, or leave --out out and get the "
+            "no attribute is explained well enough for a direction; prepare more photos, or leave --out out to get the "
             "shares alone"
         )
     vectors = {name: one.direction for name, one in probes.items()}

@@ -136,7 +136,7 @@ def load_directions(path: str | Path | None, snapshot: Snapshot) -> Directions:
     wanted = snapshot.metadata.get("encoder") or {}
     differs = difference(wanted, directions.metadata["encoder"])
     dims = {len(vector) for vector in directions.vectors.values()}
-    if differs is None and dims != {snapshot.network.c_dim}:
+    if not differs and dims != {snapshot.network.c_dim}:
         differs = f"{snapshot.network.c_dim} numbers"
     if differs:
         where = f"{given}" if path is not None else "the directions of the package"
@@ -162,12 +162,7 @@ def _read(path: Path) -> Directions:
     vectors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
     good = bool(vectors) and all(each.ndim == 1 and bool(each.isfinite().all()) for each in vectors.values())
     parts = [metadata.get(key) for key in ("encoder", "attributes")] if isinstance(metadata, Mapping) else [None]
-    if (
-        not vectors
-        or not good
-        or not isinstance(attributes, Mapping)
-        or not isinstance(metadata.get("encoder"), Mapping)
-    ):
+    if not good or not all(isinstance(part, Mapping) for part in parts):
         raise UserError(f"{path}: damaged; copy it again, or fit the directions again with vultus probe")
     return Directions({name: vector.float() for name, vector in vectors.items()}, dict(metadata), path)
 
