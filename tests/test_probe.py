@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vultus
 from conftest import write_dataset
-from vultus.audit.attributes import ATTRIBUTES, measure
+from vultus.audit.attributes import ATTRIBUTES, attributes, measure
 from vultus.audit.probes import direction_of, explained, fit_probe
 from vultus.cli.main import main
 from vultus.errors import UserError
@@ -249,7 +249,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def embed(x: Tensor) -> Tensor:
         c = torch.randn(len(x), 512, generator=torch.Generator().manual_seed(int(1e6 * x.abs().mean())))
-        c[:, 0] = 200 * x.mean((1, 2, 3))
+        c[:, 0] = 1000 * (attributes(x)[:, list(ATTRIBUTES).index("brightness")] - 0.5)
         return F.normalize(c)
 
     folder = tmp_path_factory.mktemp("probed")

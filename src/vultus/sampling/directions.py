@@ -156,10 +156,10 @@ def _read(path: Path) -> Directions:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # of safetensors, and of torch where a tensor is too large
         raise UserError(f"{path}: damaged or not a safetensors file ({in_one_line(error)}); copy it again") from None
-    if not {"format", "vultus"} <= values.keys():
+    if not {"format", "vultus"} <= values.keys() or not all(key.startswith(PREFIX) for key in tensors):
         raise UserError(f"{path}: not a file of directions; give one that vultus probe wrote")
     metadata = upgrade("directions", values["format"], parse_json(values["vultus"], path), path)
-    vectors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    vectors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     good = bool(vectors) and all(each.ndim == 1 and bool(each.isfinite().all()) for each in vectors.values())
     parts = [metadata.get(key) for key in ("encoder", "attributes")] if isinstance(metadata, Mapping) else [None]
     if not good or not all(isinstance(part, Mapping) for part in parts):
