@@ -90,7 +90,7 @@ def test_network_is_dlibs(judge: DlibJudge, weights: Path) -> None:
 def test_network_is_dlibs_on_real_faces(
     judge: DlibJudge, weights: Path, photos: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    chips = np.stack([judge.chip(frame) for frame in judges._frames(photos[0][::100])])
+    chips = np.stack([judge.chip(frame) for frame in judges.to_frames(photos[0][::100])])
     assert parity(judge, weights, chips) < 1e-5
 
 
@@ -169,7 +169,7 @@ def test_embeddings_do_not_depend_on_the_batch(judge: DlibJudge) -> None:
 @needs_dlib
 @pytest.mark.parametrize(("side", "read"), [(32, 128), (100, 128), (128, 128), (200, 200), (256, 256), (400, 256)])
 def test_frames_are_read_at_some_side(side: int, read: int) -> None:
-    frames = judges._frames(pictures(2, side))
+    frames = judges.to_frames(pictures(2, side))
     assert frames.shape == (2, read, read, 3)
     assert frames.flags.c_contiguous
 
@@ -201,10 +201,12 @@ def test_sides_of_a_frame_make_little_difference(judge: DlibJudge, photos: tuple
 def test_chip_is_aligned(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
     """A face rotated by 12 degrees gives nearly the same embedding and chip."""
     x = photos[0][::25]
-    images = [Image.fromarray(frame) for frame in judges._frames(x)]
+    images = [Image.fromarray(frame) for frame in judges.to_frames(x)]
     turned = to_x(from_pil([image.rotate(12, Image.Resampling.BICUBIC, center=(64, 70)) for image in images]))
     assert (judge.embed(turned) - judge.embed(x)).norm(dim=1).mean() < 0.3
-    chips = [torch.from_numpy(np.stack([judge.chip(f) for f in judges._frames(part)])).float() for part in (x, turned)]
+    chips = [
+        torch.from_numpy(np.stack([judge.chip(f) for f in judges.to_frames(part)])).float() for part in (x, turned)
+    ]
     centre = slice(40, 110)
     change = (chips[0] - chips[1])[:, centre, centre].abs().mean()
     assert change < 0.5 * (chips[0] - chips[0].roll(1, 0))[:, centre, centre].abs().mean()
@@ -252,7 +254,7 @@ def test_aligned_puts_landmarks_in_place(size: int, angle: float) -> None:
 
 @needs_dlib
 def test_landmarks_of_real_faces_come_out_in_place(photos: tuple[torch.Tensor, torch.Tensor]) -> None:
-    frames = judges._frames(photos[0][::10])
+    frames = judges.to_frames(photos[0][::10])
     points = np.stack([judges._five_of_68(frame) for frame in frames])
     mean = points.mean(0) / 128
     assert np.abs(mean[0] - faces.LEFT_EYE).max() < 0.02
@@ -310,7 +312,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def expected(x: torch.Tensor, size: int, *, raw: bool) -> torch.Tensor:
     """The embeddings that the tiny encoder gives for the aligned crops."""
-    crops = [aligned(frame, judges._five_of_68(frame), size) for frame in judges._frames(x)]
+    crops = [aligned(frame, judges._five_of_68(frame), size) for frame in judges.to_frames(x)]
     values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
     return F.normalize(F.avg_pool2d(values if raw else values / 127.5 - 1, 8).flatten(1))
 

@@ -117,6 +117,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["generate", "default", "--random", "1", "--out", "o"], "num batch seed steps random"),
     (["evaluate", "default", "--data", "d"], "noises limit batch seed"),
     (["audit", "--data", "d"], "limit batch seed"),
+    (["probe", "--data", "d"], "limit edited batch seed"),
     (["serve"], "faces queue megabytes megapixels seconds port"),
     (["publish", "default", "--repo", "a/b", "--dry-run"], "seed"),
     (["prepare", "photos", "--out", "o"], "resolution limit test_fraction"),

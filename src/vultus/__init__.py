@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vultus.audit.probe import probe
     from vultus.data.prepare import prepare
     from vultus.errors import UserError
     from vultus.evaluation.compare import evaluate_snapshots as evaluate
@@ -41,6 +42,7 @@ __all__ = [
     "export_onnx",
     "load",
     "prepare",
+    "probe",
     "publish",
     "report",
     "save_images",
@@ -58,6 +60,7 @@ _SOURCES = {  # public name: module, name in it
     "export_onnx": ("vultus.export.onnx_export", "export_onnx"),
     "load": ("vultus.sampling.generator", "load"),
     "prepare": ("vultus.data.prepare", "prepare"),
+    "probe": ("vultus.audit.probe", "probe"),
     "publish": ("vultus.export.publish", "publish"),
     "report": ("vultus.reporting.html", "report"),
     "save_images": ("vultus.sampling.generate", "save_images"),

@@ -26,6 +26,8 @@ VERSIONS = {
     "evaluation": 2,  # results.json, key `format` of each result
     "face list": 1,  # faces.jsonl of a folder of generated faces, key `format` of each line
     "embeddings": 1,  # .npz, .parquet and .json files of `vultus embed`, `format` in `vultus`
+    "directions": 1,  # directions.safetensors of `vultus probe`, metadata key `format`
+    "probes": 1,  # probe.json, key `format`
     "audit": 1,  # audit.json, key `format`
     "synthetic data set": 1,  # synthesis.json, key `format`
     "feature cache": 2,  # increased when the features of the same images and networks change

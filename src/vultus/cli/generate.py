@@ -56,6 +56,10 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--encoder", type=str | None, help="FILE.onnx that embeds the photos, where the model was trained on one"
     )
+    parser.add_argument(
+        "--edit", type=str, nargs="+", help="NAME=STRENGTH, e.g. smile=+1.5, in standard deviations (see vultus probe)"
+    )
+    parser.add_argument("--directions", type=str | None, help="of --edit: file that vultus probe wrote")
     parser.add_argument("--batch", type=Count, default=16, help="faces in memory at once; does not change the faces")
     parser.add_argument("--no-mark", action="store_true", help="no invisible watermark, for metrics on the pixels")
     parser.add_argument("--c2pa-cert", type=str | None, help="CHAIN.pem: sign the images (C2PA, extra `sign`)")
@@ -75,6 +79,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     for name, needed in (("labels", "grid"), ("frames", "between"), ("mp4", "between")):
         if options[name] and not options[needed]:
             raise UserError(f"--{name} is an option of --{needed}; leave it out, or add --{needed}")
+    if options.directions is not None and not options.edit:
+        raise UserError("--directions is an option of --edit; leave it out, or add --edit NAME=STRENGTH")
     if (options.c2pa_cert is None) != (options.c2pa_key is None):
         raise UserError("--c2pa-cert CHAIN.pem and --c2pa-key KEY.pem are needed together")
     from vultus.data.items import counted
@@ -86,12 +92,20 @@ def generate_command(arguments: Sequence[str]) -> int:
         one_embedding,
         random_identities,
     )
+    from vultus.sampling.directions import edited, load_directions, parse_edits
     from vultus.sampling.face_files import Pictures
     from vultus.sampling.generate import generate
     from vultus.sampling.generator import load
     from vultus.sampling.interpolate import interpolate
 
+    edits = parse_edits(options.edit or ())
     snapshot = load(options.snapshot, device=options.device)
+    directions = load_directions(options.directions, snapshot) if edits else None
+    if directions is not None:
+        directions.check(edits)
+        for name, strength in edits.items():
+            if cost := directions.cost(name, strength):
+                print(f"note: {cost} (measured by vultus probe)", file=sys.stderr)
     photo: dict[str, Any] = {"align": options.align, "device": next(snapshot.network.parameters()).device}
     photo["encoder"] = options.encoder
     common: dict[str, Any] = {
@@ -109,6 +123,9 @@ def generate_command(arguments: Sequence[str]) -> int:
     if options.between is not None:
         common["inputs"] += [path for text in options.between for path in inputs_of(text)]
         a, b = (one_embedding(text, snapshot, seed=options.seed, **photo) for text in options.between)
+        if directions is not None:
+            a, b = (directions.edit(one[None], edits)[0] for one in (a, b))
+            common["noted"] = {"edit": edits}
         common |= {"steps": options.steps, "frames": options.frames, "mp4": options.mp4}
         for path in interpolate(snapshot, a, b, options.out, **common):
             print(path)
@@ -121,6 +138,8 @@ def generate_command(arguments: Sequence[str]) -> int:
         source = random_identities(snapshot, options.random, seed=options.seed)
     if options.as_one:
         source = as_one(source)
+    if directions is not None:
+        source = edited(source, directions, edits)
     summary = generate(
         snapshot,
         source,

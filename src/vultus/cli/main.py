@@ -45,6 +45,7 @@ COMMANDS = {
     "detect": "images -> whether they are marked as synthetic",
     "evaluate": "snapshot + prepared data set -> metrics on identities that were not trained on",
     "audit": "snapshot + prepared data set -> what leaked templates reveal, with and without protections",
+    "probe": "prepared data set -> what can be read from its embeddings, and directions for --edit",
     "report": "run folders -> page of curves, faces and metrics, or a report on Weights & Biases",
     "publish": "snapshot -> folder with a model card, uploaded to the Hugging Face hub",
     "export": "snapshot -> one ONNX file, which runs without PyTorch",

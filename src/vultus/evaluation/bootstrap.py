@@ -77,7 +77,7 @@ class PersonBootstrap:
         sums = zero.index_add(0, self.codes, flat.nan_to_num().sum(1))
         counts = zero.index_add(0, self.codes, defined.sum(1).double())
         replicates = (self.draws @ sums) / (self.draws @ counts)  # NaN where no drawn person has a value
-        low, high = _percentiles(replicates)
+        low, high = percentiles(replicates)
         values = flat[defined]
         std = values.std(correction=0).item() if spread else None
         return Estimate(values.mean().item(), low, high, std, real)
@@ -103,7 +103,8 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(value, value - low, value + high)
 
 
-def _percentiles(replicates: Tensor) -> tuple[float, float]:
+def percentiles(replicates: Tensor) -> tuple[float, float]:
+    """The ends of the interval at LEVEL of a value's replicates [REPLICATES]; those not finite are left out."""
     tail = (1 - LEVEL) / 2
     finite = replicates[replicates.isfinite()]
     low, high = torch.quantile(finite, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

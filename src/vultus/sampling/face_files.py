@@ -9,6 +9,7 @@ A line of `faces.jsonl` is an object with
 | `source` | the photo, file of embeddings or `random:N` that the embedding is of |
 | `row` | of a file: the number of the row; else absent |
 | `faces` | of a photo: number of faces found; `box`: the one that was taken, in pixels of the photo |
+| `edit` | of `--edit`: {attribute: strength}; else absent |
 | `embedding`, `noise` | number of the embedding in this call, and of its noise |
 | `seed`, `noise_strength` | of the noise |
 | `model` | id of the snapshot, as the marks of the picture have it |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vultus.models.onnx_runtime import is_onnx
 from vultus.models.snapshot import Snapshot, load_snapshot
 from vultus.sampling.best import load_chooser
 from vultus.sampling.conditioning import check_population
+from vultus.sampling.directions import load_directions
 from vultus.sampling.embedding_rows import normalise_rows
 from vultus.sampling.generate import best_faces, render
 from vultus.sampling.latents import noise, sample_identities
@@ -101,6 +103,17 @@ class Generator(Snapshot):
             raise UserError(f"cannot start at identity {start}; give at least 0")
         check_population(self)
         return sample_identities(self.population, count, seed=seed, start=start)
+
+    def edit(
+        self, c: Tensor | npt.ArrayLike, edits: Mapping[str, float], *, directions: str | Path | None = None
+    ) -> Tensor:
+        """Embeddings [N, c_dim] moved so that attributes change, for instance {"smile": 1.5}: float32, unit norm.
+
+        Strengths are in standard deviations between photos, from -4 to 4; `directions` is a file that `vultus probe`
+        wrote, None for that of the package. Raises UserError for another attribute or strength, and for directions of
+        another encoder.
+        """
+        return load_directions(directions, self).edit(self._rows(c), edits)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str = "auto", **options: Any) -> Generator:

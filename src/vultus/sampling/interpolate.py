@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,15 @@ def interpolate(
     signer: Sign | None = None,
     inputs: Iterable[str | Path] = (),
     overwrite: bool = False,
+    noted: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Faces along the arc from embedding `a` to `b` [c_dim], all with the same noise.
 
     Writes between.png (a row of `steps` faces) and between.gif (forward and back, `milliseconds` a frame) into the
     folder `out` and returns the paths of all files. With `frames` also 000000_0.png and so on, listed in faces.jsonl;
     with `mp4` also between.mp4, H.264, as the GIF. The other arguments as in `generate`, but GIF and MP4 are not
-    signed. Raises UserError unless `steps` is 2 to 240, and without PyAV for an MP4.
+    signed; `noted` is added to the lines of faces.jsonl. Raises UserError unless `steps` is 2 to 240, and without PyAV
+    for an MP4.
     """
     out = folder_of(out, "between.png and between.gif", remedy="leave the suffix out")
     strip, animation, video = out / "between.png", out / "between.gif", out / "between.mp4"
@@ -88,7 +90,12 @@ def interpolate(
         with FaceList(out) as listed:
             saved = save_faces(faces, images, out, steps, origin, signer, read, pictures=pictures, overwrite=overwrite)
             for face, path in zip(faces, saved, strict=True):
-                about = {"source": "between", "position": round(face.number / (steps - 1), 6), "noise": face.noise}
+                about = {
+                    **(noted or {}),
+                    "source": "between",
+                    "position": round(face.number / (steps - 1), 6),
+                    "noise": face.noise,
+                }
                 listed.add(path, **about, seed=seed, noise_strength=noise_strength, model=origin.model)
         paths += saved
     if mp4:

@@ -90,7 +90,7 @@ def _predictor(name: str) -> Any:
     return _dlib().shape_predictor(str(_model(name)))
 
 
-def _frames(x: Tensor) -> Pixels:
+def to_frames(x: Tensor) -> Pixels:
     """Images x [N, 3, S, S] in [-1, 1] -> uint8 [N, R, R, 3], R being S limited to the range SIDES."""
     side = min(max(x.shape[-1], SIDES[0]), SIDES[1])
     if x.shape[-1] != side:
@@ -98,7 +98,7 @@ def _frames(x: Tensor) -> Pixels:
     return to_images(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def _landmarks(frame: Pixels, name: str) -> Any:
+def find_landmarks(frame: Pixels, name: str) -> Any:
     """dlib's landmarks of the face in BOX."""
     left, top, right, bottom = (round(edge * len(frame) / 128) for edge in BOX)
     return _predictor(name)(frame, _dlib().rectangle(left, top, right, bottom))
@@ -130,13 +130,13 @@ class DlibJudge:
         """Images x [N, 3, S, S] in [-1, 1] -> float32 [N, 128], of norm near 1.5."""
         parts = []
         for part in x.split(STEP):
-            chips = torch.from_numpy(np.stack([self.chip(frame) for frame in _frames(part)]))
+            chips = torch.from_numpy(np.stack([self.chip(frame) for frame in to_frames(part)]))
             parts.append(self.network(chips.to(self.device).permute(0, 3, 1, 2).float()))
         return torch.cat(parts)
 
     def chip(self, frame: Pixels) -> Pixels:
         """The aligned face uint8 [150, 150, 3] that the network reads, from an image uint8 [S, S, 3]."""
-        return _dlib().get_face_chip(frame, _landmarks(frame, FIVE_POINTS), 150, 0.25)
+        return _dlib().get_face_chip(frame, find_landmarks(frame, FIVE_POINTS), 150, 0.25)
 
 
 # --- MobileFaceNet ----------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class OnnxJudge:
         """Images x [N, 3, S, S] in [-1, 1] -> float32 [N, dim], unit norm. Raises UserError if any is not finite."""
         parts = []
         for part in x.split(self._step):
-            crops = np.stack([aligned(frame, _five_of_68(frame), self.size) for frame in _frames(part)])
+            crops = np.stack([aligned(frame, _five_of_68(frame), self.size) for frame in to_frames(part)])
             values = crops.transpose(0, 3, 1, 2).astype(np.float32)
             try:
                 vectors = self._run(self._input, values if self.raw else (values - 127.5) / 127.5)
@@ -284,7 +284,7 @@ class OnnxJudge:
 
 def _five_of_68(frame: Pixels) -> Points:
     """Eyes, nose and mouth corners [5, 2] in the order of TEMPLATE."""
-    parts = _landmarks(frame, POINTS_68).parts()
+    parts = find_landmarks(frame, POINTS_68).parts()
     points = np.array([(part.x, part.y) for part in parts], dtype=np.float64)
     return np.stack([points[which].mean(0) for which in _OF_68])
 
