@@ -67,8 +67,8 @@ class Api:
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
             mean = None
             if content_type == FORM or content_type in UPLOAD_TYPES:
-                self._require("photos")
                 data, c = await self._photo(request, data, content_type), None
+                self._require("photos")
             elif content_type == JSON:
                 body: Any = _parse(faces_type, data)
                 c = _valid_rows(lambda: unit_rows(np.array(body.embeddings), self.c_dim))
@@ -109,8 +109,8 @@ class Api:
         """The embeddings of faces in a photo."""
         content_type = self._content_type(request, *UPLOAD_TYPES, FORM)
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
-            self._require("photos")
             data = await self._photo(request, data, content_type)
+            self._require("photos")
             with self.limiter.reserve(_photo_cost(options)):
                 return await self._run_request(request, self._embeddings(data, options))
 
