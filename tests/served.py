@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,17 @@ def serving_thread(*, weights: str, **settings: Any) -> Iterator[ServerThread]:
 
 @contextlib.contextmanager
 def serving_process(
-    folder: Path, *arguments: str, weights: str, max_files: int | None = None, **environment: str
+    folder: Path,
+    *arguments: str,
+    weights: str,
+    max_files: int | None = None,
+    program: Sequence[str] = ("-m", "vultus"),
+    **environment: str,
 ) -> Iterator[ServerProcess]:
     """`vultus serve` with these arguments on a free port. `folder` is its working, home and temporary folder.
 
-    `max_files` is its limit of open files, soft and hard. At the end it must stop with exit code 0 at SIGTERM.
+    `max_files` is its limit of open files, soft and hard; `program` is what Python runs instead of vultus. At the end
+    it must stop with exit code 0 at SIGTERM.
     """
     folder.mkdir()
     own_folders = {name: str(folder) for name in ("HOME", "TMPDIR", "VULTUS_CACHE", "XDG_CACHE_HOME")}
@@ -101,7 +107,7 @@ def serving_process(
     limited = [] if max_files is None else ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh"]
     with open(folder.with_suffix(".err"), "w") as stderr:
         process = subprocess.Popen(
-            [*limited, sys.executable, "-m", "vultus", "serve", "--port", "0", *arguments],
+            [*limited, sys.executable, *program, "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -116,7 +122,7 @@ def serving_process(
         yield served
         process.terminate()
         assert process.wait(60) == 0, served.stderr
-        assert "Traceback" not in served.stderr
+        assert "Traceback" not in served.stderr or program != ("-m", "vultus")
     finally:
         process.kill()
         process.wait()

@@ -44,9 +44,10 @@ from vultus.sampling.latents import noise, sample_identities, slerp
 from vultus.sampling.population import fit_population
 from vultus.serving.app import create_app
 from vultus.serving.engine import Engine
-from vultus.serving.settings import ServerSettings
+from vultus.serving.settings import ServerSettings, checked_origins
 
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
+FORM = "multipart/form-data"
 C = torch.nn.functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
@@ -245,6 +246,67 @@ def test_photo(client: TestClient) -> None:
     for face in scored["faces"]:
         assert -1 <= face["similarity"]["facenet"] <= 1
         assert face["similarity"]["dlib"] is None, "dlib is not loaded"
+
+
+def test_photo_in_a_form(client: TestClient) -> None:
+    """As the body itself, however the form names the file and its type; also a photo above the size of a spool file."""
+    raw = client.post("/v1/embeddings", content=photo(), headers={"Content-Type": "image/jpeg"}).json()
+    for file in (("me.jpg", photo(), "image/jpeg"), ("顔 🙂", photo()), (None, photo())):
+        assert client.post("/v1/embeddings", files={"photo": file}).json() == raw
+    response = client.post("/v1/faces?seed=2", files={"photo": ("me.jpg", photo())})
+    assert np.array_equal(pixels(response.content), expected(torch.tensor(raw["embedding"]), 2, 0))
+
+
+def test_photo_in_a_form_touches_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.__init__", refuse)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    data = photo("PNG", (900, 900), compress_level=0)
+    assert len(data) > 2_000_000
+    with TestClient(create_app(engine())) as client:
+        assert client.post("/v1/embeddings", files={"photo": ("me.png", data)}).status_code == 200
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--limit--\r\n") -> bytes:
+    """A form of (Content-Disposition, data) with the boundary `limit`."""
+    lines = (f"--limit\r\nContent-Disposition: {header}\r\n\r\n".encode() + data + b"\r\n" for header, data in parts)
+    return b"".join(lines) + end
+
+
+A_PHOTO = 'form-data; name="photo"; filename="a.jpg"'
+BAD_FORMS: dict[str, tuple[bytes, str, int, str]] = {
+    "no boundary": (form((A_PHOTO, b"x")), "multipart/form-data", 400, "no boundary"),
+    "another boundary": (form((A_PHOTO, b"x")), "multipart/form-data; boundary=other", 400, "not valid"),
+    "no bytes": (b"", "", 422, "empty"),
+    "no field": (form(), "", 422, "no field photo"),
+    "two photos": (form((A_PHOTO, b"x"), (A_PHOTO, b"x")), "", 422, "more than once"),
+    "another field": (form((A_PHOTO, b"x"), ('form-data; name="seed"', b"3")), "", 422, "options are query param"),
+    "a wrong name": (form(('form-data; name="file"; filename="a.jpg"', b"x")), "", 422, "only the field photo"),
+    "no name": (form(("form-data", b"x")), "", 422, "only the field photo"),
+    "an empty file": (form((A_PHOTO, b"")), "", 422, "photo is empty"),
+    "not a photo": (form((A_PHOTO, b"%PDF-1.7")), "", 422, "not a JPEG"),
+    "cut off": (form((A_PHOTO, photo()), end=b""), "", 400, "last boundary"),
+    "no header": (b"--limit\r\n\r\nx\r\n--limit--\r\n", "", 422, "only the field photo"),
+    "a header of 9 kB": (form((A_PHOTO + "x" * 9000, b"x")), "", 400, "not valid"),
+    "not a form": (b"abc", "", 400, "not valid"),
+    "many bytes": (form((A_PHOTO, bytes(200_000))), "", 413, "larger than the limit of 200000 bytes"),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/faces", "/v1/embeddings"])
+@pytest.mark.parametrize("name", BAD_FORMS)
+def test_bad_form_gives_one_line(client: TestClient, name: str, path: str) -> None:
+    body, kind, status, words = BAD_FORMS[name]
+    headers = {"Content-Type": kind or 'multipart/form-data; boundary="limit"'}
+    check_problem(client.post(path, content=body, headers=headers), status, words)
+
+
+def test_long_form_is_rejected_while_it_arrives(client: TestClient) -> None:
+    chunks = (bytes(50_000) for _ in range(100))
+    headers = {"Content-Type": "multipart/form-data; boundary=limit"}
+    check_problem(client.post("/v1/faces", content=chunks, headers=headers), 413, "200000 bytes")
 
 
 def test_similarity_is_the_cosine_to_the_given_embedding(client: TestClient) -> None:
@@ -569,6 +631,80 @@ def test_token() -> None:
         assert "security" not in described["paths"]["/healthz"]["get"]
 
 
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+
+
+def test_cors_is_off_unless_asked_for(client: TestClient) -> None:
+    response = client.get("/v1/model", headers={"Origin": "https://a.example"})
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    check_problem(client.options("/v1/faces", headers=PREFLIGHT | {"Origin": "https://a.example"}), 405, "Method")
+
+
+def test_cors() -> None:
+    """Only the origins that are named; the token is needed as ever, and a page can read why it was refused."""
+    settings = ServerSettings(token="geheim-7", cors=checked_origins(["https://a.example", "http://localhost:5173"]))
+    with TestClient(create_app(engine(), settings)) as client:
+        for origin in settings.cors:
+            preflight = client.options("/v1/faces", headers=PREFLIGHT | {"Origin": origin})
+            assert preflight.status_code == 200, "a preflight request carries no token"
+            assert preflight.headers["access-control-allow-origin"] == origin
+            assert "POST" in preflight.headers["access-control-allow-methods"]
+            assert "Authorization" in preflight.headers["access-control-allow-headers"]
+            refused = client.get("/v1/model", headers={"Origin": origin})
+            check_problem(refused, 401, "token")
+            assert refused.headers["access-control-allow-origin"] == origin
+            response = client.get("/v1/random", headers={"Origin": origin, "Authorization": "Bearer geheim-7"})
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == origin
+            assert "Vultus-Seed" in response.headers["access-control-expose-headers"]
+            assert "Origin" in response.headers["vary"]
+            assert "access-control-allow-credentials" not in response.headers
+        for origin in ("https://b.example", "https://a.example.b.example", "http://a.example", "null"):
+            preflight = client.options("/v1/faces", headers=PREFLIGHT | {"Origin": origin})
+            response = client.get("/v1/random", headers={"Origin": origin, "Authorization": "Bearer geheim-7"})
+            for answer in (preflight, response):
+                assert "access-control-allow-origin" not in answer.headers
+        wrong = PREFLIGHT | {"Origin": "https://a.example", "Access-Control-Request-Method": "DELETE"}
+        assert client.options("/v1/faces", headers=wrong).status_code == 400
+
+
+def test_cors_of_every_origin() -> None:
+    with TestClient(create_app(engine(), ServerSettings(cors=checked_origins(["*"])))) as client:
+        response = client.get("/v1/model", headers={"Origin": "https://anybody.example"})
+        assert response.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(
+    ("origins", "words"),
+    [
+        (["https://a.example/"], "did you mean https://a.example[?]"),
+        (["https://a.example/app?x=1"], "did you mean https://a.example[?]"),
+        (["https://A.example:443"], "did you mean https://a.example[?]"),
+        (["http://a.example:80"], "did you mean http://a.example[?]"),
+        (["https://me:secret@a.example"], "did you mean https://a.example[?]"),
+        (["a.example"], "scheme://host"),
+        (["runs/mine"], "scheme://host"),
+        (["ftp://a.example"], "scheme://host"),
+        (["https://"], "scheme://host"),
+        (["https://*.example"], "scheme://host"),
+        (["https://a.example:99999"], "scheme://host"),
+        (["null"], "scheme://host"),
+        ([""], "scheme://host"),
+        (["https://a.example", "*"], "leave out the others"),
+    ],
+)
+def test_wrong_cors_origin(origins: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--cors", *origins]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vultus: error: --cors: ")
+    assert re.search(words, line), line
+
+
+def test_cors_origins_of_addresses() -> None:
+    origins = ["http://127.0.0.1:8080", "https://[::1]:8443", "http://localhost"]
+    assert checked_origins(origins) == tuple(origins)
+
+
 def test_metrics(client: TestClient) -> None:
     before = {sample.name + str(sample.labels): sample.value for sample in samples(client)}
     client.post("/v1/faces", json={"embeddings": C[:2].tolist(), "num": 2})
@@ -667,5 +803,11 @@ def test_openapi_document_has_every_route() -> None:
     assert {path for path in described if path.startswith("/v1")} == {
         f"/v1/{name}" for name in ("faces", "embeddings", "between", "random", "model")
     }
-    assert set(described["/v1/faces"]["post"]["requestBody"]["content"]) == {JSON, BINARY, NPY, *photo_media_types()}
+    assert set(described["/v1/faces"]["post"]["requestBody"]["content"]) == {
+        JSON,
+        BINARY,
+        NPY,
+        FORM,
+        *photo_media_types(),
+    }
     assert {PNG, JPEG, "image/webp", "image/gif", "image/tiff"} <= set(photo_media_types())

@@ -30,6 +30,13 @@ def serve_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0: all interfaces")
     parser.add_argument("--port", type=Port, default=8000, help="port to listen on; 0: a free one")
     parser.add_argument("--token", type=str | None, help="bearer token that requests must carry; safer in VULTUS_TOKEN")
+    parser.add_argument(
+        "--cors",
+        type=str,
+        nargs="+",
+        default=[],
+        help="origins whose pages may use the API from a browser, as https://a.example; *: every origin",
+    )
     parser.add_argument("--faces", type=Count, default=64, help="maximal number of faces per request")
     parser.add_argument(
         "--queue", type=Count, default=256, help="maximal number of faces waiting or in progress; more get status 429"
@@ -80,7 +87,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     try:
         from vultus.serving import server
         from vultus.serving.connections import connection_limits
-        from vultus.serving.settings import ServerSettings
+        from vultus.serving.settings import ServerSettings, checked_origins
     except ImportError as error:
         raise UserError(f"{MISSING} ({error.name} is not installed)") from None
     from vultus.sampling.generator import load
@@ -100,6 +107,7 @@ def serve_command(arguments: Sequence[str]) -> int:
             transfer=options.seconds,
         ),
         token=token,
+        cors=checked_origins(options.cors),
     )
     with server.bind(options.host, options.port) as listener:  # before loading: a port in use is reported at once
         device = resolve_device(options.device)

@@ -17,15 +17,24 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 
 from vultus.serving.batching import NotFinite
 from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
+from vultus.serving.forms import FIELD, FORM
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, UPLOAD_TYPES, Api
 from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.saved_files import reads_saved_files
 from vultus.serving.schemas import Embedding, Faces, Model, PhotoOptions, request_models
 from vultus.serving.settings import ServerSettings
+
+# A page of another origin may send these headers, and read those. No cookies: the server has none.
+CORS_HEADERS: dict[str, Any] = {
+    "allow_methods": ("GET", "POST"),
+    "allow_headers": ("Authorization", "Content-Type"),
+    "expose_headers": ("Vultus-Model", "Vultus-Seed", "Vultus-Note", "Retry-After"),
+}
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
@@ -62,6 +71,9 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     api = Api(engine, settings)
     metrics = ServerMetrics(api.limiter)
     engine.batcher.observe = metrics.observe_call
+    if settings.cors:
+        # The innermost: the answers to preflight requests get the security headers, and are counted, too.
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors, **CORS_HEADERS)
     app.add_middleware(HeadersMiddleware)
     app.add_middleware(MessageMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
@@ -112,7 +124,7 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
         "/faces",
         summary="Faces of embeddings, or of a photo",
         responses=images | with_body | error_responses(400, 415),
-        openapi_extra=_request_body(faces_type, BINARY, NPY, *UPLOAD_TYPES),
+        openapi_extra=_request_body(faces_type, BINARY, NPY, *UPLOAD_TYPES, form=True),
     )
     async def faces(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
         """Options are query parameters; with JSON they may also stand beside the embeddings, and then take precedence.
@@ -127,8 +139,8 @@ def _routes(api: Api, settings: ServerSettings) -> APIRouter:
     @router.post(
         "/embeddings",
         summary="The embedding of a face in a photo, or of all",
-        responses={200: {"model": Embedding}} | with_body | error_responses(415),
-        openapi_extra=_request_body(None, *UPLOAD_TYPES),
+        responses={200: {"model": Embedding}} | with_body | error_responses(400, 415),
+        openapi_extra=_request_body(None, *UPLOAD_TYPES, form=True),
     )
     async def embeddings(request: Request, options: Annotated[PhotoOptions, Query()]) -> Response:
         return await api.embeddings(request, options)
@@ -162,10 +174,14 @@ def _image_responses() -> dict[int | str, dict[str, Any]]:
     return {200: {"model": Faces, "description": "The image, an array, or JSON", "content": content}}
 
 
-def _request_body(model: type[BaseModel] | None, *binary_types: str) -> dict[str, Any]:
+def _request_body(model: type[BaseModel] | None, *binary_types: str, form: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {name: {"schema": {"type": "string", "format": "binary"}} for name in binary_types}
     if model is not None:
         content = {JSON: {"schema": model.model_json_schema()}} | content
+    if form:
+        file = {"type": "string", "format": "binary", "description": "the photo's file"}
+        fields = {"type": "object", "properties": {FIELD: file}, "required": [FIELD], "additionalProperties": False}
+        content[FORM] = {"schema": fields, "encoding": {FIELD: {"contentType": ", ".join(UPLOAD_TYPES)}}}
     return {"requestBody": {"required": True, "content": content}}
 
 

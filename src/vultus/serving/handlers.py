@@ -26,6 +26,7 @@ from vultus.sampling.latents import blend, slerp
 from vultus.sampling.photos import EmbeddedPhoto
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
 from vultus.serving.errors import ApiError
+from vultus.serving.forms import FORM, photo_of_form
 from vultus.serving.limits import BodyReader, LoadLimiter
 from vultus.serving.payloads import BadEmbedding, data_uri, npy_file, png_file, read_npy, unit_rows
 from vultus.serving.schemas import one_line
@@ -58,16 +59,16 @@ class Api:
         numbers = settings.max_faces * self.c_dim
         # As text a float32 has at most 25 characters, plus a comma and spaces.
         self.max_bytes = {JSON: numbers * 32 + 4096, BINARY: numbers * 4, NPY: numbers * 8 + 4096}
-        self.max_bytes |= dict.fromkeys(UPLOAD_TYPES, settings.max_body_bytes)
+        self.max_bytes |= dict.fromkeys((FORM, *UPLOAD_TYPES), settings.max_body_bytes)
 
     async def faces(self, request: Request, options: Any, faces_type: type[BaseModel]) -> Response:
         """Faces of embeddings or of a photo. `options` come from the query; those in a JSON body override them."""
-        content_type = self._content_type(request, JSON, BINARY, NPY, *UPLOAD_TYPES)
+        content_type = self._content_type(request, JSON, BINARY, NPY, *UPLOAD_TYPES, FORM)
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
             mean = None
-            if content_type in UPLOAD_TYPES:
+            if content_type == FORM or content_type in UPLOAD_TYPES:
+                data, c = await self._photo(request, data, content_type), None
                 self._require("photos")
-                c = None
             elif content_type == JSON:
                 body: Any = _parse(faces_type, data)
                 c = _valid_rows(lambda: unit_rows(np.array(body.embeddings), self.c_dim))
@@ -106,8 +107,9 @@ class Api:
 
     async def embeddings(self, request: Request, options: Any) -> Response:
         """The embeddings of faces in a photo."""
-        content_type = self._content_type(request, *UPLOAD_TYPES)
+        content_type = self._content_type(request, *UPLOAD_TYPES, FORM)
         async with self.bodies.read(request, self.max_bytes[content_type]) as data:
+            data = await self._photo(request, data, content_type)
             self._require("photos")
             with self.limiter.reserve(_photo_cost(options)):
                 return await self._run_request(request, self._embeddings(data, options))
@@ -250,6 +252,12 @@ class Api:
             if isinstance(error, ApiError):
                 raise
             raise ApiError(400, f"not a .npy file of numbers ({' '.join(str(error).split())[:100]})") from None
+
+    async def _photo(self, request: Request, data: bytes, content_type: str) -> bytes:
+        """The photo's file in a body that has arrived, which is that file or a form."""
+        if content_type != FORM:
+            return data
+        return await _run(self.engine.encode_threads, photo_of_form, data, request.headers["content-type"])
 
     async def _embed(self, data: bytes, options: Any) -> list[EmbeddedPhoto]:
         max_pixels = int(self.settings.max_megapixels * 1e6)

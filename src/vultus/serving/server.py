@@ -15,6 +15,7 @@ from vultus.errors import UserError
 from vultus.serving.app import create_app
 from vultus.serving.connections import BACKLOG, Connections, RateLimit, protocol_class
 from vultus.serving.engine import Engine
+from vultus.serving.logs import redact_errors
 from vultus.serving.settings import ServerSettings
 
 
@@ -58,6 +59,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         logging.getLogger("uvicorn.error").addFilter(RateLimit())
+        redact_errors()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
