@@ -75,9 +75,7 @@ class Child:
         return self._ended
 
 
-def _run(
-    arguments: Sequence[str], work: Path, files: tuple[Path, Path], before: Callable[[], None] | None
-) -> None:
+def _run(arguments: Sequence[str], work: Path, files: tuple[Path, Path], before: Callable[[], None] | None) -> None:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
