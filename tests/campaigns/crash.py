@@ -35,7 +35,7 @@ from typing import Any
 
 from . import scenes  # first: it replaces functions that the other modules import
 from .children import Child, Ended, Writes
-from .results import EXCLUDED, broken, differences, result
+from .results import EXCLUDED, broken, differences, result, without_earlier_checkpoints
 from .scenes import COMMANDS, OUT, Scene, Stage
 
 DISTURBANCES = ("kill", "write", "disk", "storm", "two")
@@ -121,7 +121,8 @@ class Trials:
         if ended.code != 0:
             found["losses"].append(f"the same command again: exit code {ended.code}: {ended.stderr[-400:]}")
         else:
-            found["losses"] += differences(self.expected, self.result())
+            compared = without_earlier_checkpoints if disturbance == "storm" else dict
+            found["losses"] += differences(compared(self.expected), compared(self.result()))
         found["losses"] += traces(ended, "the same command again")
         if disturbance == "disk" and self._mounted():
             subprocess.run(["umount", str(self.disk)], check=True)

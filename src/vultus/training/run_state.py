@@ -20,7 +20,7 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, LossEncoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
-from vultus.models.snapshot import saved_cur_nimg, save_snapshot
+from vultus.models.snapshot import save_snapshot, saved_cur_nimg
 from vultus.sampling.population import fit_population
 from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, remove_old, save_checkpoint
 from vultus.training.methods import METHODS

@@ -26,6 +26,7 @@ from vultus.training.sample_files import GAP, LABELLED_SIDE, Samples, read_sampl
 
 ROWS = 12  # of the progress strip, with the row of photos; a long run shows a selection of its samples
 PEOPLE, VARIANTS, SEED = 8, 5, 1
+STRIP = "progress.png"
 MARGIN = 64  # pixels on the left, for the number of images seen
 
 
@@ -62,7 +63,7 @@ class SampleGrid:
         generated = to_images(x).cpu().unflatten(0, (people, variants))
         path = make_folder(self.folder) / f"{cur_nimg:010d}.png"
         write_samples(path.with_suffix(".npz"), self.photos.numpy(), generated.numpy())
-        self._write_strip(cur_nimg)
+        self.strip(cur_nimg)
         sheet = torch.cat([self.photos[:, None], generated], 1).flatten(0, 1)
         labels = ["photo", *["generated"] * variants] if self.photos.shape[-1] >= LABELLED_SIDE else []
         _save(grid(sheet, variants + 1, gap=GAP, labels=labels), path, cur_nimg)
@@ -72,12 +73,7 @@ class SampleGrid:
         """Whether the samples after so many images are written."""
         return (self.folder / f"{cur_nimg:010d}.png").is_file()
 
-    @property
-    def strip(self) -> Path:
-        """The progress strip."""
-        return self.folder / "progress.png"
-
-    def _write_strip(self, cur_nimg: int) -> None:
+    def strip(self, cur_nimg: int) -> Path:
         """Write the progress strip from the samples of up to `cur_nimg` images, those of earlier sessions included."""
         people, side = len(self.photos), self.photos.shape[-1]
         rows: list[tuple[str, list[Image.Image]]] = [("photo", [to_pil(photo) for photo in self.photos])]
@@ -92,7 +88,9 @@ class SampleGrid:
                 strip.paste(face, (MARGIN + column * (side + GAP), row * (side + GAP)))
             position = (4, row * (side + GAP) + side // 2 - 6)
             draw.text(position, label, fill="black", font=ImageFont.load_default(11))
-        _save(strip, self.strip, cur_nimg)
+        path = self.folder / STRIP
+        _save(strip, path, cur_nimg)
+        return path
 
     def _chosen(self, cur_nimg: int) -> list[Samples]:
         """Up to ROWS - 1 samples, evenly spread from the first to the last; an unreadable one is left out."""

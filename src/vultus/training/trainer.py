@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ from vultus.training.processes import Processes, current
 from vultus.training.resume import SNAPSHOT, check_data, move_aside
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import RunState
-from vultus.training.sample_grid import SampleGrid
+from vultus.training.sample_grid import STRIP, SampleGrid
 from vultus.training.signals import collect_signals
 from vultus.training.statistics import StatisticsWindow
 from vultus.training.validation import failure
@@ -343,7 +342,7 @@ class _Records:
         run = self._run
         path = self._samples.draw(run.model.G_ema, run.cur_nimg, run.device, run.model.dtype)
         self._log.image("samples", path, run.cur_nimg)
-        self._log.image("progress", self._samples.strip, run.cur_nimg)
+        self._log.image("progress", path.with_name(STRIP), run.cur_nimg)
 
     def validate(self, evaluators: Sequence[Evaluator]) -> None:
         """Log what these evaluators measure."""
