@@ -85,21 +85,28 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Stage]:
-    """Write the inputs into `folder`, start the servers, import what the commands need."""
+def imported() -> Iterator[None]:
+    """The environment of both campaigns, with what the commands need imported."""
     for name in [name for name in os.environ if name.startswith("VULTUS_") or name.lower().endswith("_proxy")]:
         del os.environ[name]
     os.environ |= {"VULTUS_WEIGHTS": "", "HF_TOKEN": "hf_right", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    _import_commands()
+    yield
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Stage]:
+    """Write the inputs into `folder`, start the servers, import what the commands need."""
     from range_server import RangeServer
     from stand_in_models import serve_models
 
     with ExitStack() as stack:
         address, hub = stack.enter_context(serve_models())
         os.environ["HF_ENDPOINT"] = address  # read when huggingface_hub is imported
+        stack.enter_context(imported())
         _write_inputs(folder)
         source = stack.enter_context(RangeServer(folder / "faces"))
-        _import_commands()
         yield Stage(folder, {scene.name: scene for scene in _scenes(folder, source.address)}, hub.repos)
 
 
