@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -105,7 +106,7 @@ def change_value(value: Any, rng: random.Random) -> Any:
         parent[rng.choice(("", "x", "__class__", "\ud800", f"{key} "))] = parent.pop(key)
     elif action < 0.4:
         source, other = rng.choice(places)
-        parent[key] = source[other] if other in source or isinstance(source, list) and other < len(source) else None
+        parent[key] = source[other] if other in source or (isinstance(source, list) and other < len(source)) else None
         json.dumps(value)  # raises ValueError for a value that holds itself
     elif action < 0.5 and isinstance(parent, list):
         parent[:] = parent * rng.choice((2, 100))
@@ -115,7 +116,9 @@ def change_value(value: Any, rng: random.Random) -> Any:
 
 
 def json_value(data: bytes, rng: random.Random) -> bytes:
-    return json.dumps(change_value(json.loads(data), rng), ensure_ascii=rng.random() < 0.8).encode(errors="surrogatepass")
+    return json.dumps(change_value(json.loads(data), rng), ensure_ascii=rng.random() < 0.8).encode(
+        errors="surrogatepass"
+    )
 
 
 def json_text(data: bytes, rng: random.Random) -> bytes:
@@ -184,13 +187,13 @@ def zip_member(data: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [[info.filename, archive.read(info)] for info in archive.infolist()]
     chosen = rng.choice(members)
-    bomb, action = b"", rng.randrange(5)
+    bomb, action = "", rng.randrange(5)
     if action == 0:
         chosen[1] = rng.choice(BLIND)(chosen[1], rng)
     elif action == 1:
         chosen[0] = rng.choice(("../outside", "/tmp/outside", "", "a" * 300, chosen[0] + "x"))
     elif action == 2:
-        bomb = bytes(1 << 20)  # what it holds is written so many times
+        bomb = chosen[0]
     elif action == 3:
         members.append(list(rng.choice(members)))
     else:
@@ -204,21 +207,54 @@ def zip_member(data: bytes, rng: random.Random) -> bytes:
             for name, content in members:
                 with archive.open(name, "w", force_zip64=True) as member:
                     member.write(content)
-                    for _ in range(BOMB if bomb and name == chosen[0] else 0):
-                        member.write(bomb)
-    return buffer.getvalue()
+    return with_bomb(buffer.getvalue(), bomb) if bomb else buffer.getvalue()
 
 
-BOMB = 300  # MiB of zeros in an archive
+BOMB = 2000  # MiB of zeros
 # Protocol 0: os.system("touch outside").
 PICKLE = b"cos\nsystem\n(S'touch outside'\ntR."
+
+
+@functools.cache
+def zeros() -> tuple[bytes, int]:
+    """(raw deflate stream of BOMB MiB of zeros, their crc32): 2 MB, made of one block that is repeated."""
+    packer, block, crc = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(1 << 20), 0
+    packed = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(BOMB):
+        crc = zlib.crc32(block, crc)
+    return packed * BOMB + packer.flush(), crc
+
+
+def with_bomb(archive: bytes, name: str) -> bytes:
+    """The zip archive with BOMB MiB of zeros in the place of the member `name`, whose first bytes stay."""
+    packed, crc = zeros()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for member in old.infolist():
+            content = old.read(member)
+            if member.filename != name:
+                new.writestr(member.filename, content)
+                continue
+            head = zlib.compressobj(1, zlib.DEFLATED, -15)
+            first = head.compress(content[:256]) + head.flush(zlib.Z_FULL_FLUSH)
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.file_size, info.compress_size = (BOMB << 20) + len(content[:256]), len(first + packed)
+            info.CRC, info.header_offset = crc if not content else 0, buffer.tell()
+            buffer.write(info.FileHeader(zip64=False) + first + packed)
+            new.filelist.append(info)
+            new.NameToInfo[name] = info
+            new.start_dir = buffer.tell()
+    return buffer.getvalue()
 
 
 def npy_header(data: bytes, rng: random.Random) -> bytes:
     """A shape, type or order that the rows do not have; object arrays are pickles."""
     shape = rng.choice(("(1000000000, 512)", "(2, 99999999999999)", "(-1, 512)", "()", "(0, 512)", "(512,)", "(1,)*99",
                         "(3, 512)", "(2**70, 2)", "[1, 2]", "(True, 512)"))  # fmt: skip
-    kind = rng.choice(("'<f4'", "'|O'", "'<f8'", "'<c16'", "'<U9'", "'|V8'", "[('a', '<f4')]", "'<f2'", "'<i8'", "'zz'"))
+    kind = rng.choice(
+        ("'<f4'", "'|O'", "'<f8'", "'<c16'", "'<U9'", "'|V8'", "[('a', '<f4')]", "'<f2'", "'<i8'", "'zz'")
+    )
     header = f"{{'descr': {kind}, 'fortran_order': {rng.choice(('True', 'False', '0'))}, 'shape': {shape}, }}".encode()
     if rng.random() < 0.1:
         header = rng.choice((b"(" * 5000, b"{" + b"'a':1," * 9000 + b"}", b"__import__('os').system('touch outside')"))
@@ -263,13 +299,16 @@ def png_chunk(data: bytes, rng: random.Random) -> bytes:
     elif action == 1:
         chunks[0][1] = chunks[0][1][:8] + bytes(rng.choice((0, 1, 2, 3, 4, 6, 8, 16)) for _ in range(5))
     elif action == 2:
-        text = zlib.compress(rng.choice((bytes(BOMB << 20), b"<" * 10**6, b"<!DOCTYPE a [<!ENTITY b 'c'>]>&b;")), 1)
+        bomb = b"\x78\x9c" + zeros()[0]
+        text = rng.choice((bomb, zlib.compress(b"<" * 10**6), zlib.compress(b"<!DOCTYPE a [<!ENTITY b 'c'>]>&b;")))
         name = rng.choice((b"XML:com.adobe.xmp\0\1\0\0\0", b"Comment\0\1\0\0\0"))
         chunks.insert(1, [b"iTXt", name + text])
     else:
         chosen = rng.choice(chunks)
         chosen[1] = rng.choice(BLIND)(chosen[1], rng)
-    packed = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
+    packed = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
     return data[:8] + b"".join(packed)
 
 
@@ -286,7 +325,9 @@ def csv_text(data: bytes, rng: random.Random) -> bytes:
     lines = data.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     fields = lines[at].split(b",")
-    fields[rng.randrange(len(fields))] = rng.choice((b"nan", b"inf", b"1e999", b'"', b"", b"x" * 10**6, b"\0", b"0x1", b"=1"))
+    fields[rng.randrange(len(fields))] = rng.choice(
+        (b"nan", b"inf", b"1e999", b'"', b"", b"x" * 10**6, b"\0", b"0x1", b"=1")
+    )
     lines[at] = b",".join(fields)
     return b"".join(lines)
 

@@ -70,11 +70,15 @@ def readers() -> Iterator[Reader]:
 
     def command(*arguments: str) -> Callable[[Path, str], None]:
         def read(folder: Path, name: str) -> None:
-            given = [argument.replace("FOLDER", str(folder)).replace("FILE", str(folder / name)) for argument in arguments]
+            given = [
+                argument.replace("FOLDER", str(folder)).replace("FILE", str(folder / name)) for argument in arguments
+            ]
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
                 code = main(given)
             if code not in (0, 2) or (code == 2 and "vultus: error:" not in errors.getvalue()):
                 raise AssertionError(f"exit code {code}: {errors.getvalue()[-300:]}")
+            if code == 2:
+                raise UserError(errors.getvalue().strip())
 
         return read
 
@@ -101,15 +105,15 @@ def readers() -> Iterator[Reader]:
         damaged=lambda name: name.endswith((".json", ".safetensors")),
     )  # fmt: skip
     onnx = (GOLDEN / "generator.onnx").read_bytes()
-    yield Reader(
-        "onnx", [{"a.onnx": onnx}], lambda folder, name: load_snapshot(folder / name), needs=("onnxruntime",)
-    )
+    yield Reader("onnx", [{"a.onnx": onnx}], lambda folder, name: load_snapshot(folder / name), needs=("onnxruntime",))
     encoder = _onnx_encoder()
     if encoder:
         yield Reader("encoder", [encoder], lambda folder, name: OnnxEncoder(folder / "e.onnx"), needs=("onnxruntime",))
     prepared = _folder(GOLDEN / "prepared")
     yield Reader("prepared", [prepared], dataset, fixed=_with_right_hash)
-    files = [{f"e.{suffix}": (GOLDEN / f"embeddings.{suffix}").read_bytes()} for suffix in ("npz", "csv", "json", "parquet")]
+    files = [
+        {f"e.{suffix}": (GOLDEN / f"embeddings.{suffix}").read_bytes()} for suffix in ("npz", "csv", "json", "parquet")
+    ]
     yield Reader("embeddings", [*files, *_arrays()], embeddings)
     tables = [seed for seed in files if next(iter(seed)).endswith(("csv", "parquet"))]
     yield Reader("table", tables, lambda folder, name: read_table(folder / name))
@@ -122,7 +126,9 @@ def readers() -> Iterator[Reader]:
     yield Reader("run", [text], lambda folder, name: read_run(folder))
     checkpoint = {"checkpoint-0000000008.pt": run["checkpoint-0000000008.pt"]}
     yield Reader("checkpoint", [checkpoint], lambda folder, name: load_checkpoint(folder))
-    samples = [{name.rpartition("/")[2]: data} for name, data in run.items() if name.endswith(("0.npz", "0.png", "8.npz"))]
+    samples = [
+        {name.rpartition("/")[2]: data} for name, data in run.items() if name.endswith(("0.npz", "0.png", "8.npz"))
+    ]
     yield Reader("samples", samples, lambda folder, name: read_sample(folder / name, 32))
     results = {"results.json": run["evaluation/results.json"]}
     yield Reader("results", [results], lambda folder, name: format_comparison(read_results(folder)))
@@ -208,7 +214,10 @@ def _onnx_encoder() -> Files:
 
     with tempfile.TemporaryDirectory() as folder:
         data = write_onnx(Path(folder) / "e.onnx").read_bytes()
-    return {"e.onnx": data, "e.json": b'{"id": "x", "size": 112, "crop": [0.1, 0.1, 0.8], "mean": 127.5, "std": [1, 2, 3]}'}
+    return {
+        "e.onnx": data,
+        "e.json": b'{"id": "x", "size": 112, "crop": [0.1, 0.1, 0.8], "mean": 127.5, "std": [1, 2, 3]}',
+    }
 
 
 def _with_right_hash(folder: Path, name: str) -> None:
@@ -283,5 +292,3 @@ def write(folder: Path, files: Files) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-
-

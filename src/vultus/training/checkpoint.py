@@ -7,6 +7,7 @@ stored. It is read with weights_only.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +78,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
     if not paths:
         return None
     try:
+        with zipfile.ZipFile(paths[-1]) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed")  # torch does not compress: what unpacks to far more is no checkpoint
         state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         version = state.get("format", 1)
     except Exception as error:  # torch.load raises many kinds of errors on damaged files
