@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
+import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success flush it to disk and rename it to `path`.
 
     A reader sees the old file or the new one, never a part of it, even after `kill -9` or a power failure. On an
-    exception the temporary file is removed and `path` is unchanged. Raises OSError with the file name `path`.
+    exception the temporary file is removed and `path` is unchanged. What a process that was killed left in the folder
+    is removed too. Raises OSError with the file name `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_leftovers(os.path.abspath(path.parent), os.getpid())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_host()}.tmp")
     try:
         yield temporary
         with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
@@ -39,6 +45,36 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@functools.cache
+def _host() -> str:
+    """This machine (or container) in the names of temporary files: several may share a disk, each with its own ids."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+@functools.lru_cache(maxsize=64)
+def _remove_leftovers(folder: str, process: int) -> None:
+    """Remove the temporary files in `folder` of processes of this machine that have ended; once for each process."""
+    if os.name == "nt":  # where os.kill(id, 0) ends the process
+        return
+    pattern = re.compile(rf"\..+\.(\d+)\.{_host()}\.tmp")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = pattern.fullmatch(entry.name)
+            if found and int(found[1]) != process and not _runs(int(found[1])):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -56,7 +56,7 @@ def upgrade(kind: str, version: Any, value: Any, where: object) -> Any:
     current = VERSIONS[kind]
     try:
         known = int(version)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         known = 0  # not a version of any release
     if known > current:
         raise UserError(

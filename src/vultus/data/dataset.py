@@ -22,11 +22,16 @@ from vultus._progress import message
 from vultus._run_config import read_run_config
 from vultus.data.integrity import check_shards
 from vultus.data.manifest import read_manifest
-from vultus.errors import UserError
+from vultus.errors import UserError, in_one_line
 from vultus.images.io import from_pil
 from vultus.models.facenet import Encoder
 
 CHUNK = 8192  # embeddings that are read at once
+
+
+# Of the columns of a shard but those of embeddings; see SHARD in shards.py.
+COLUMNS = {"image": pa.binary(), "identity": pa.string(), "key": pa.string(), "split": pa.string()}
+MAX_SIDE = 1024  # pixels, of what `vultus prepare` writes
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,13 @@ class Batch:
     second: Tensor | None = None
 
 
-def decoded(images: Sequence[bytes]) -> Tensor:
-    """JPEG of a data set as uint8 [B, 3, R, R]."""
-    return from_pil([Image.open(io.BytesIO(image)) for image in images])
+def decoded(images: Sequence[bytes], side: int | None = None) -> Tensor:
+    """JPEG of a data set as uint8 [B, 3, R, R]. Raises an error of Pillow's, or ValueError for another `side`."""
+    opened = [Image.open(io.BytesIO(image), formats=("JPEG",)) for image in images]
+    for image in opened:
+        if image.size != (side or image.width, side or image.width) or image.width > MAX_SIDE:
+            raise ValueError(f"{image.width}x{image.height} pixels")
+    return from_pil(opened)
 
 
 class PreparedDataset:
@@ -182,19 +191,24 @@ class PreparedDataset:
     def _open(self, name: str) -> pa.Table:
         path = self.folder / name
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowException, OSError):
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table.validate(full=True)  # Arrow itself does not look at the offsets that it reads text and images by
+            kinds = {name: table.schema.field(name).type for name in COLUMNS}
+            lists = all(pa.types.is_fixed_size_list(table.schema.field(name).type) for name in self._columns)
+            if kinds != COLUMNS or not lists or any(table.column(name).null_count for name in table.column_names):
+                raise ValueError
+            return table
+        except (pa.ArrowException, OSError, ValueError, LookupError):
             # Its bytes are those that were written, so they are no shard of this version.
             raise UserError(f"{path}: not a shard that can be read; prepare the data set into another --out") from None
 
     def _check_content(self) -> None:
         """Raise UserError unless the shards hold what the manifest says."""
         path = self.folder / "manifest.json"
-        columns = {"encoder": "embedding"} | ({"facenet": "facenet"} if "facenet" in self.manifest else {})
         for shard, table in zip(self.manifest["shards"], self._tables, strict=True):
             checks = [("rows", shard["rows"], table.num_rows)]
-            for key, column in columns.items():
-                held = table.schema.field(column).type.list_size if column in table.column_names else None
+            for column, key in self._columns.items():
+                held = table.schema.field(column).type.list_size
                 checks.append((f"{key}.dim", self.manifest[key].get("dim"), held))
             for name, stated, found in checks:
                 if stated != found:
@@ -203,8 +217,7 @@ class PreparedDataset:
                         "or prepare the data set into another --out"
                     )
         for table in self._tables[:1]:
-            with Image.open(io.BytesIO(table.column("image")[0].as_py())) as image:
-                side = image.width
+            side = self._decoded([table.column("image")[0].as_py()], None).shape[-1] if len(table) else self.resolution
             if side != self.resolution:
                 raise UserError(
                     f"{path}: resolution is {self.resolution}, but the images are {side}x{side}; restore the file from "
@@ -264,12 +277,27 @@ class PreparedDataset:
         """The given rows, images decoded."""
         rows = [(self._tables[number], int(row)) for number, row in self._rows[np.asarray(indices)]]
         return Batch(
-            images=decoded([table.column("image")[row].as_py() for table, row in rows]),
+            images=self._decoded([table.column("image")[row].as_py() for table, row in rows], self.resolution),
             c=self.embeddings(indices),
             identities=[table.column("identity")[row].as_py() for table, row in rows],
             keys=[table.column("key")[row].as_py() for table, row in rows],
             facenet=self.embeddings(indices, "facenet") if "facenet" in self.manifest else None,
         )
+
+    def _decoded(self, images: Sequence[bytes], side: int | None) -> Tensor:
+        """Images uint8 [B, 3, R, R]. Raises UserError if one is damaged, or of another `side`."""
+        try:
+            return decoded(images, side)
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            reason = in_one_line(error)
+            raise UserError(
+                f"{self.folder}: an image in its shards is damaged ({reason}); prepare the data set into another --out"
+            ) from None
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """The keys of the manifest that describe columns of embeddings."""
+        return {"embedding": "encoder"} | ({"facenet": "facenet"} if "facenet" in self.manifest else {})
 
     def people(self, count: int) -> list[int]:
         """The first row of each of the first `count` identities."""

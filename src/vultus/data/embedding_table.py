@@ -90,8 +90,12 @@ def read_table(path: str | Path, name: str | None = None) -> EmbeddingTable:
         raise UserError(f"--embeddings {path}: a table is {' or '.join(SUFFIXES)}, with a key and a vector in each row")
     try:
         table = pq.read_table(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+        names = table.schema.names  # of bytes that may not be UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"--embeddings {path}: cannot be read ({in_one_line(error)[:120]}); write it again") from None
+    if len(set(names)) < len(names):
+        raise UserError(f"--embeddings {path}: two of its columns have the same name; rename or drop one")
     if not table.num_rows:
         raise UserError(f"--embeddings {path}: holds no row")
     column = _key_column(path, table.schema)
@@ -138,7 +142,7 @@ def _encoder_of(schema: pa.Schema) -> dict[str, str]:
     try:
         encoder = json.loads((schema.metadata or {}).get(HEADER, b"{}"))["encoder"]
         return {key: str(encoder[key]) for key in ("id", "weights_sha256")}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -100,7 +100,7 @@ class Existing:
 def _skips(file: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):  # without it, these photos are tried once more
+    except (OSError, ValueError, RecursionError):  # without it, these photos are tried once more
         return []
 
 

@@ -116,7 +116,7 @@ def _recorded(place: str) -> dict[tuple[str, _State], str]:
         if record["format"] != VERSIONS["shard check"]:
             return {}
         return {(f"{place}/{name}", _state(state)): str(value) for name, state, value in record["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -95,7 +95,7 @@ class PreparedFolder:
         try:
             lines = self.sidecars_file.read_text(encoding="utf-8").splitlines()
             return [json.loads(line) for line in lines]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.sidecars_file}: damaged ({error}); delete it, then run the same command") from None
 
     def done(self) -> list[Json]:

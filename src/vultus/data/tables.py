@@ -210,7 +210,7 @@ def local_parquet(
         try:
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 schemas[file], counts[file] = parquet.schema_arrow, parquet.metadata.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are not UTF-8
             raise UserError(
                 f"{file}: can't be read as Parquet ({_reason(error)}); fetch it again or move it away"
             ) from None
@@ -247,7 +247,7 @@ def _check_identities(
         return ()
     try:
         missing = _missing(files, columns[1])
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, OSError, ValueError):
         return ()  # a damaged page: reported with its row when the rows are read
     if missing and required:
         file, (count, first) = next(iter(missing.items()))

@@ -68,9 +68,9 @@ class Grid:
 def write_results(out: str | Path, results: Results, text: str) -> list[Path]:
     """Write the table `text` as Markdown, the results as JSON, and the plots. Returns the paths."""
     folder = make_folder(out)
-    written = [folder / "table.md", folder / FILE]
-    write_text(written[0], text + "\n")
-    write_json(written[1], results)
+    written = [folder / FILE, folder / "table.md"]
+    write_json(written[0], results)
+    write_text(written[1], text + "\n")
     kinds = dict.fromkeys(key for result in results.values() for key in result["distributions"])
     plots = {"identity.png": [kind for kind in kinds if kind != "nearest"], "nearest.png": ["nearest"]}
     for name, shown in plots.items():

@@ -182,12 +182,13 @@ def compare(
             continue
         own = results if out is not None else {part.stored: results[part.column] for part in parts[name]}
         try:
+            # The results come first: the same command, after an interruption, knows the folder by them.
+            write_results(places[name], own, format_comparison(own))
             for part in parts[name]:
                 faces = part.settings.faces(snapshot, backbones.encoder)
                 known = part.planned["trained_on_this_data"]
                 keywords: dict[str, Any] = {"backbones": backbones, "other": part.other, "settings": part.settings}
                 write_grids(places[name], part.stored, faces, part.dataset, trained_on_this_data=known, **keywords)
-            write_results(places[name], own, format_comparison(own))
         except OSError as error:
             if out is not None:
                 raise

@@ -52,9 +52,18 @@ def read_result(result: Any, where: object) -> dict[str, Any]:
     if not shaped or not all(isinstance(current[key], list) for key in LISTS):
         raise _invalid(where)
     rows = current["metrics"].values()
-    if not rows or not all(isinstance(row, Mapping) and isinstance(row.get("value"), (int, float)) for row in rows):
+    if not rows or not all(isinstance(row, Mapping) and "value" in row and _is_numbers(row) for row in rows):
         raise _invalid(where)
     return current
+
+
+def _is_numbers(row: Mapping[str, Any]) -> bool:
+    """Whether what a table shows of this row are numbers."""
+    shown = [row["value"], *(row[key] for key in ("low", "high", "real", "std") if row.get(key) is not None)]
+    # A whole number in JSON has no limit, and one beyond the range of floats cannot be shown.
+    return all(
+        isinstance(value, int | float) and not (isinstance(value, int) and abs(value) > 1e300) for value in shown
+    )
 
 
 def _empty() -> dict[str, Any]:

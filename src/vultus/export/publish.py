@@ -33,6 +33,7 @@ from vultus.sampling.latents import sample_identities
 
 LICENCE = "LICENSE.md"
 FILES = (CARD, LICENCE, CONFIG, MODEL, POPULATION_FILE, SAMPLES)  # what is uploaded, and nothing else
+BEGUN = ".publish-begun"  # is in a folder that is not complete: an interrupted call knows its own files by it
 FEW = 1000  # training photos below which the covariance of their embeddings may reveal something about single people
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -128,7 +129,8 @@ def write_publication(
     terms = licence_of(snapshot.metadata.get("licence"), licence)
     result = _given(snapshot, *evaluation) if evaluation else _stored(snapshot)
     out = Path(out)
-    if any((out / name).exists() for name in FILES) and not is_published(out):
+    own = is_published(out) or (out / BEGUN).is_file()
+    if any((out / name).exists() for name in FILES) and not own:
         raise UserError(f"{out}: contains other files that would be overwritten; choose another --out")
     make_folder(out)
     if terms.research_only:
@@ -141,6 +143,7 @@ def write_publication(
             "about the people in them; --people false omits it"
         )
     with folder_lock(out, "publish"):
+        write_text(out / BEGUN, "")
         write_folder(snapshot.network, out, dtype=DTYPES[dtype], people=population)
         samples = _samples(snapshot, seed)
         if samples:
@@ -159,6 +162,7 @@ def write_publication(
             population=population and bool(snapshot.population),
         )
         write_text(out / CARD, card)
+        (out / BEGUN).unlink()
     return out
 
 

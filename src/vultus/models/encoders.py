@@ -98,7 +98,10 @@ class OnnxEncoder:
             raise UserError(f"{self.path}: no such ONNX file")
         # One thread: with another number of threads, embeddings may be rounded differently.
         self._session = open_session(self.path, threads=1, missing=MISSING, remedy="give a face encoder")
-        self._layout, size, self._batch = self._image_input()
+        try:
+            self._layout, size, self._batch = self._image_input()
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path}: names in it are not text; give a face encoder") from None
         self.input = read_input(self.path, size)
         self.id, self.size, self.crop = self.input.id, self.input.size, self.input.crop
         self.settings = self.input.entry()

@@ -81,8 +81,8 @@ def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
     if not path.is_file():
         raise UserError(f"{path}: no such file; write it with vultus export SNAPSHOT --onnx --out {path}")
     session = open_session(path, threads=threads)
-    entries = session.get_modelmeta().custom_metadata_map
     try:
+        entries = session.get_modelmeta().custom_metadata_map  # of bytes that may not be UTF-8
         stored = {"metadata": json.loads(entries[METADATA_KEY]), "population": entries.get(POPULATION_KEY, "{}")}
         stored = upgrade("onnx", stored["metadata"]["format"], stored, path)
         population, metadata = decode_population(stored["population"]), stored["metadata"]
@@ -113,10 +113,16 @@ def _check_weights(path: Path, network: OnnxGenerator) -> None:
     else:
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             if tensor.data_location == onnx.TensorProto.DEFAULT:
-                values = onnx.numpy_helper.to_array(tensor)
+                try:
+                    values = onnx.numpy_helper.to_array(tensor)
+                except Exception as error:  # shapes that do not fit the values
+                    raise UserError(f"{path}: a tensor is damaged ({in_one_line(error)}); export it again") from None
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
                     raise UserError(f"{path}: tensor {tensor.name} holds NaN or infinity; export the snapshot again")
-    x = network(torch.ones(1, network.z_dim), torch.full((1, network.c_dim), network.c_dim**-0.5))
+    try:
+        x = network(torch.ones(1, network.z_dim), torch.full((1, network.c_dim), network.c_dim**-0.5))
+    except Exception as error:  # onnxruntime has a dozen exception classes
+        raise UserError(f"{path}: cannot be run ({in_one_line(error)}); export the snapshot again") from None
     if x.shape != (1, 3, network.resolution, network.resolution):
         raise UserError(f"{path}: gives arrays of shape {list(x.shape)}; export the snapshot again")
     if not x.isfinite().all():

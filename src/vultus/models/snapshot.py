@@ -127,6 +127,15 @@ def _read_file(path: Path, device: torch.device | str) -> Snapshot:
     return Snapshot(network.to(device).eval().requires_grad_(False), network.population, metadata, path)
 
 
+def saved_cur_nimg(path: Path) -> int | None:
+    """The images seen by the snapshot in this file; None if it is missing, damaged, or does not say."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return int(json.loads((file.metadata() or {})["vultus"])["cur_nimg"])
+    except Exception:  # safetensors has errors of its own
+        return None
+
+
 def _published(folder: Path, device: torch.device | str) -> Snapshot:
     network = GeneratorNetwork.from_pretrained(folder, map_location=device)
     metadata = {"generator": network.settings()} | network.metadata

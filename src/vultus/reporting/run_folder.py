@@ -177,7 +177,7 @@ def _stats(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], dict[s
         try:
             line = json.loads(text)
             valid = isinstance(line["cur_nimg"], int)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             valid = False
         if not valid:
             damaged += 1

@@ -26,6 +26,9 @@ from vultus.sampling.embedding_rows import (
     without_name,
 )
 
+MAX_HEADER = 1 << 20  # bytes of the header of `vultus embed`
+MAX_WHOLE = 1 << 28  # bytes of a compressed array that is read at once
+
 
 def _npy_header(source: str, file: IO[bytes], *, numbers: bool = True) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """(shape, Fortran order, dtype) of the .npy stream, whose position is then the start of the data."""
@@ -106,7 +109,7 @@ def _npz_header(path: Path, names: list[str]) -> str | None:
         return None
     with _member(path, f"{HEADER}.npy") as file:
         shape, _, dtype = _npy_header(f"{path}: array {HEADER!r}", file, numbers=False)
-    if shape or dtype.kind != "U":
+    if shape or dtype.kind != "U" or dtype.itemsize > MAX_HEADER:
         return None  # an array of the user's
     with np.load(path, allow_pickle=False) as arrays:
         return str(arrays[HEADER])
@@ -121,10 +124,14 @@ def read_npz(source: str, path: Path, name: str | None, needed: Needed) -> Embed
     name = choose(source, path, name if header is None else name or "embeddings", names, "array")
     opened = functools.partial(_member, path, f"{name}.npy")
     with opened() as file:
-        shape, fortran, _ = _npy_header(source, file)
+        shape, fortran, dtype = _npy_header(source, file)
     count = needed.count(source, shape, None if header is None else encoder_in(header, source))
     if fortran and len(shape) == 2:
         # The rows are spread over the whole stream, so this rare layout is read as a whole.
+        if count * needed.dim * dtype.itemsize > MAX_WHOLE:
+            raise UserError(
+                f"{source}: is larger than {MAX_WHOLE >> 20} MiB, and in column order; save it in row order"
+            )
         with np.load(path, allow_pickle=False) as arrays:
             return Embeddings(source, count, needed.dim, functools.partial(array_rows, arrays[name]))
     return Embeddings(source, count, needed.dim, functools.partial(_npy_rows, source, opened, path))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import safetensors
 import torch
 from torch import Tensor
 
@@ -164,9 +161,12 @@ def reading(path: Path) -> Iterator[None]:
     """Turn the exceptions that libraries raise on a damaged file into a UserError."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, safetensors.SafetensorError, pa.ArrowException, EOFError, OSError) as error:
-        # Arrow reports damaged pages as OSError too, but only errors of the operating system have an errno.
-        if isinstance(error, OSError) and error.errno is not None:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, numpy, Arrow and safetensors raise many kinds on damaged files
+        # Arrow reports damaged pages as OSError too, but only errors of the operating system have an errno. EINVAL
+        # comes from a seek to a place that a damaged file names.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a readable {path.suffix} file ({reason}); it may be {DAMAGED}") from None

@@ -161,7 +161,7 @@ def read_faces(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line: Any = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if not isinstance(line, Mapping) or not isinstance(line.get("file"), str) or "format" not in line:
             raise UserError(f"{path}: line {number} does not say which picture it is of; move the file away")

@@ -42,7 +42,7 @@ class SynthesisFolder:
         if path.is_file():
             shutil.rmtree(self.progress, ignore_errors=True)
             value = read_json(path)
-            if not isinstance(value, dict) or "format" not in value:
+            if not isinstance(value, dict) or "format" not in value or not isinstance(value.get("options"), dict):
                 raise UserError(f"{path}: not the manifest of a synthetic data set; choose another --out")
             manifest: Json = upgrade("synthetic data set", value["format"], value, path)
             _check_same(self.folder, manifest["options"], options)

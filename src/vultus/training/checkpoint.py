@@ -7,9 +7,10 @@ stored. It is read with weights_only.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -28,11 +29,44 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, state: dict[str, Any], cur_nimg: int, keep: int) -> Path:
     """Write folder/checkpoint-<cur_nimg>.pt atomically and delete all but the last `keep`, if that is not 0."""
     path = folder / f"checkpoint-{cur_nimg:010d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save({"format": VERSIONS["checkpoint"]} | state, temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        writer = _Writer(file)
+        torch.save({"format": VERSIONS["checkpoint"]} | state, writer)  # type: ignore[arg-type]
+        writer.check()
+    remove_old(folder, keep)
+    return path
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Delete all checkpoints of a run folder but the last `keep`, if that is not 0."""
     for old in checkpoints(folder)[:-keep] if keep else ():
         old.unlink()
-    return path
+
+
+class _Writer:
+    """A file for torch.save(), which would hide the OSError of a full disk behind a RuntimeError of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write; after an error, only pretend to."""
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: `check` does it."""
+
+    def check(self) -> None:
+        """Write what is buffered. Raises the first OSError."""
+        if self._error is not None:
+            raise self._error
+        self._file.flush()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
@@ -44,6 +78,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Path] | None:
     if not paths:
         return None
     try:
+        with zipfile.ZipFile(paths[-1]) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed")  # torch does not compress: what unpacks to far more is no checkpoint
         state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         version = state.get("format", 1)
     except Exception as error:  # torch.load raises many kinds of errors on damaged files

@@ -48,8 +48,8 @@ def check_trackers(names: Sequence[str]) -> None:
 def read_stats(path: Path, cur_nimg: float = math.inf) -> list[dict[str, Any]]:
     """The lines of a stats.jsonl up to `cur_nimg` images; an incomplete line, of a killed process, is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             values = json.loads(line)
             if values["cur_nimg"] <= cur_nimg:
                 lines.append(values)

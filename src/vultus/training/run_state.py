@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,16 +20,17 @@ from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.models.facenet import DTYPES, LossEncoder, dtype_name
 from vultus.models.second_encoder import SecondEncoder
-from vultus.models.snapshot import save_snapshot
+from vultus.models.snapshot import save_snapshot, saved_cur_nimg
 from vultus.sampling.population import fit_population
-from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, save_checkpoint
+from vultus.training.checkpoint import Init, checkpoints, load_checkpoint, remove_old, save_checkpoint
 from vultus.training.methods import METHODS
 from vultus.training.processes import ALONE, Processes
 from vultus.training.resume import SNAPSHOT, check_data, check_folder
-from vultus.training.run_log import cut_stats
+from vultus.training.run_log import cut_stats, read_stats
 from vultus.training.second_targets import second_targets
 from vultus.training.statistics import StatisticsWindow
 
+Evaluator = TypeVar("Evaluator", bound=tuple[Any, ...])
 CALIBRATION = 64  # photos for Method.calibrate
 
 
@@ -109,12 +111,24 @@ class RunState:
             raise UserError(f"{path}: belongs to other networks ({reason}); choose another --out") from None
         self.cur_nimg, self.seconds = int(state["cur_nimg"]), float(state["seconds"])
         if main:
+            remove_old(self.out, self.config.keep)
             cut_stats(self.out / "stats.jsonl", self.cur_nimg)
             print(f"{self.out}: resuming from {path.name}", file=sys.stderr)
 
     def due(self, every_nimg: int) -> bool:
         """Whether the last step passed a multiple of `every_nimg`."""
         return self.cur_nimg // every_nimg != (self.cur_nimg - self.config.optim.batch) // every_nimg
+
+    def snapshot_is_current(self) -> bool:
+        """Whether the snapshot is there, and of the newest checkpoint: a killed process may have written only that."""
+        return saved_cur_nimg(self.out / SNAPSHOT) == self.cur_nimg
+
+    def unlogged(self, evaluators: Sequence[Evaluator], *, last: bool) -> list[Evaluator]:
+        """Which of these (name, function, every_nimg) are due now, or at the end, and have no line in the log yet."""
+        lines = read_stats(self.out / "stats.jsonl", self.cur_nimg)
+        logged = {line.get("evaluator") for line in lines if line["cur_nimg"] == self.cur_nimg}
+        due = [each for each in evaluators if last or self.cur_nimg == 0 or self.due(each[2])]
+        return [each for each in due if each[0] not in logged]
 
     def check_losses(self, window: StatisticsWindow) -> None:
         """Raise UserError, and write diverged.json, if a loss of the window has diverged."""
@@ -133,20 +147,20 @@ class RunState:
             f"{good[-1].name if good else 'none'}; lower --optim.lr in a new --out"
         )
 
-    def save(self) -> dict[str, Any]:
-        """Write checkpoint and snapshot; return the snapshot's metadata. Raises UserError if weights are not finite."""
+    def save(self) -> None:
+        """Write checkpoint and snapshot. Raises UserError if weights are not finite."""
         if not all(bool(torch.isfinite(p).all()) for net in self.model.networks().values() for p in net.parameters()):
             raise UserError(
                 f"{self.out}: weights are not finite at {self.cur_nimg} images; lower --optim.lr in a new --out"
             )
         state = {"gan": self.model.state_dict(), "cur_nimg": self.cur_nimg, "seconds": self.seconds}
         save_checkpoint(self.out, state, self.cur_nimg, self.config.keep)
-        return self.save_snapshot()
+        self.save_snapshot()
 
-    def save_snapshot(self) -> dict[str, Any]:
-        """Write the snapshot; return its metadata."""
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the snapshot."""
         manifest = self.dataset.manifest
-        metadata = {
+        return {
             "generator": self.model.G_ema.settings(),
             "preset": self.config.preset,
             "cur_nimg": self.cur_nimg,
@@ -159,8 +173,11 @@ class RunState:
             "licence": manifest.get("licence"),
             "loss_encoders": self.config.loss.encoders(),
         }
-        save_snapshot(self.out / SNAPSHOT, network=self.model.G_ema, population=self.population, metadata=metadata)
-        return metadata
+
+    def save_snapshot(self) -> None:
+        """Write the snapshot."""
+        path, metadata = self.out / SNAPSHOT, self.metadata()
+        save_snapshot(path, network=self.model.G_ema, population=self.population, metadata=metadata)
 
 
 def _settle(

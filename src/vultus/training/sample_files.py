@@ -22,6 +22,7 @@ from vultus.images.io import HEADER
 
 Pixels = npt.NDArray[np.uint8]
 
+MAX_BYTES = 1 << 28  # of the arrays; those of 8 people with 5 faces at 1024 pixels have 150 MB
 GAP = 2  # pixels between two images of a sheet
 LABELLED_SIDE = 64  # a sheet has column labels where its images have this side or more
 
@@ -64,6 +65,8 @@ def read_sample(path: Path, resolution: int) -> Samples:
             values = upgrade("samples", 1, (path, resolution), where)
         else:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if sum(member.file_size for member in arrays.zip.infolist()) > MAX_BYTES:
+                    raise ValueError("too large")
                 values = upgrade("samples", int(arrays["format"]), {key: arrays[key] for key in arrays.files}, where)
         photos, generated = values["photos"], values["generated"]
         sides = (3, resolution, resolution)

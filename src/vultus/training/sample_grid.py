@@ -26,6 +26,7 @@ from vultus.training.sample_files import GAP, LABELLED_SIDE, Samples, read_sampl
 
 ROWS = 12  # of the progress strip, with the row of photos; a long run shows a selection of its samples
 PEOPLE, VARIANTS, SEED = 8, 5, 1
+STRIP = "progress.png"
 MARGIN = 64  # pixels on the left, for the number of images seen
 
 
@@ -51,7 +52,10 @@ class SampleGrid:
         return cls(folder, batch.images, batch.c, noise(SEED, 0, VARIANTS, z_dim))
 
     def draw(self, generator: GeneratorNetwork, cur_nimg: int, device: torch.device | str, dtype: torch.dtype) -> Path:
-        """Generate the samples of this generator and write both files; returns the path of the sheet."""
+        """Generate the samples of this generator and write all three files; returns the path of the sheet.
+
+        The sheet is written last: where it is, the samples are complete.
+        """
         people, variants = len(self.photos), len(self.z)
         z = self.z.repeat(people, 1).to(device, dtype)
         with torch.inference_mode():
@@ -59,10 +63,15 @@ class SampleGrid:
         generated = to_images(x).cpu().unflatten(0, (people, variants))
         path = make_folder(self.folder) / f"{cur_nimg:010d}.png"
         write_samples(path.with_suffix(".npz"), self.photos.numpy(), generated.numpy())
+        self.strip(cur_nimg)
         sheet = torch.cat([self.photos[:, None], generated], 1).flatten(0, 1)
         labels = ["photo", *["generated"] * variants] if self.photos.shape[-1] >= LABELLED_SIDE else []
         _save(grid(sheet, variants + 1, gap=GAP, labels=labels), path, cur_nimg)
         return path
+
+    def complete(self, cur_nimg: int) -> bool:
+        """Whether the samples after so many images are written."""
+        return (self.folder / f"{cur_nimg:010d}.png").is_file()
 
     def strip(self, cur_nimg: int) -> Path:
         """Write the progress strip from the samples of up to `cur_nimg` images, those of earlier sessions included."""
@@ -79,7 +88,7 @@ class SampleGrid:
                 strip.paste(face, (MARGIN + column * (side + GAP), row * (side + GAP)))
             position = (4, row * (side + GAP) + side // 2 - 6)
             draw.text(position, label, fill="black", font=ImageFont.load_default(11))
-        path = self.folder / "progress.png"
+        path = self.folder / STRIP
         _save(strip, path, cur_nimg)
         return path
 

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ from vultus.training.processes import Processes, current
 from vultus.training.resume import SNAPSHOT, check_data, move_aside
 from vultus.training.run_log import RunLog, check_trackers
 from vultus.training.run_state import RunState
-from vultus.training.sample_grid import SampleGrid
+from vultus.training.sample_grid import STRIP, SampleGrid
 from vultus.training.signals import collect_signals
 from vultus.training.statistics import StatisticsWindow
 from vultus.training.validation import failure
@@ -125,9 +124,7 @@ def train(
         if budget.used(run.cur_nimg, run.seconds) < 1:
             _loop(run, budget, evaluators, track, project, again="the same command" + " without --fresh" * fresh)
         elif processes.main:
-            message(f"{out}: the budget is used up ({run.cur_nimg} images); nothing to do")
-            if not (out / SNAPSHOT).exists():
-                run.save_snapshot()
+            _complete(run, budget, evaluators, track, project)
     return out / SNAPSHOT
 
 
@@ -155,6 +152,19 @@ def check_processes(config: TrainConfig, photos: PreparedDataset, processes: Pro
 def default_budget(config: TrainConfig, photos: PreparedDataset) -> Budget:
     """The epochs of `config` as a number of images."""
     return Budget(total_nimg=max(1, round(config.epochs * len(photos))))
+
+
+def _complete(
+    run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str
+) -> None:
+    """Write what the last session of a run, whose budget is used up, was ended before."""
+    samples = _samples(run)
+    if run.snapshot_is_current() and samples.complete(run.cur_nimg) and not run.unlogged(evaluators, last=True):
+        message(f"{run.out}: the budget is used up ({run.cur_nimg} images); nothing to do")
+        return
+    message(f"{run.out}: the budget is used up ({run.cur_nimg} images); writing what an interruption left out")
+    with _records(run, budget, evaluators, track, project, last=True) as records:
+        records.artifact()
 
 
 def _loop(
@@ -234,9 +244,16 @@ def _scattered(run: RunState, source: Iterator[tuple[int, Batch]] | None) -> Ite
 
 @contextlib.contextmanager
 def _records(
-    run: RunState, budget: Budget, evaluators: Sequence[Evaluator], track: Sequence[str], project: str
+    run: RunState,
+    budget: Budget,
+    evaluators: Sequence[Evaluator],
+    track: Sequence[str],
+    project: str,
+    *,
+    last: bool = False,
 ) -> Iterator[_Records]:
-    """What is written about a run; at its beginning, samples and a validation."""
+    """What is written about a run. At its beginning these are samples and a validation; later, what the session before
+    was ended before. `last`: the budget is used up."""
     recorded = run.record["data"]
     data = {key: recorded[key] for key in ("content_sha256", "counts", "licence", "identities") if key in recorded}
     session = Session(
@@ -254,10 +271,12 @@ def _records(
         progress(budget.total_nimg, title="training", initial=run.cur_nimg) as bar,
     ):
         records = _Records(run, budget, evaluators, session, log, bar)
-        if run.cur_nimg == 0:
-            records.draw()
-            records.validate(evaluators)
+        records.catch_up(last)
         yield records
+
+
+def _samples(run: RunState) -> SampleGrid:
+    return SampleGrid.of_dataset(run.dataset, run.out / "samples", run.config.generator.z_dim)
 
 
 class _Records:
@@ -276,7 +295,18 @@ class _Records:
         self._session, self._log, self._bar = session, log, bar
         self._before = run.seconds  # of earlier sessions
         self._failed = _Failed(run)
-        self._samples = SampleGrid.of_dataset(run.dataset, run.out / "samples", run.config.generator.z_dim)
+        self._samples = _samples(run)
+
+    def catch_up(self, last: bool) -> None:
+        """Write what is due after the images seen so far and is not there; see _records()."""
+        run, config = self._run, self._run.config
+        if run.cur_nimg and not run.snapshot_is_current():
+            run.save_snapshot()
+            self._session.update(run.cur_nimg, 0.0)
+        due = last or run.due(config.checkpoint_every_nimg) or run.due(config.sample_every_nimg)
+        if run.cur_nimg == 0 or (due and not self._samples.complete(run.cur_nimg)):
+            self.draw()
+        self.validate(run.unlogged(self._evaluators, last=last))
 
     def after_step(self, window: StatisticsWindow, *, save: bool, last: bool, stopped: bool) -> None:
         """Write what is due. `last`: the run ends here, or is `stopped` by a signal."""
@@ -287,26 +317,32 @@ class _Records:
             line |= {"lr": run.config.optim.lr} | peak_memory(run.device)
             self._log.log(line, run.cur_nimg)
             self._show(line)
-        metadata = self.save() if save else {}
-        if save or run.due(run.config.sample_every_nimg):
+        if save:
+            self.save()
+        # Not of a stop by a signal: a run that was stopped and resumed has the samples of one that was not.
+        scheduled = run.due(run.config.checkpoint_every_nimg) or run.due(run.config.sample_every_nimg)
+        if scheduled or (last and not stopped):
             self.draw()
         if not stopped:
             self.validate([each for each in self._evaluators if last or run.due(each[2])])
             if last:
-                self._log.artifact(run.out / SNAPSHOT, metadata, run.cur_nimg)
+                self.artifact()
 
-    def save(self) -> dict[str, Any]:
-        """Write checkpoint and snapshot; return the snapshot's metadata."""
-        metadata = self._run.save()
+    def save(self) -> None:
+        """Write checkpoint and snapshot."""
+        self._run.save()
         self._session.update(self._run.cur_nimg, self._run.seconds - self._before)
-        return metadata
+
+    def artifact(self) -> None:
+        """Log the snapshot."""
+        self._log.artifact(self._run.out / SNAPSHOT, self._run.metadata(), self._run.cur_nimg)
 
     def draw(self) -> None:
         """Write the samples."""
         run = self._run
         path = self._samples.draw(run.model.G_ema, run.cur_nimg, run.device, run.model.dtype)
         self._log.image("samples", path, run.cur_nimg)
-        self._log.image("progress", self._samples.strip(run.cur_nimg), run.cur_nimg)
+        self._log.image("progress", path.with_name(STRIP), run.cur_nimg)
 
     def validate(self, evaluators: Sequence[Evaluator]) -> None:
         """Log what these evaluators measure."""
