@@ -24,6 +24,7 @@ from vultus.models.generators import GeneratorNetwork
 from vultus.models.hub import write_folder
 from vultus.models.snapshot import load_snapshot, save_snapshot
 from vultus.reporting.run_folder import read_evaluations, read_run
+from vultus.sampling.directions import read_directions
 from vultus.sampling.embedding_files import open_embeddings
 from vultus.sampling.face_files import read_faces
 
@@ -190,6 +191,12 @@ def test_audit() -> None:
     ]
 
 
+def test_directions() -> None:
+    directions = read_directions(GOLDEN / "directions.safetensors")
+    assert torch.equal(directions.vectors["smile"], torch.arange(8) / 8)
+    assert directions.cost("smile", 2).startswith("smile +1.5: changes the attribute by +0.90")
+
+
 # --- newer and unknown versions ---------------------------------------------------------------------------------------
 
 
@@ -243,8 +250,25 @@ def newer_audit(folder: Path) -> tuple[Path, Any]:
     return path, lambda: read_audit(path)
 
 
+def newer_directions(folder: Path) -> tuple[Path, Any]:
+    path = copy("directions.safetensors", folder)
+    with safetensors.safe_open(path, "pt") as file:
+        values = file.metadata() | {"format": "2"}
+    path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), values))
+    return path, lambda: read_directions(path)
+
+
 @pytest.mark.parametrize(
-    "make", [newer_data_set, newer_snapshot, newer_model_folder, newer_onnx, newer_embeddings, newer_audit]
+    "make",
+    [
+        newer_data_set,
+        newer_snapshot,
+        newer_model_folder,
+        newer_onnx,
+        newer_embeddings,
+        newer_audit,
+        newer_directions,
+    ],
 )
 def test_a_newer_version_is_refused_in_one_line_with_the_file(tmp_path: Path, make: Any) -> None:
     path, read = make(tmp_path)

@@ -132,7 +132,7 @@ def load_directions(path: str | Path | None, snapshot: Snapshot) -> Directions:
     snapshot's.
     """
     given = Path(path) if path is not None else asset("directions.safetensors")
-    directions = _read(given)
+    directions = read_directions(given)
     wanted = snapshot.metadata.get("encoder") or {}
     differs = difference(wanted, directions.metadata["encoder"])
     dims = {len(vector) for vector in directions.vectors.values()}
@@ -147,7 +147,8 @@ def load_directions(path: str | Path | None, snapshot: Snapshot) -> Directions:
     return directions
 
 
-def _read(path: Path) -> Directions:
+def read_directions(path: Path) -> Directions:
+    """The directions in a file. Raises UserError that names it if it is missing, damaged or of a newer version."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; vultus probe writes directions.safetensors")
     try:
