@@ -40,6 +40,7 @@ from vultus.images.io import photo_media_types, to_images
 from vultus.images.xmp import read_metadata
 from vultus.models.facenet import FaceNet
 from vultus.models.snapshot import Snapshot, load_snapshot, save_snapshot
+from vultus.sampling.directions import Directions
 from vultus.sampling.latents import noise, sample_identities, slerp
 from vultus.sampling.population import fit_population
 from vultus.serving.app import create_app
@@ -99,6 +100,9 @@ def engine(generator: TinyGenerator | None = None, **options: Any) -> Engine:
     snapshot = Snapshot((generator or TinyGenerator()).eval().requires_grad_(False), population, metadata)
     options = {"encoder": PhotoEncoder(), "name": "0123456789abcdef", "exact": True, **options}
     return Engine(snapshot, **options)
+
+
+SMILE = Directions({"smile": torch.eye(DIM)[0]}, {"attributes": {"smile": {"meaning": "wider", "edits": {}}}})
 
 
 @pytest.fixture(scope="module")
@@ -755,6 +759,33 @@ def test_without_facenet_and_population_prior() -> None:
         assert response["faces"][0]["similarity"] == {"facenet": None, "dlib": None}
 
 
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def test_edits() -> None:
+    """Every route moves the embedding; similarities are those to the given one."""
+    with TestClient(create_app(engine(directions=SMILE))) as client:
+        assert client.get("/v1/model").json()["edits"] == [{"name": "smile", "meaning": "wider", "costs": {}}]
+        moved = torch.nn.functional.normalize(C[:1] + 2 * torch.eye(DIM)[:1])
+        body = {"embeddings": C[:1].tolist()}
+        expected = client.post("/v1/faces", json={"embeddings": moved.tolist()}).content
+        assert client.post("/v1/faces", json=body).content != expected
+        assert client.post("/v1/faces", json=body | {"edit": "smile=+2"}).content == expected
+        assert client.post("/v1/faces?edit=smile%3D2", json=body).content == expected
+        upload = {"content": photo(), "headers": {"Content-Type": JPEG}}
+        assert client.post("/v1/faces?edit=smile%3D2", **upload).content != client.post("/v1/faces", **upload).content
+        assert client.get("/v1/random?edit=smile%3D2").content != client.get("/v1/random").content
+        pair = {"a": C[0].tolist(), "b": C[1].tolist(), "steps": 2}
+        changed, plain = (client.post("/v1/between", json=pair | more).json() for more in ({"edit": "smile=1"}, {}))
+        assert changed["faces"][0]["image"] != plain["faces"][0]["image"]
+        for edit in ("age=1", "smile=4", "smile", "smile=x"):
+            check_problem(client.post("/v1/faces", json=body | {"edit": edit}), 422, "edit: ")
+        check_problem(client.post("/v1/faces", json=body | {"edit": "smile=1,smile=2"}), 422, "given twice")
+    with TestClient(create_app(engine())) as client:
+        assert client.get("/v1/model").json()["edits"] == []
+        check_problem(client.post("/v1/faces", json=body | {"edit": "smile=1"}), 422, "edit: ")
+
+
 # --- the OpenAPI document ---------------------------------------------------------------------------------------------
 
 floats = hypothesis.extra.numpy.arrays(
@@ -767,11 +798,12 @@ schemathesis.openapi.media_type(BINARY, floats.map(lambda rows: rows.astype("<f4
 schemathesis.openapi.media_type(NPY, floats.map(npy_file))
 
 app_with_token = create_app(
-    engine(), ServerSettings(max_faces=12, max_body_bytes=200_000, max_megapixels=1.0, token="geheim-7")
+    engine(directions=SMILE), ServerSettings(max_faces=12, max_body_bytes=200_000, max_megapixels=1.0, token="geheim-7")
 )
 schema = schemathesis.openapi.from_asgi("/openapi.json", app_with_token)
 # Rules that JSON Schema cannot express, because each concerns two fields.
 CROSS_FIELD = re.compile(
+    r"edit: .* is given twice; give one strength|"
     r"\d+ x \d+ faces; the limit is 12 per request|similarity: not available with format npy.*|weights: .*"
 )
 

@@ -235,6 +235,26 @@ def test_faces_of_a_random_person_and_their_link(visit: Callable[..., Visit], se
     assert other.page.evaluate("document.activeElement.ariaLabel") == "More faces of random person 2, seed 41"
 
 
+def test_edits(visit: Callable[..., Visit], served: ServerThread) -> None:
+    """A slider changes the faces as the API does, says what it costs, and stays in the link."""
+    user = visit()
+    user.slide_hidden("count", 2)
+    user.slide("Seed as a number", 41)
+    plain = user.faces(2, "seed 41")
+    user.page.get_by_text("Edit", exact=True).click()
+    user.changes(lambda: user.slide("smile", 1.5))
+    edited = user.faces(2, "seed 41")
+    with served.client() as client:
+        asked = "/v1/random?num=2&seed=41&edit=smile%3D1.5"
+        assert same(edited, [pixels(face["image"]) for face in client.get(asked, headers=ACCEPT).json()["faces"]])
+    assert re.search(r"At \+1\.5: changes the attribute by .* dlib accepts", user.page.inner_text("#edit-list"))
+    user.page.get_by_role("button", name="Copy link").click()
+    user.wait("() => location.hash.includes('edit=smile')")
+    assert same(visit(user.page.url.partition("#")[2]).faces(2, "seed 41"), edited)
+    user.changes(lambda: user.page.get_by_role("button", name="Reset").click())
+    assert same(user.faces(2, "seed 41"), plain)
+
+
 def test_bad_links(visit: Callable[..., Visit]) -> None:
     user = visit("embedding?seed=1&who=AAAA")
     user.error("This link is damaged")

@@ -75,6 +75,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         type=str | None,
         help="FILE.onnx: the encoder of the embeddings, where the model was trained on one",
     )
+    parser.add_argument("--directions", type=str | None, help="of edits: file that vultus probe wrote")
     parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
     options = parser.parse_args(list(arguments))
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
@@ -116,6 +117,7 @@ def serve_command(arguments: Sequence[str]) -> int:
             align=options.align,
             device=device,
             encoder_file=options.encoder,
+            directions_file=options.directions,
             name=options.snapshot if options.snapshot.startswith(HUB) else None,
             exact=options.exact,
             watermark=not options.no_mark,

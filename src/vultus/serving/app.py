@@ -114,7 +114,9 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
 def _routes(api: Api, settings: ServerSettings) -> APIRouter:
     # Function names are part of the operation ids in the OpenAPI document: renaming one breaks generated clients.
     c_dim = api.engine.snapshot.network.c_dim
-    options_type, faces_type, between_type, random_type = request_models(c_dim, settings.max_faces)
+    options_type, faces_type, between_type, random_type = request_models(
+        c_dim, settings.max_faces, list(api.engine.directions.vectors) if api.engine.directions else ()
+    )
     faces_type = reads_saved_files(faces_type, api.engine.snapshot.metadata.get("encoder", {}).get("id"))
     router = APIRouter(prefix="/v1", dependencies=bearer(settings.token), responses=error_responses(401))
     with_body = error_responses(408, 413, 422, 429, 503)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from vultus.models.encoders import FACENET_ID, CropEncoder, device_of, load_cond
 from vultus.models.facenet import FACENET_WEIGHTS
 from vultus.models.mobilefacenet import MOBILEFACENET_WEIGHTS, MobileFaceNet
 from vultus.models.snapshot import Snapshot
+from vultus.sampling.directions import Directions, load_directions
 from vultus.sampling.latents import noise, sample_identities
 from vultus.sampling.photos import EmbeddedPhoto, WhichFace, embed_faces
 from vultus.serving.batching import BATCH_SIZES, Batcher, NotFinite
@@ -56,6 +57,7 @@ class Engine:
         judge: dlib's face recognition, which is independent of the training; None with the reason in
             `missing["dlib"]`.
         align: detect and align the face in photos.
+        directions: of the edits that are offered, for the embeddings of the snapshot.
         missing: unavailable features, "photos", "dlib", "align" or "random" -> one line: why, and the remedy.
         exact: call the generator with batches of 16 only (see batching.py).
         watermark: add the invisible watermark to every face. Image metadata are written in any case.
@@ -69,11 +71,13 @@ class Engine:
         encoder: CropEncoder | None = None,
         judge: Judge | None = None,
         align: bool = False,
+        directions: Directions | None = None,
         missing: dict[str, str] | None = None,
         exact: bool = False,
         watermark: bool = True,
     ) -> None:
         self.snapshot, self.encoder, self.judge, self.align = snapshot, encoder, judge, align
+        self.directions = directions
         self.missing = dict(missing or {})
         self.name = name or model_id(snapshot.path)
         # sample_identities computes in float64; converted once, not for every request.
@@ -134,6 +138,10 @@ class Engine:
         """A future of uint8 [N, 3, R, R], watermarked unless the engine was told not to."""
         return self.batcher.submit(z, c)
 
+    def edit(self, c: Tensor, edits: Mapping[str, float]) -> Tensor:
+        """Embeddings c [N, c_dim] moved by edits; see Directions.edit."""
+        return self.directions.edit(c, edits) if self.directions is not None else c
+
     def embed(self, photo: bytes, which: WhichFace, max_pixels: int) -> list[EmbeddedPhoto]:
         """Embed faces of a photo file. Raises BadImage."""
         assert self.encoder is not None
@@ -191,6 +199,7 @@ def open_engine(
     align: bool | None = None,
     device: str = "cpu",
     encoder_file: str | None = None,
+    directions_file: str | None = None,
     **options: Any,
 ) -> Engine:
     """An engine with every network whose weights are available locally; nothing is downloaded.
@@ -200,6 +209,7 @@ def open_engine(
         align: detect and align faces in photos; None: if the extra `align` is installed.
         device: for the encoder of the condition and dlib.
         encoder_file: the ONNX file of the encoder of the condition, where it is one.
+        directions_file: of edits; None: those of the package, if they are for the embeddings of the snapshot.
         options: of Engine.
 
     Raises UserError if `align` is True and the extra is not installed, or if weights are damaged.
@@ -216,6 +226,11 @@ def open_engine(
     encoder = _load_or_note(missing, "photos", functools.partial(_load_encoder, snapshot, device, encoder_file))
     judge = _load_or_note(missing, "dlib", functools.partial(_load_dlib, device))
     align = can_align if align is None else align
+    try:
+        options["directions"] = load_directions(directions_file, snapshot)
+    except UserError:
+        if directions_file is not None:
+            raise
     return Engine(snapshot, encoder=encoder, judge=judge, align=align, missing=missing, **options)
 
 

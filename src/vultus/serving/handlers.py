@@ -22,6 +22,7 @@ from torch import Tensor
 from vultus.errors import UserError
 from vultus.images.io import photo_media_types
 from vultus.models.encoders import FACENET_ID
+from vultus.sampling.directions import Directions, describe, parse_edits
 from vultus.sampling.latents import blend, slerp
 from vultus.sampling.photos import EmbeddedPhoto
 from vultus.serving.engine import IMAGE_FORMATS, REAL_PAIRS, Engine, Place
@@ -166,7 +167,8 @@ class Api:
     ) -> Response:
         """Generate, and return an image, an array or JSON, as the options and the Accept header ask for."""
         engine, note = self.engine, self._note(photos, options)
-        images = await asyncio.wrap_future(engine.generate(z, c))
+        # Similarities are those to the embedding as it was given: they say what an edit costs.
+        images = await asyncio.wrap_future(engine.generate(z, self._edited(c, options.edit)))
         headers = {"Vultus-Model": engine.name, "Vultus-Seed": str(options.seed)}
         headers |= {"Vultus-Note": note} if note else {}
 
@@ -186,6 +188,12 @@ class Api:
         for face, embedding in zip(faces, embeddings or [], strict=False):
             face["embedding"] = embedding
         return JSONResponse({"model": engine.name, "faces": faces, "note": note})
+
+    def _edited(self, c: Tensor, text: str) -> Tensor:
+        try:
+            return self.engine.edit(c, parse_edits(text.split(",") if text else (), "edit"))
+        except UserError as error:
+            raise ApiError(422, str(error)) from None
 
     def model(self) -> dict[str, Any]:
         """The model, the features that are available, and the limits."""
@@ -216,6 +224,7 @@ class Api:
             "formats": [*IMAGE_FORMATS, "npy"],
             "photos": feature("photos") | {"aligned": engine.align, "note": missing.get("align")},
             "random": feature("random"),
+            "edits": _edits(engine.directions),
             "similarity": {"facenet": scale("facenet", "photos"), "dlib": scale("dlib", "dlib")},
             "limits": {
                 "faces": settings.max_faces,
@@ -303,6 +312,19 @@ def _parse(body_type: type[BaseModel], data: bytes) -> BaseModel:
     except ValidationError as error:
         malformed = error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
         raise ApiError(400 if malformed else 422, one_line(error)) from None
+
+
+def _edits(directions: Directions | None) -> list[dict[str, Any]]:
+    """What /v1/model says of the attributes that can be edited."""
+    about = directions.metadata["attributes"] if directions is not None else {}
+    return [
+        {
+            "name": name,
+            "meaning": about.get(name, {}).get("meaning", name),
+            "costs": {key: describe(edit) for key, edit in about.get(name, {}).get("edits", {}).items()},
+        }
+        for name in (directions.vectors if directions is not None else ())
+    ]
 
 
 def _photo_cost(options: Any) -> int:

@@ -3,6 +3,7 @@
 Class names are the component names of the OpenAPI document, from which clients are generated.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -145,6 +146,16 @@ class Scale(Part):
     different_people: Range
 
 
+class Edit(BaseModel):
+    """An attribute that can be edited."""
+
+    name: str
+    meaning: Annotated[str, Field(description="what a larger value means")]
+    costs: Annotated[
+        dict[str, str], Field(description="by strength: what the edit changed and cost when it was measured, in words")
+    ]
+
+
 class Limits(BaseModel):
     """Limits of a request."""
 
@@ -167,6 +178,7 @@ class Model(BaseModel):
     formats: list[Format]
     photos: Photos
     random: Part
+    edits: list[Edit]
     similarity: dict[Literal["facenet", "dlib"], Scale]
     limits: Limits
 
@@ -177,8 +189,12 @@ class PhotoOptions(Strict):
     face: WhichFaces = "largest"
 
 
-def request_models(c_dim: int, max_faces: int) -> tuple[type[Any], type[Any], type[Any], type[Any]]:
+def request_models(
+    c_dim: int, max_faces: int, attributes: Sequence[str] = ()
+) -> tuple[type[Any], type[Any], type[Any], type[Any]]:
     """Models of requests for embeddings of `c_dim` numbers and at most `max_faces` faces.
+
+    `attributes` are those that can be edited.
 
     Returns (options of /v1/faces as query parameters, the same with embeddings as JSON, body of /v1/between, query
     parameters of /v1/random).
@@ -203,7 +219,16 @@ def request_models(c_dim: int, max_faces: int) -> tuple[type[Any], type[Any], ty
             json_schema_extra=not_all_zeros,
         ),
     ]
-    noise: dict[str, Any] = {"seed": (Seed, 0), "noise_strength": (Strength, 1.0)}
+    one_edit = f"({'|'.join(attributes)})=[+-]?[0-3](\\.[0-9]{{1,4}})?"
+    edit: Any = Annotated[
+        str,
+        Field(
+            pattern=f"^({one_edit}(,{one_edit})*)?$" if attributes else "^$",
+            max_length=400,
+            description="attributes that are changed, as in smile=1.5,pitch=-1, in standard deviations",
+        ),
+    ]
+    noise: dict[str, Any] = {"seed": (Seed, 0), "noise_strength": (Strength, 1.0), "edit": (edit, "")}
     images: dict[str, Any] = noise | {"format": (Format, "png")}
     similarity: Any = Annotated[bool, Field(description="also return the similarity of each face to its source")]
     of_embeddings: dict[str, Any] = images | {"num": count("faces of each embedding"), "start": (Start, 0)}

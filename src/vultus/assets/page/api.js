@@ -94,18 +94,18 @@ export class Api {
     return this.json("v1/model");
   }
 
-  random({ seed, count, strength }, signal, start = 0) {
-    return this.json(`v1/random?${new URLSearchParams({ seed, num: count, noise_strength: strength, start })}`, { signal });
+  random({ seed, count, strength, edit = "" }, signal, start = 0) {
+    return this.json(`v1/random?${new URLSearchParams({ seed, num: count, noise_strength: strength, start, edit })}`, { signal });
   }
 
   /** Faces of `people`: { embeddings, start?, weights? }; with weights those of the weighted mean. */
-  faces(people, { seed, count, strength }, signal, similarity = false) {
-    return this.post("v1/faces", { ...people, num: count, seed, noise_strength: strength, similarity }, signal);
+  faces(people, { seed, count, strength, edit }, signal, similarity = false) {
+    return this.post("v1/faces", { ...people, num: count, seed, noise_strength: strength, similarity, edit }, signal);
   }
 
   /** Faces of the largest face of a photo, requested with the photo itself: dlib compares with the photo. */
-  facesOfPhoto(photo, { seed, count, strength }, signal) {
-    const query = new URLSearchParams({ seed, num: count, noise_strength: strength, similarity: true });
+  facesOfPhoto(photo, { seed, count, strength, edit = "" }, signal) {
+    const query = new URLSearchParams({ seed, num: count, noise_strength: strength, similarity: true, edit });
     return this.json(`v1/faces?${query}`, { body: photo, type: photo.type, signal });
   }
 
@@ -114,7 +114,7 @@ export class Api {
     return this.json(`v1/embeddings?face=${face}`, { body: photo, type: photo.type, signal });
   }
 
-  between(a, b, steps, { seed, strength }, signal) {
-    return this.post("v1/between", { a, b, steps, seed, noise_strength: strength }, signal);
+  between(a, b, steps, { seed, strength, edit }, signal) {
+    return this.post("v1/between", { a, b, steps, seed, noise_strength: strength, edit }, signal);
   }
 }

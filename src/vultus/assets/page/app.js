@@ -1,6 +1,7 @@
 // The page: tabs, controls, and the area (#stage) where the views show faces.
 
 import { Api, Latest, Problem, pause } from "./api.js";
+import { editOf, setEdits, showEditValues, showEdits } from "./edits.js";
 import { cameraProblem, onDrop } from "./photos.js";
 import { BlendView } from "./blend.js";
 import { bytesOf, newSeed, tokenOf } from "./people.js";
@@ -36,6 +37,7 @@ class App {
     byId("count").max = Math.min(24, limits.faces);
     byId("count").value = Math.min(matchMedia("(max-width: 40rem)").matches ? 4 : 8, limits.faces);
     byId("panel").hidden = false;
+    showEdits(this.model.edits);
     showControls();
     await this.follow();
   }
@@ -50,6 +52,7 @@ class App {
       const params = new URLSearchParams(query);
       for (const id of ["strength", "count"]) byId(id).value = params.get(id) ?? byId(id).value;
       setSeed(params.get("seed"));
+      setEdits(params.get("edit"));
       showControls();
       await this.reading("link", async (signal) => this.current.restore(params, signal));
       this.linked = this.state;
@@ -94,7 +97,8 @@ class App {
 
   get controls() {
     const [seed, count, strength] = ["seed-number", "count", "strength"].map((id) => Number(byId(id).value));
-    return { seed, count, strength };
+    const edit = editOf();
+    return edit ? { seed, count, strength, edit } : { seed, count, strength };
   }
 
   /** What the faces of the current view depend on. */
@@ -254,6 +258,7 @@ function showStrip(blend) {
 function showControls() {
   byId("strength-value").textContent = Number(byId("strength").value).toFixed(2);
   byId("count-value").textContent = byId("count").value;
+  showEditValues();
 }
 
 function setSeed(seed, from) {
@@ -290,6 +295,11 @@ byId("controls").addEventListener("input", ({ target }) => {
 byId("seed-number").addEventListener("change", ({ target }) => setSeed(target.value));
 byId("copy-link").addEventListener("click", () => app.copyLink());
 byId("save-all").addEventListener("click", () => app.saveAll());
+byId("edit-reset").addEventListener("click", () => {
+  setEdits("");
+  showControls();
+  app.draw();
+});
 byId("seed-new").addEventListener("click", () => {
   setSeed(newSeed());
   app.draw();
