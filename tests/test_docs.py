@@ -467,7 +467,7 @@ def test_curl_gets_an_answer(
 ) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    if "image/" in " ".join(command.words) and not FACENET:
+    if any(part in " ".join(command.words) for part in ("image/", "@me.jpg")) and not FACENET:
         pytest.skip(f"needs FaceNet: {NO_SHARED}")
     address = request.getfixturevalue("served")
     monkeypatch.chdir(workspace.folder)

@@ -192,7 +192,8 @@ def test_photos_and_embeddings_are_those_of_a_prepared_data_set(faces: Path, tmp
         for row, key in enumerate(expected.keys):
             item, at = found[key]
             assert torch.equal(item.images[at], expected.images[row])
-            assert torch.equal(item.c[at], expected.c[row])
+            # The encoder gets other batches, of which some processors sum in another order: the last bit may differ.
+            assert torch.allclose(item.c[at], expected.c[row], rtol=0, atol=1e-6)
             assert item.identities[at] == expected.identities[row]
             assert own_split or in_test(item.identities[at], 0.3) == (split == "test")
     assert dataset.manifest["counts"]["splits"] == PreparedDataset(tmp_path / "prepared").manifest["counts"]["splits"]
