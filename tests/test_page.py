@@ -211,9 +211,7 @@ def test_random_people(visit: Callable[..., Visit], served: ServerThread) -> Non
 
 def test_faces_of_a_random_person_and_their_link(visit: Callable[..., Visit], served: ServerThread) -> None:
     """Vary stays in its view; the first face is the one that it was chosen by, as in the API."""
-    user = visit()
-    user.slide_hidden("count", 3)
-    user.slide("Seed as a number", 41)
+    user = visit("random?seed=41&count=3&strength=1")
     people = user.faces(3, "seed 41")
     user.page.get_by_role("button", name="More faces of random person 2").click()
     faces = user.faces(3, "of random person 2 of seed 41")
@@ -237,9 +235,7 @@ def test_faces_of_a_random_person_and_their_link(visit: Callable[..., Visit], se
 
 def test_edits(visit: Callable[..., Visit], served: ServerThread) -> None:
     """A slider changes the faces as the API does, says what it costs, and stays in the link."""
-    user = visit()
-    user.slide_hidden("count", 2)
-    user.slide("Seed as a number", 41)
+    user = visit("random?seed=41&count=2&strength=1")
     plain = user.faces(2, "seed 41")
     user.page.get_by_text("Edit", exact=True).click()
     user.changes(lambda: user.slide("smile", 1.5))
