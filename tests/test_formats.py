@@ -212,11 +212,16 @@ def newer_data_set(folder: Path) -> tuple[Path, Any]:
     return path / "manifest.json", lambda: PreparedDataset(path)
 
 
-def newer_snapshot(folder: Path) -> tuple[Path, Any]:
-    path = copy("snapshot-float16.safetensors", folder)
+def newer_safetensors(name: str, folder: Path) -> Path:
+    path = copy(name, folder)
     with safetensors.safe_open(path, "pt") as file:
         values = file.metadata() | {"format": "2"}
     path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), values))
+    return path
+
+
+def newer_snapshot(folder: Path) -> tuple[Path, Any]:
+    path = newer_safetensors("snapshot-float16.safetensors", folder)
     return path, lambda: load_snapshot(path)
 
 
@@ -251,10 +256,7 @@ def newer_audit(folder: Path) -> tuple[Path, Any]:
 
 
 def newer_directions(folder: Path) -> tuple[Path, Any]:
-    path = copy("directions.safetensors", folder)
-    with safetensors.safe_open(path, "pt") as file:
-        values = file.metadata() | {"format": "2"}
-    path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), values))
+    path = newer_safetensors("directions.safetensors", folder)
     return path, lambda: read_directions(path)
 
 

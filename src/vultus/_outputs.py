@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vultus._files import make_folder
 from vultus.errors import UserError
 
 REPLACE = "choose another --out, or replace it with --overwrite"
@@ -68,6 +69,13 @@ def check_output(
             remedy = "choose another --out" if overwrite is None else REPLACE
             known = "" if own is None else " and is no earlier result of this command"
             raise UserError(f"{path}: exists{known}; {remedy}")
+
+
+def check_absent(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Create `folder`. Raises UserError if one of the files `names` is there: results are not replaced."""
+    for path in (make_folder(folder) / name for name in names):
+        if path.exists():
+            raise UserError(f"{path}: exists already; choose another --out")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:

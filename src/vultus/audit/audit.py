@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vultus._device import resolve_device
-from vultus._files import make_folder
+from vultus._outputs import check_absent
 from vultus._ranges import Count, Limit, Seed, checks_arguments
 from vultus.audit.groups import group_rows, read_groups
 from vultus.audit.page import FILES, write_page
@@ -59,9 +59,7 @@ def audit(
     loaded = {name: load_protection(name) for name in names}
     labelled = None if groups is None else read_groups(groups)
     if out is not None:
-        for name in FILES:
-            if (make_folder(out) / name).exists():
-                raise UserError(f"{Path(out) / name}: exists already; choose another --out")
+        check_absent(out, FILES)
     device = resolve_device(device)
     test = PreparedDataset(data, "test")
     generator = load(snapshot, device=device)

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from vultus.audit.attributes import ATTRIBUTES, attribute_column
 from vultus.audit.probes import Probe
-from vultus.audit.protocol import InvertedFaces
+from vultus.audit.protocol import InvertedFaces, checked_threshold
 from vultus.data.dataset import PreparedDataset
-from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import Judge
 from vultus.evaluation.bootstrap import PersonBootstrap
 from vultus.evaluation.extract import GeneratedFaces, RealFaces, extract, vectors
-from vultus.evaluation.verification import pair_scores, row_scores, threshold_at_far
+from vultus.evaluation.verification import pair_scores, row_scores
 from vultus.models.snapshot import Snapshot
 
 STRENGTHS = (-1.5, 1.5)  # at which edits are measured
@@ -57,10 +56,7 @@ def measure_edits(
     thresholds = {}
     for judge in judges:
         different = pair_scores(real[judge.short][:, 0], people, judge.similarity)[1]
-        try:
-            thresholds[judge.short] = threshold_at_far(different, FAR)
-        except ValueError as error:
-            raise UserError(f"{dataset.folder}: {error}; prepare more people or raise --limit") from None
+        thresholds[judge.short] = checked_threshold(different, FAR, dataset)
 
     def accepted(faces: Mapping[str, Tensor], judge: Judge) -> dict[str, Any]:
         own = row_scores(faces[judge.short][:, 0], real[judge.short][:, 0], judge.similarity)
@@ -74,8 +70,9 @@ def measure_edits(
         result[name] = {}
         for strength in STRENGTHS:
             moved = F.normalize(c + strength * probe.direction, dim=1)
-            faces = InvertedFaces(snapshot, dict(zip(rows.tolist(), moved, strict=True)), seed=seed, device=device)
-            faces.title = f"{name} {strength:+g}"
+            by_row = dict(zip(rows.tolist(), moved, strict=True))
+            title = f"{name} {strength:+g}"
+            faces = InvertedFaces(snapshot, by_row, seed=seed, device=device, title=title)
             after = extract(faces, dataset, rows, columns, **options)
             change = (after["attributes"] - before["attributes"])[:, 0, place].double() / probe.std
             estimates = {"change": bootstrap.mean(change), "cosine": bootstrap.mean(row_scores(moved, c, "cosine"))}

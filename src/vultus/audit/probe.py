@@ -10,12 +10,14 @@ import torch
 
 from vultus._device import resolve_device
 from vultus._download import cache_folder
-from vultus._files import make_folder, write_json, write_text
+from vultus._files import write_json, write_text
 from vultus._formats import VERSIONS
+from vultus._outputs import check_absent
 from vultus._ranges import Count, Limit, Seed, checks_arguments
 from vultus.audit.attributes import ATTRIBUTES, attribute_column, check_available
 from vultus.audit.edits import STRENGTHS, measure_edits
 from vultus.audit.probes import Probe, explained, fit_probe
+from vultus.audit.tables import markdown, percent
 from vultus.data.dataset import PreparedDataset
 from vultus.errors import UserError
 from vultus.evaluation.backbones.face_recognition import load_judge
@@ -75,9 +77,7 @@ def probe(
     """
     check_available()
     if out is not None:
-        for name in FILES:
-            if (make_folder(out) / name).exists():
-                raise UserError(f"{Path(out) / name}: exists already; choose another --out")
+        check_absent(out, FILES)
     device = resolve_device(device)
     test = PreparedDataset(data, "test")
     training = test.with_split("train")
@@ -143,9 +143,9 @@ def table(result: Mapping[str, Any]) -> str:
     heads = ["attribute", "explained", "within one person"]
     for strength, edit in edits.items():
         heads += [f"{strength}: change", *(f"{strength}: {judge} accepts" for judge in edit["accepted"])]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = [heads]
     for name, row in attributes.items():
-        cells = [name, _percent(row["explained"]), _percent(row["explained_within"])]
+        cells = [name, percent(row["explained"]), percent(row["explained_within"])]
         for strength in edits:
             if (edit := row["edits"].get(strength)) is None:
                 cells += ["-"] * (1 + len(edits[strength]["accepted"]))
@@ -155,15 +155,8 @@ def table(result: Mapping[str, Any]) -> str:
                 f"{100 * rates['after']['value']:.1f} of {100 * rates['before']['value']:.1f}"
                 for rates in edit["accepted"].values()
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _percent(estimate: Mapping[str, float] | None) -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+        rows.append(cells)
+    return markdown(rows)
 
 
 def _write(result: Mapping[str, Any], probes: Mapping[str, Probe], generator: Snapshot | None, out: Path) -> None:

@@ -47,12 +47,20 @@ MIN_TRAINING = 64  # embeddings that a mapping is trained on
 class InvertedFaces(GeneratedFaces):
     """The faces of other embeddings `c` [N, D] than those of the data set, row by row."""
 
-    def __init__(self, snapshot: Snapshot, c: Map[int, Tensor], *, seed: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        c: Map[int, Tensor],
+        *,
+        seed: int,
+        device: torch.device | str,
+        title: str = "inverted",
+    ) -> None:
         super().__init__(snapshot, seed=seed, device=device)
         self._c = c
         digest = hashlib.sha256(torch.stack(list(c.values())).numpy().tobytes()).hexdigest()
         self.id = f"{self.id}-{digest[:32]}"
-        self.title = "inverted"
+        self.title = title
 
     def __call__(self, rows: np.ndarray, number: int, photos: Batch) -> Tensor:
         """See FaceSet."""
@@ -139,7 +147,7 @@ def audit_people(
     photos: dict[str, dict[str, Any]] = {}
     for name, similarity, _ in networks:
         _, different = pair_scores(real[name], people, similarity)
-        thresholds[name], photos[name] = {far: _threshold(different, far, dataset) for far in FARS}, {}
+        thresholds[name], photos[name] = {far: checked_threshold(different, far, dataset) for far in FARS}, {}
         for far, threshold in thresholds[name].items():
             accepted = accepted_against_others(real[name], real[name], people, similarity, threshold)
             photos[name][f"type2@{far:g}"] = _estimate(bootstrap, accepted)
@@ -217,7 +225,8 @@ def _estimates(
     }
 
 
-def _threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float:
+def checked_threshold(different: Tensor, far: float, dataset: PreparedDataset) -> float:
+    """threshold_at_far; raises UserError that names the data set if there are too few pairs of different people."""
     try:
         return threshold_at_far(different, far)
     except ValueError as error:
@@ -234,7 +243,9 @@ def _verified(
         keys = _keys(protection, people, attacked.seed, attacked=True)
         impostors["stolen_key"] = stolen_key_scores(protection, c, keys, people)
     return {
-        case: accepted_against_others(templates, templates, people, "cosine", _threshold(different, FARS[-1], dataset))
+        case: accepted_against_others(
+            templates, templates, people, "cosine", checked_threshold(different, FARS[-1], dataset)
+        )
         for case, different in impostors.items()
     }
 
