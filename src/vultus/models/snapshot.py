@@ -102,13 +102,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Snaps
 
 
 def _read_file(path: Path, device: torch.device | str) -> Snapshot:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            values = file.metadata() or {}
-            tensors = {key: _float32(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of safetensors, and of torch where a tensor is too large
-        reason = in_one_line(error)
-        raise UserError(f"{path}: damaged or not a safetensors file ({reason}); copy or train it again") from None
+    values, tensors = read_safetensors(path, remedy="copy or train it again")
     if not {"format", "vultus"} <= values.keys():
         raise UserError(f"{path}: not a vultus snapshot; give a file that vultus train wrote")
     stored = {"metadata": parse_json(values["vultus"], path), "tensors": tensors}
@@ -144,6 +138,15 @@ def _published(folder: Path, device: torch.device | str) -> Snapshot:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def read_safetensors(path: Path, *, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a safetensors file, float32. Raises UserError, which ends in `remedy`."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}, {key: _float32(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of safetensors, and of torch where a tensor is too large
+        raise UserError(f"{path}: damaged or not a safetensors file ({in_one_line(error)}); {remedy}") from None
 
 
 def _float32(value: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -31,10 +30,10 @@ from torch import Tensor
 
 from vultus._files import atomic_path
 from vultus._formats import VERSIONS, upgrade
-from vultus.errors import UserError, in_one_line
+from vultus.errors import UserError
 from vultus.models.encoders import difference
 from vultus.models.integrity import parse_json
-from vultus.models.snapshot import Snapshot, asset
+from vultus.models.snapshot import Snapshot, asset, read_safetensors
 from vultus.sampling.conditioning import ConditionSource
 
 MOST = 4.0  # standard deviations of an edit, in either direction
@@ -151,12 +150,7 @@ def read_directions(path: Path) -> Directions:
     """The directions in a file. Raises UserError that names it if it is missing, damaged or of a newer version."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; vultus probe writes directions.safetensors")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            values = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of safetensors, and of torch where a tensor is too large
-        raise UserError(f"{path}: damaged or not a safetensors file ({in_one_line(error)}); copy it again") from None
+    values, tensors = read_safetensors(path, remedy="copy it again")
     if not {"format", "vultus"} <= values.keys() or not all(key.startswith(PREFIX) for key in tensors):
         raise UserError(f"{path}: not a file of directions; give one that vultus probe wrote")
     metadata = upgrade("directions", values["format"], parse_json(values["vultus"], path), path)
@@ -165,7 +159,7 @@ def read_directions(path: Path) -> Directions:
     parts = [metadata.get(key) for key in ("encoder", "attributes")] if isinstance(metadata, Mapping) else [None]
     if not good or not all(isinstance(part, Mapping) for part in parts):
         raise UserError(f"{path}: damaged; copy it again, or fit the directions again with vultus probe")
-    return Directions({name: vector.float() for name, vector in vectors.items()}, dict(metadata), path)
+    return Directions(vectors, dict(metadata), path)
 
 
 def edited(source: ConditionSource, directions: Directions, edits: Mapping[str, float]) -> ConditionSource:
