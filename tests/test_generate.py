@@ -266,8 +266,9 @@ def test_photos(
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
-    """1,100 long embeddings are 26 MB more than 300, their images 10 MB; the process may use 10 MB more.
+    """1,100 long embeddings are 26 MB more than 300, their images 10 MB; the process may use 20 MB more.
 
+    The allocator's own steps are 4 to 11 MB, and do not become more with 3,300 embeddings.
     The peak is VmHWM where there is /proc: ru_maxrss of a new process begins at the memory of the one that started it.
     """
     path = write_snapshot(tmp_path / "snapshot.safetensors", resolution=64, c_dim=8192)
@@ -299,7 +300,7 @@ print(json.dumps(peaks))
     )
     assert len(images(tmp_path / "1100")) == 1100
     small, large = json.loads(result.stdout)
-    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 10 * 2**20
+    assert (large - small) * (1 if sys.platform == "darwin" else 1024) < 20 * 2**20
 
 
 def test_as_one_is_the_mean(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

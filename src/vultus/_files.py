@@ -104,12 +104,20 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
     return data
 
 
+def json_value(text: str | bytes) -> Any:
+    """The value of JSON. Raises ValueError if it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises UserError that names the file if it is missing or not JSON."""
     data = read_bytes(path, limit=MAX_JSON)
     try:
-        return json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return json_value(data.decode("utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it or restore it from a copy") from None
 
 

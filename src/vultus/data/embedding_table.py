@@ -10,7 +10,6 @@ A Parquet file that `vultus embed` wrote names its encoder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from vultus._files import sha256_file
+from vultus._files import json_value, sha256_file
 from vultus.errors import UserError, in_one_line
 from vultus.models.encoders import IDS, UNIT
 
@@ -140,9 +139,9 @@ def read_table(path: str | Path, name: str | None = None) -> EmbeddingTable:
 def _encoder_of(schema: pa.Schema) -> dict[str, str]:
     """Id and weights_sha256 of the encoder, from the header of `vultus embed`; empty without one."""
     try:
-        encoder = json.loads((schema.metadata or {}).get(HEADER, b"{}"))["encoder"]
+        encoder = json_value((schema.metadata or {}).get(HEADER, b"{}"))["encoder"]
         return {key: str(encoder[key]) for key in ("id", "weights_sha256")}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return {}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vultus._files import json_value
 from vultus.data.changes import Changes, History, sidecars_of
 from vultus.data.integrity import lost_shards
 from vultus.data.items import Source, counted
@@ -99,8 +99,8 @@ class Existing:
 
 def _skips(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError):  # without it, these photos are tried once more
+        return [json_value(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):  # without it, these photos are tried once more
         return []
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from vultus._download import cache_folder
-from vultus._files import processors, sha256_file, write_json
+from vultus._files import json_value, processors, sha256_file, write_json
 from vultus._formats import VERSIONS
 from vultus._progress import progress
 from vultus.errors import UserError
@@ -112,11 +111,11 @@ def _record_file(place: str) -> Path:
 def _recorded(place: str) -> dict[tuple[str, _State], str]:
     """The results of earlier processes for the folder `place`; empty if there are none or they cannot be read."""
     try:
-        record = json.loads(_record_file(place).read_text(encoding="utf-8"))
+        record = json_value(_record_file(place).read_text(encoding="utf-8"))
         if record["format"] != VERSIONS["shard check"]:
             return {}
         return {(f"{place}/{name}", _state(state)): str(value) for name, state, value in record["shards"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

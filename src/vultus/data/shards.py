@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vultus._files import LOCK, atomic_path, read_json, sha256_file, write_json
+from vultus._files import LOCK, atomic_path, json_value, read_json, sha256_file, write_json
 from vultus._formats import VERSIONS
 from vultus.data.integrity import checked_sha256, lost_shards
 from vultus.errors import UserError
@@ -94,8 +94,8 @@ class PreparedFolder:
             return []
         try:
             lines = self.sidecars_file.read_text(encoding="utf-8").splitlines()
-            return [json.loads(line) for line in lines]
-        except (ValueError, RecursionError) as error:
+            return [json_value(line) for line in lines]
+        except ValueError as error:
             raise UserError(f"{self.sidecars_file}: damaged ({error}); delete it, then run the same command") from None
 
     def done(self) -> list[Json]:

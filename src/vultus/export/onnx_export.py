@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vultus._files import atomic_path, make_folder
+from vultus._files import atomic_path, json_value, make_folder
 from vultus._formats import VERSIONS
 from vultus._outputs import Inputs, check_output
 from vultus.errors import UserError
@@ -137,7 +137,7 @@ def exported_metadata(path: Path) -> dict[str, Any]:
     try:
         model = _onnx().load(path, load_external_data=False)
         entries = {entry.key: entry.value for entry in model.metadata_props}
-        metadata = json.loads(entries[METADATA_KEY])
+        metadata = json_value(entries[METADATA_KEY])
     except UserError:
         raise
     except Exception:  # protobuf has several exception classes for damaged files

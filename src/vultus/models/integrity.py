@@ -6,7 +6,6 @@ Shape legend: c_dim length of an embedding, k rank of the population prior, K co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vultus._files import json_value
 from vultus.errors import UserError, in_one_line
 
 MAX_RESOLUTION = 4096  # pixels; the number of layers, and with it the time of a check, grows with it
@@ -69,8 +69,8 @@ def check_metadata(metadata: Any, where: str | Path) -> None:
 def parse_json(text: str, where: str | Path) -> Any:
     """The value of JSON in the metadata of a file. Raises UserError that names the file if it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # deep nesting
+        return json_value(text)
+    except ValueError as error:  # deep nesting
         raise UserError(f"{where}: its metadata are not JSON ({in_one_line(error)}); copy or train it again") from None
 
 

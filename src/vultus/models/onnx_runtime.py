@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vultus._files import sha256_file
+from vultus._files import json_value, sha256_file
 from vultus._formats import upgrade
 from vultus.errors import UserError, in_one_line
 from vultus.models.generators import GeneratorNetwork
@@ -83,7 +83,7 @@ def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
     session = open_session(path, threads=threads)
     try:
         entries = session.get_modelmeta().custom_metadata_map  # of bytes that may not be UTF-8
-        stored = {"metadata": json.loads(entries[METADATA_KEY]), "population": entries.get(POPULATION_KEY, "{}")}
+        stored = {"metadata": json_value(entries[METADATA_KEY]), "population": entries.get(POPULATION_KEY, "{}")}
         stored = upgrade("onnx", stored["metadata"]["format"], stored, path)
         population, metadata = decode_population(stored["population"]), stored["metadata"]
         del metadata["format"]
@@ -93,7 +93,7 @@ def open_onnx(path: str | Path, *, threads: int | None = None) -> OnnxModel:
         if inputs != {"z": [sizes["z_dim"]], "c": [sizes["c_dim"]]} or not 0 < sizes["resolution"] <= MAX_RESOLUTION:
             raise ValueError
         network = OnnxGenerator(path, sizes, session)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: not a generator that vultus exported; export its snapshot again") from None
     check_population(population, network.c_dim, path)
     _check_weights(path, network)
@@ -177,5 +177,5 @@ def decode_population(text: str) -> dict[str, Tensor]:
         key: torch.from_numpy(
             np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"]).astype(np.float32)
         )
-        for key, value in json.loads(text).items()
+        for key, value in json_value(text).items()
     }

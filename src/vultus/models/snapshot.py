@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vultus._download import HUB
-from vultus._files import atomic_path
+from vultus._files import atomic_path, json_value
 from vultus._formats import VERSIONS, upgrade
 from vultus.config import GeneratorConfig, from_dict, to_dict
 from vultus.errors import UserError, in_one_line
@@ -125,7 +125,7 @@ def saved_cur_nimg(path: Path) -> int | None:
     """The images seen by the snapshot in this file; None if it is missing, damaged, or does not say."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return int(json.loads((file.metadata() or {})["vultus"])["cur_nimg"])
+            return int(json_value((file.metadata() or {})["vultus"])["cur_nimg"])
     except Exception:  # safetensors has errors of its own
         return None
 

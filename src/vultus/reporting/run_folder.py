@@ -7,7 +7,6 @@ they are left out, with a line in `remarks` for each.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 import safetensors
 
-from vultus._files import is_locked, read_json
+from vultus._files import is_locked, json_value, read_json
 from vultus._run_config import read_run_config
 from vultus.errors import UserError
 from vultus.evaluation.headlines import with_training_data
@@ -175,9 +174,9 @@ def _stats(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], dict[s
     damaged = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = json_value(text)
             valid = isinstance(line["cur_nimg"], int)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             valid = False
         if not valid:
             damaged += 1
@@ -196,7 +195,7 @@ def _snapshot(path: Path, remarks: list[str]) -> tuple[dict[str, Any], int]:
         return {}, 0
     try:
         with safetensors.safe_open(path, "np") as file:
-            metadata = json.loads((file.metadata() or {})["vultus"])
+            metadata = json_value((file.metadata() or {})["vultus"])
             names = [name for name in file.keys() if name.startswith("generator.")]  # noqa: SIM118
             return dict(metadata), sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     except Exception as error:  # safetensors has no public class for all of its errors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vultus._files import json_value
 from vultus._formats import upgrade
 from vultus.errors import UserError
 from vultus.models.encoders import difference
@@ -137,9 +137,9 @@ def encoder_in(header: str | bytes | dict[str, Any], source: str) -> dict[str, A
     Raises UserError if the header is damaged or of a newer version.
     """
     try:
-        value = header if isinstance(header, dict) else json.loads(header)
+        value = header if isinstance(header, dict) else json_value(header)
         return dict(upgrade("embeddings", value["format"], value, source)["encoder"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise UserError(f"{source}: its header {HEADER!r} is {DAMAGED}") from None
 
 

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vultus._files import atomic_path, make_folder
+from vultus._files import atomic_path, json_value, make_folder
 from vultus._formats import VERSIONS, upgrade
 from vultus._outputs import Inputs
 from vultus._ranges import ImageFormat
@@ -160,8 +160,8 @@ def read_faces(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            line: Any = json.loads(text)
-        except (ValueError, RecursionError):
+            line: Any = json_value(text)
+        except ValueError:
             line = None
         if not isinstance(line, Mapping) or not isinstance(line.get("file"), str) or "format" not in line:
             raise UserError(f"{path}: line {number} does not say which picture it is of; move the file away")

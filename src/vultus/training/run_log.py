@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vultus._files import read_json, write_text
+from vultus._files import json_value, read_json, write_text
 from vultus._progress import message
 from vultus.errors import UserError
 from vultus.training.trackers import NEEDS
@@ -49,8 +49,8 @@ def read_stats(path: Path, cur_nimg: float = math.inf) -> list[dict[str, Any]]:
     """The lines of a stats.jsonl up to `cur_nimg` images; an incomplete line, of a killed process, is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            values = json.loads(line)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = json_value(line)
             if values["cur_nimg"] <= cur_nimg:
                 lines.append(values)
     return lines

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from vultus._download import cache_folder
-from vultus._files import atomic_path
+from vultus._files import atomic_path, json_value
 from vultus._formats import VERSIONS
 from vultus._progress import message
 
@@ -62,7 +62,7 @@ class Cache:
         self._own.add(str(path))
         try:
             with safetensors.safe_open(path, "np") as file:
-                value = json.loads(file.metadata()["value"])
+                value = json_value(file.metadata()["value"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             os.utime(path)  # now the last one to be removed
         except FileNotFoundError:
