@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vultus._ranges import Count, Limit, Seed
-from vultus.cli.options import ArgumentParser
+from vultus._ranges import Limit
+from vultus.cli.options import ArgumentParser, add_measuring
 
 
 def audit_command(arguments: Sequence[str]) -> int:
@@ -22,10 +22,7 @@ def audit_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--judge", type=str, nargs="+", default=["dlib"], help="dlib, mobilefacenet, FILE.onnx[:raw]")
     parser.add_argument("--groups", type=str | None, help="JSON file {group: [photos or people]}, measured one by one")
     parser.add_argument("--out", type=str | None, help="new folder for the page (HTML and Markdown) and audit.json")
-    parser.add_argument("--seed", type=Seed, default=0, help="of keys, noise, mapping and resampled people")
-    parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_measuring(parser, seed="of keys, noise, mapping and resampled people")
     options = parser.parse_args(list(arguments))
     from vultus.audit.audit import audit
     from vultus.audit.tables import text

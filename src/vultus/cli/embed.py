@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vultus._ranges import Images
-from vultus.cli.options import ArgumentParser
+from vultus.cli.options import ArgumentParser, add_device
 
 
 def embed_command(arguments: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def embed_command(arguments: Sequence[str]) -> int:
         "--align", type=bool | None, help="find and align the face in photos; default: if the extra is installed"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file; never the inputs")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    add_device(parser)
     options = parser.parse_args(list(arguments))
     from vultus.data.items import counted
     from vultus.sampling.photo_embeddings import embed_photos

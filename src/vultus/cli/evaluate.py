@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from vultus._ranges import Count, Limit, NoiseStrength, Seed
-from vultus.cli.options import ArgumentParser
+from vultus._ranges import Count, Limit, NoiseStrength
+from vultus.cli.options import ArgumentParser, add_measuring
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
@@ -44,10 +44,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=str | None, help="folder for the table, plots and grids of faces; default: in RUN/evaluations"
     )
-    parser.add_argument("--seed", type=Seed, default=0, help="of the noise and of the resampled people")
-    parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_measuring(parser, seed="of the noise and of the resampled people")
     options = parser.parse_args(list(arguments))
     from vultus.evaluation.compare import evaluate_snapshots, format_comparison
 

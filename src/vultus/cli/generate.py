@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vultus._ranges import Count, ImageFormat, NoiseStrength, PictureSide, Quality, Seed, Steps
-from vultus.cli.options import ArgumentParser
+from vultus.cli.options import ArgumentParser, add_device
 from vultus.errors import UserError
 
 
@@ -67,7 +67,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace existing files that show something else; never the inputs"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    add_device(parser)
     options = parser.parse_args(list(arguments))
     given = [name for name in ("embeddings", "photos", "random", "between") if options[name] is not None]
     if len(given) != 1:

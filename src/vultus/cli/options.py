@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_origin
 
 from vultus._engines import Engine
-from vultus._ranges import Count, allowed, from_text, parts
+from vultus._ranges import Count, Seed, allowed, from_text, parts
 from vultus.errors import UserError
 
 
@@ -62,6 +62,19 @@ def add_workers(parser: ArgumentParser, text: str) -> None:
         default="processes",
         help="of --workers: processes of this machine, or a Ray cluster (extra `scale`)",
     )
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+
+
+def add_measuring(parser: ArgumentParser, seed: str) -> None:
+    """Add the options of commands that measure: --seed, of what this text says, --batch, --device and --json."""
+    parser.add_argument("--seed", type=Seed, default=0, help=seed)
+    parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def add_typed(add: Callable[..., argparse.Action], *names: str, type: Any, **options: Any) -> argparse.Action:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vultus._ranges import CropSide, Images, ShareBelowOne
-from vultus.cli.options import ArgumentParser, add_workers
+from vultus.cli.options import ArgumentParser, add_device, add_workers
 
 
 def prepare_command(arguments: Sequence[str]) -> int:
@@ -63,7 +63,7 @@ def prepare_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of FaceNet; auto: the faster one"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    add_device(parser)
     add_workers(parser, "processes that share the work; the result is the same. default: this one")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(list(arguments))

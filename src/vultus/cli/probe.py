@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vultus._ranges import Count, Limit, Seed
-from vultus.cli.options import ArgumentParser
+from vultus._ranges import Limit
+from vultus.cli.options import ArgumentParser, add_measuring
 
 
 def probe_command(arguments: Sequence[str]) -> int:
@@ -24,10 +24,7 @@ def probe_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=str | None, help="new folder for directions.safetensors, probe.md, probe.json and edits.png"
     )
-    parser.add_argument("--seed", type=Seed, default=0, help="of the noise and of the resampled people")
-    parser.add_argument("--batch", type=Count, default=32, help="photos at a time; does not change the results")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_measuring(parser, seed="of the noise and of the resampled people")
     options = parser.parse_args(list(arguments))
     from vultus.audit.probe import probe, table
 

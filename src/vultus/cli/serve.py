@@ -11,7 +11,7 @@ from vultus._device import resolve_device
 from vultus._download import HUB
 from vultus._files import processors
 from vultus._ranges import Amount, Count, Port, Seconds
-from vultus.cli.options import ArgumentParser
+from vultus.cli.options import ArgumentParser, add_device
 from vultus.errors import UserError
 
 MISSING = "serving needs the extra `serve`: pip install 'vultus[serve]'"
@@ -76,7 +76,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         help="FILE.onnx: the encoder of the embeddings, where the model was trained on one",
     )
     parser.add_argument("--directions", type=str | None, help="of edits: file that vultus probe wrote")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    add_device(parser)
     options = parser.parse_args(list(arguments))
     token = options.token or os.environ.get("VULTUS_TOKEN") or None
     if token is not None and not re.fullmatch(r"[!-~]+", token):

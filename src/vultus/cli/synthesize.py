@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vultus._ranges import Angle, Count, FacesOfPerson, NoiseStrength, Score, Seed
-from vultus.cli.options import ArgumentParser, add_workers
+from vultus.cli.options import ArgumentParser, add_device, add_workers
 
 
 def synthesize_command(arguments: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def synthesize_command(arguments: Sequence[str]) -> int:
         "--noise_strength", type=NoiseStrength, default=1.0, help="factor of the noise; below 1: less variation"
     )
     parser.add_argument("--format", type=Literal["parquet", "webdataset"], default="parquet", help="of the shards")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, mps or cpu")
+    add_device(parser)
     add_workers(parser, "processes of one thread that share the work, same result. default: this one")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(list(arguments))
