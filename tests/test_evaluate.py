@@ -297,6 +297,18 @@ def test_results_do_not_depend_on_the_batch_size(run: Run, tmp_path: Path) -> No
         assert numbers(run(TinyGenerator(), batch=batch, cache=tmp_path / f"{batch}")) == pytest.approx(whole, abs=1e-4)
 
 
+def test_results_do_not_depend_on_the_number_of_threads(run: Run, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = numbers(run(TinyGenerator(), cache=tmp_path / "1"))
+        torch.set_num_threads(2)
+        two = numbers(run(TinyGenerator(), cache=tmp_path / "2"))
+    finally:
+        torch.set_num_threads(before)
+    assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
+
+
 def test_noise_is_a_function_of_seed_and_photo(run: Run) -> None:
     """A photo meets the same noise in the whole split as in a part of it; another seed gives other noise."""
     whole, part, other = Recorder(), Recorder(), Recorder()
