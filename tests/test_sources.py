@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -335,6 +336,15 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.parquet: can't be read as Parquet") as caught:
         open_source(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_parquet_with_text_that_is_not_utf8(tmp_path: Path) -> None:
+    offsets, text = np.array([0, 3, 5], np.int32), b"ann\xff\xfe"
+    names = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    table = pa.table({"image": [b"1", b"2"], "identity": names})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"broke off at row 0 of train .*codec can't decode"):
+        list(open_source(str(tmp_path / "a.parquet")).parts[0].items(None))
 
 
 def test_parquet_damaged_in_the_middle(tmp_path: Path) -> None:

@@ -385,6 +385,16 @@ def test_a_file_that_stays_broken_is_skipped_and_listed(
     assert set(seen["whole"][epoch : epoch + 30]) == of_files(0, 1, 3)
 
 
+def test_a_file_with_text_that_is_not_utf8_is_skipped(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.parquet.read_table(faces / "train-1.parquet")
+    images = table["image"].combine_chunks()
+    paths = pa.array([b"\xff\xfe"] * len(table)).cast(pa.string(), safe=False)
+    damaged = pa.StructArray.from_arrays([images.field("bytes"), paths], names=["bytes", "path"])
+    pyarrow.parquet.write_table(table.set_column(0, "image", damaged), faces / "train-1.parquet")
+    assert set(keys(stream(faces), 10)) == of_files(0, 2, 3)
+    assert "train-1.parquet: not Parquet that can be read (" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_opened_is_skipped(faces: Path, tmp_path: Path, capsys: Any) -> None:
     (faces / "train-1.parquet").write_bytes(b"PAR1 no Parquet PAR1")
     dataset = stream(faces)

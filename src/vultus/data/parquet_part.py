@@ -77,14 +77,14 @@ class ParquetPart:
         batches = self._batches(self._row)
         while True:
             try:
-                batch = next(batches, None)
+                batch = next(batches)
+                images = batch[image].to_pylist()  # fails for text that is not UTF-8
+                people = batch[identity].to_pylist() if identity else [None] * len(images)
+            except StopIteration:
+                return
             except Exception as error:  # of pyarrow, which has its own classes
                 reason = f"{type(error).__name__}: {in_one_line(error)}"
                 raise broke_off(self.source, self.name, self._row, reason) from error
-            if batch is None:
-                return
-            images = batch[image].to_pylist()
-            people = batch[identity].to_pylist() if identity else [None] * len(images)
             for cell, person in zip(images, people, strict=True):
                 given = {"bytes": cell} if isinstance(cell, bytes) else cell
                 item = row_item(

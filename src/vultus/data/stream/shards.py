@@ -187,7 +187,7 @@ class Shards:
         metadata = self._footer(shard.place)
 
         def read(reader: Reader) -> pa.Table:
-            return pq.ParquetFile(reader, metadata=metadata).read(columns=[name], use_threads=False)
+            return _valid(pq.ParquetFile(reader, metadata=metadata).read(columns=[name], use_threads=False))
 
         spans = _spans(metadata, range(metadata.num_row_groups), [name])
         return self._parquet(shard.place, read, spans).column(0).to_pylist()
@@ -202,7 +202,7 @@ class Shards:
 
         def read(reader: Reader) -> pa.Table:
             file = pq.ParquetFile(reader, metadata=metadata)
-            return file.read_row_group(group, columns=wanted, use_threads=False).take(rows)
+            return _valid(file.read_row_group(group, columns=wanted, use_threads=False).take(rows))
 
         table = self._parquet(shard.place, read, _spans(metadata, [group], wanted))
         before = sum(shard.groups[:group])
@@ -224,6 +224,12 @@ class _Footer:
     name: str
     schema: pa.Schema
     groups: list[int]
+
+
+def _valid(table: pa.Table) -> pa.Table:
+    """The table. Raises pa.ArrowInvalid if a text in it is not UTF-8, which would fail where it is used."""
+    table.validate(full=True)
+    return table
 
 
 def _spans(metadata: pq.FileMetaData, groups: Iterable[int], columns: Sequence[str]) -> list[tuple[int, int]]:
