@@ -132,7 +132,7 @@ def main() -> int:
         if sum(columns[1:]) != len(found):
             print(f"of other kinds: {count}", file=sys.stderr)
         if options.survivors:
-            for each in (each for each, status in found.items() if status not in KILLED):
+            for each in (each for each, status in found.items() if status in LEFT):
                 print(subprocess.run([str(command), "show", each], cwd=folder, capture_output=True, text=True).stdout)
     return 0
 

@@ -337,7 +337,9 @@ def test_a_subset_keeps_the_order_of_the_rows(tmp_path: Path) -> None:
         keys = PreparedDataset(folder, None, max_images=number).keys
         assert len(keys) == number
         assert keys == sorted(keys, key=whole.index)
-        assert keys == PreparedDataset(folder, None).with_split(None, max_images=number, seed=0).keys
+        other = PreparedDataset(folder, None)
+        assert keys == other.with_split(None, max_images=number).keys
+        assert keys == other.with_split(None, max_images=number, seed=0).keys
     assert [PreparedDataset(folder, None, max_images=number).keys for number in (0, 9, 10)] == [whole] * 3
     drawn = {tuple(PreparedDataset(folder, None, max_images=4, seed=seed).keys) for seed in range(8)}
     assert len(drawn) > 1
@@ -418,6 +420,23 @@ def test_batches_of_a_part_and_with_the_targets_of_a_second_encoder(tmp_path: Pa
     assert next(batches(data, batch=4, cur_nimg=0, seed=1))[1].second is None
 
 
+def test_tensors_of_a_batch_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU no memory can be page-locked; copies stand for it."""
+    copies: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    data = PreparedDataset(known(tmp_path / "data", facenet=True))
+    _, plain = next(batches(data, batch=2, cur_nimg=0, seed=0, second=torch.ones(5, 4)))
+    assert not copies
+    _, pinned = next(batches(data, batch=2, cur_nimg=0, seed=0, second=torch.ones(5, 4), pin=True))
+    for name in ("images", "c", "facenet", "second"):
+        one = getattr(pinned, name)
+        assert any(one is copy for copy in copies), name
+        assert torch.equal(one, getattr(plain, name))
+    assert (pinned.keys, pinned.identities) == (plain.keys, plain.identities)
+    _, alone = next(batches(PreparedDataset(known(tmp_path / "alone")), batch=2, cur_nimg=0, seed=0, pin=True))
+    assert (alone.facenet, alone.second, len(copies)) == (None, None, 6)
+
+
 def test_an_order_draws_each_pass_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pass that a batch began in and the next one, at most; not one for each batch."""
     drawn = []
@@ -427,8 +446,8 @@ def test_an_order_draws_each_pass_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for start in range(0, 40, 4):
         order(start, 4)
     assert drawn == [[3, 0], [3, 1], [3, 2], [3, 3]]
-    order(6, 4)  # long ago: drawn again, the memory holds two
-    assert drawn[-1] == [3, 0]
+    order(16, 4)  # long ago: drawn again, two permutations are kept
+    assert drawn[4:] == [[3, 1]]
     assert Order(3, seed=0)(7, 2).tolist() == Order(3, seed=0)(6, 3).tolist()[1:]
 
 
