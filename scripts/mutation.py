@@ -115,15 +115,11 @@ def main() -> int:
                 "PYTHONPATH": str(mutants),  # of the commands that tests start
                 "PYTEST_DEBUG_TEMPROOT": str(folder / "temporary"),
             }
+            run = [str(command), "run", "--max-children", str(options.processes), *(left if options.again else [])]
             with open(folder / "log.txt", "w") as log:
-                subprocess.run(
-                    [str(command), "run", "--max-children", str(options.processes), *(left if options.again else [])],
-                    cwd=folder,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    check=True,
-                )
+                ended = subprocess.run(run, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
+            if ended.returncode:
+                sys.exit(f"mutmut failed; the reason is in {log.name}")
         found = statuses(command, folder)
         count = Counter(found.values())
         columns = [len(found), *(count[status] for status in (*KILLED, *LEFT))]

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -474,8 +475,10 @@ def test_images_of_the_right_size_only() -> None:
     ):
         with pytest.raises(ValueError, match=f"^{said}$"):
             decoded([grey(9, side or 16, side or 16), image], side)
-    with pytest.raises(OSError, match="cannot identify"):
-        decoded([b"\x89PNG\r\n"])
+    png = io.BytesIO()
+    to_pil(torch.zeros(3, 16, 16, dtype=torch.uint8)).save(png, "PNG")
+    with pytest.raises(OSError, match="cannot identify"):  # other decoders of Pillow are not reached
+        decoded([png.getvalue()])
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
@@ -502,6 +505,12 @@ def replaced(name: str, column: Any) -> pa.Table:
     [
         replaced("image", pa.array(["a", "b"], pa.string())),
         replaced("key", pa.array(["a", None], pa.string())),
+        replaced(  # the first text is said to end far behind the last one
+            "key",
+            pa.Array.from_buffers(
+                pa.string(), 2, [None, pa.py_buffer(np.array([0, 9_000, 2], np.int32)), pa.py_buffer(b"ab")]
+            ),
+        ),
         replaced("embedding", pa.array([[0, 0], None], pa.list_(pa.float32(), 2))),
         replaced("embedding", pa.array([[0, 0], [0, 1]], pa.list_(pa.float32()))),
         table(0, "rr").drop_columns(["split"]),
