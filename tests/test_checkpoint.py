@@ -1,4 +1,9 @@
+import os
+import resource
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -8,7 +13,7 @@ from vultus.config import GeneratorConfig, to_dict
 from vultus.errors import UserError
 from vultus.models.generators import build_generator
 from vultus.models.snapshot import default_snapshot, gallery, load_snapshot, save_snapshot
-from vultus.training.checkpoint import load_checkpoint, save_checkpoint
+from vultus.training.checkpoint import checkpoints, load_checkpoint, load_init, remove_old, save_checkpoint
 
 CONFIG = GeneratorConfig(resolution=32, base_width=8, max_width=16)
 
@@ -127,3 +132,85 @@ def test_checkpoints_have_a_version(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="cannot be read"):
         load_checkpoint(tmp_path)
+
+
+def test_checkpoints_are_found_in_the_order_of_their_images(tmp_path: Path) -> None:
+    for name in ("checkpoint-0000000016.pt", "checkpoint-0001000000.pt", "checkpoint-0000000008.pt"):
+        (tmp_path / name).touch()
+    for name in ("checkpoint-0000000024.pt.tmp", "old-checkpoint-1.pt", "snapshot.safetensors"):
+        (tmp_path / name).touch()
+    found = [path.name for path in checkpoints(tmp_path)]
+    assert found == ["checkpoint-0000000008.pt", "checkpoint-0000000016.pt", "checkpoint-0001000000.pt"]
+    remove_old(tmp_path, 0)
+    assert len(checkpoints(tmp_path)) == 3
+    remove_old(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == found[1:]
+    remove_old(tmp_path, 5)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize(("size", "limit"), [(100_000, 50_000), (10, 100)])
+def test_a_checkpoint_that_cannot_be_written_is_named_and_the_last_one_stays(
+    tmp_path: Path, size: int, limit: int
+) -> None:
+    """A limit on the size of files, which is reached in a write, or as the buffer is written at the end."""
+    last = save_checkpoint(tmp_path, {"cur_nimg": 8}, 8, keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(tmp_path, {"cur_nimg": 16, "gan": torch.zeros(size)}, 16, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "checkpoint-0000000016.pt")
+    assert list(tmp_path.iterdir()) == [last]
+
+
+class Harm:
+    """What a pickle of it does when it is read: make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_what_is_no_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    only = "it is the only one: start over with --fresh"
+    path = save_checkpoint(tmp_path, {"cur_nimg": 8, "gan": torch.zeros(1000)}, 8, keep=0)
+
+    def refused(kind: str, remedy: str) -> None:
+        newest = checkpoints(tmp_path)[-1]
+        with pytest.raises(UserError) as caught:
+            load_checkpoint(tmp_path)
+        assert str(caught.value) == f"{newest}: cannot be read ({kind}); {remedy}"
+        assert caught.value.__suppress_context__
+
+    with zipfile.ZipFile(path) as archive:
+        members = [(member, archive.read(member)) for member in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (member, data) in enumerate(members):
+            archive.writestr(member.filename, data, zipfile.ZIP_DEFLATED if number == 1 else zipfile.ZIP_STORED)
+    refused("ValueError", only)  # a part that unpacks to more than it takes
+    torch.save({"cur_nimg": 8, "gan": Harm(tmp_path / "harmed")}, path)
+    refused("UnpicklingError", only)
+    assert not (tmp_path / "harmed").exists()
+    path.write_bytes(b"cut")
+    refused("BadZipFile", only)
+    save_checkpoint(tmp_path, {"cur_nimg": 16}, 16, keep=0).write_bytes(b"cut")
+    refused("BadZipFile", "delete it to resume from the one before")
+
+
+def test_weights_for_another_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_init(str(tmp_path))
+    assert str(caught.value) == (
+        f"--init {tmp_path}: no checkpoint-*.pt is in this folder; give a run folder that has one"
+    )
+    for nimg in (8, 16):
+        gan = {"G": {"w": torch.tensor([nimg])}, "G_ema": {}, "G_optim": {"m": torch.zeros(1)}, "D_optim": {}}
+        save_checkpoint(tmp_path, {"cur_nimg": nimg, "gan": gan}, nimg, keep=0)
+    init = load_init(str(tmp_path))
+    assert (init.folder, init.cur_nimg) == (tmp_path, 16)
+    assert init.networks == {"G": {"w": torch.tensor([16])}, "G_ema": {}}

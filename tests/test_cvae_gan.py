@@ -19,7 +19,6 @@ from vultus.models.auxiliary import FeatureDiscriminator, PosteriorEncoder
 from vultus.models.facenet import FaceFeatures, FaceNet, InceptionResnetV1
 from vultus.models.snapshot import load_snapshot
 from vultus.presets import fitted, get_preset
-from vultus.training import losses as terms
 from vultus.training.cvae_gan import CVAEGAN
 from vultus.training.losses import identity_weight, mse_weight
 from vultus.training.parts import evenly_spread, evenly_spread_count, prior_first
@@ -135,16 +134,6 @@ def test_prior_latents_come_first() -> None:
     assert prior_first(8, coded).tolist() == [1, 3, 5, 7, 0, 2, 4, 6]
     assert prior_first(5, coded).tolist() == [1, 3, 0, 2, 4]
     assert prior_first(3, evenly_spread(8, 0.0)).tolist() == prior_first(3, evenly_spread(8, 1.0)).tolist() == [0, 1, 2]
-
-
-def test_terms_at_known_points() -> None:
-    zero = torch.zeros(3, 5)
-    assert terms.kl_normal(zero, zero) == 0
-    assert torch.isclose(terms.kl_normal(zero + 2, zero), torch.tensor(10.0))
-    assert terms.hinge_real(zero + 2) == terms.hinge_fake(zero - 2) == 0
-    assert terms.hinge_real(zero) == terms.hinge_fake(zero) == 1
-    assert terms.hinge_generator(zero + 2) == -2
-    assert terms.feature_distance([zero, zero], [zero + 1, zero - 2]) == 3
 
 
 def test_schedules() -> None:
@@ -373,17 +362,6 @@ def test_posterior_encoder_reads_the_photo_at_its_size(size: int) -> None:
     detail = detail - F.avg_pool2d(detail, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)  # finer than size
     assert torch.allclose(encoder(fine)[0], encoder(fine + detail)[0], atol=1e-5)
     assert not torch.allclose(encoder(fine)[0], encoder(fine.flip(3))[0], atol=1e-3)
-
-
-def test_free_nats_have_no_gradient() -> None:
-    mean = torch.tensor([[0.1, 2.0], [0.1, -2.0]], requires_grad=True)
-    value = terms.kl_normal(mean, torch.zeros(2, 2), 0.5)
-    assert value.item() == pytest.approx(0.5 + 2.0)
-    value.backward()
-    assert mean.grad is not None
-    assert mean.grad[:, 0].eq(0).all()
-    assert mean.grad[:, 1].ne(0).all()
-    assert terms.kl_normal(mean, torch.zeros(2, 2)).item() == pytest.approx(0.005 + 2.0)
 
 
 def convolved_sides(network: torch.nn.Module, *inputs: torch.Tensor) -> list[int]:

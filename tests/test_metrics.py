@@ -118,7 +118,7 @@ def test_statistics_do_not_depend_on_the_batch_size() -> None:
 
 def test_statistics_refuse_values_that_are_not_finite() -> None:
     statistics = FeatureStatistics(3)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"^features hold a value that is not finite$"):
         statistics.update(torch.tensor([[0.0, math.nan, 1.0]]))
     with pytest.raises(ValueError, match=r"\[B, 3\]"):
         statistics.update(torch.zeros(2, 4))
@@ -136,6 +136,7 @@ def test_mse_and_psnr_of_known_images() -> None:
     y = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 2.0)])
     assert mse(x, y).tolist() == [0.0, 0.25, 4.0]
     assert psnr(x, y).tolist() == pytest.approx([100.0, 10 * math.log10(16), 0.0])
+    assert mse(x + 0.5, y).tolist() == [0.25, 0.0, 2.25]
 
 
 def test_cosine_of_known_rows() -> None:
@@ -148,7 +149,8 @@ def test_pairs_agree_with_brute_force() -> None:
     rows = normal(9, 5, 7)
     brute = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() for i in range(9) for j in range(i + 1, 9)]
     assert pair_cosines(rows).tolist() == pytest.approx(brute)
-    with pytest.raises(ValueError, match="at least 2"):
+    assert pair_cosines(torch.tensor([[3.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx([math.sqrt(0.5)])
+    with pytest.raises(ValueError, match=r"^pairs need at least 2 rows$"):
         pair_cosines(rows[:1])
 
 
@@ -167,11 +169,29 @@ def test_frechet_of_collapsed_features() -> None:
     assert abs(small - large) < 1e-9 * small
 
 
+def test_frechet_where_the_solver_of_torch_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it does depends on the build of LAPACK, so it is made to fail here."""
+
+    def fails(matrix: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    zero, spread = torch.zeros(4), torch.diag(torch.tensor([4.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    cases = [normal(50, 4, 1).T.cov(), normal(50, 4, 2).T.cov(), spread]
+    pairs = [(zero, a, zero + 1, b) for a in cases for b in cases]
+    expected = [frechet(*pair) for pair in pairs]
+    for name in ("eigh", "eigvalsh"):
+        monkeypatch.setattr(torch.linalg, name, fails)
+    assert [frechet(*pair) for pair in pairs] == pytest.approx(expected, abs=1e-6)
+    assert frechet(zero, spread, zero, spread) == pytest.approx(0, abs=1e-6)
+
+
 # --- resampling, kernel distance --------------------------------------------------------------------------------------
 
 
-def test_weighted_rows_are_rows_repeated() -> None:
+@pytest.mark.parametrize("block", [512, 3])
+def test_weighted_rows_are_rows_repeated(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """What a bootstrap computes from weights equals what it would compute from the drawn rows themselves."""
+    monkeypatch.setattr("vultus.evaluation.metrics.BLOCK", block)
     a, b = normal(60, 8, 1), normal(50, 8, 2, shift=0.2)
     draw = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(0))
     drawn = a.repeat_interleave(draw, 0)
@@ -210,6 +230,19 @@ def test_kernel_distance_of_subsets_has_the_right_mean() -> None:
     assert KernelPairs(a, b).subsets(size=1000)[1] == pytest.approx(0, abs=1e-12)  # all rows: no subset differs
 
 
+def test_kernel_subsets_have_one_size_and_are_drawn_by_the_seed() -> None:
+    a, b = normal(1100, 4, 1), normal(1050, 4, 2, shift=0.5)
+    pairs = KernelPairs(a, b)
+    assert pairs.subsets() == pairs.subsets(count=100, size=1000, seed=0)  # as published
+    few = {"count": 3, "size": 50}
+    assert pairs.subsets(**few) == pairs.subsets(**few, seed=0) != pairs.subsets(**few, seed=1)
+    torch.rand(1)
+    assert pairs.subsets(**few) == pairs.subsets(**few)  # the global generator has no part in it
+    for one, other in ((a[:30], b[:40]), (a[:40], b[:30])):
+        assert KernelPairs(one, other).subsets(size=1000)[1] > 1e-6  # 30 of the 40, always others
+    assert pairs.subsets(count=1, size=50)[1] == 0
+
+
 def test_a_row_drawn_twice_is_not_paired_with_itself() -> None:
     a, b = normal(20, 6, 1), normal(20, 6, 2)
     twice = KernelPairs(a, b).distances(torch.full((1, 20), 2.0), torch.ones(1, 20))[0].item()
@@ -234,6 +267,26 @@ def test_neighbourhoods_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coverage.tolist() == [float(any(column)) for column in zip(*inside, strict=True)]
     with pytest.raises(ValueError, match="more than 40 rows"):
         neighbourhood_radii(made, 40)
+
+
+def test_a_neighbourhood_contains_its_border() -> None:
+    line = torch.arange(5.0)[:, None]  # the nearest other row is 1 away, the third one 2 or 3 away
+    assert neighbourhood_radii(line, 1).tolist() == [1] * 5
+    assert neighbourhood_radii(line, 4).tolist() == [4, 3, 2, 3, 4]
+    outside = torch.tensor([[-1.0], [-2.0], [5.0], [6.0], [7.0]])
+    assert precision_recall(outside, line, k=1)[0].tolist() == [1, 0, 1, 0, 0]
+    assert precision_recall(line, outside, k=1)[1].tolist() == [1, 0, 1, 0, 0]
+    density, coverage = density_coverage(outside, line, k=1)
+    assert density.tolist() == [1, 0, 1, 0, 0]
+    assert coverage.tolist() == [1, 0, 0, 0, 1]
+
+
+def test_precision_and_recall_use_three_neighbours_and_coverage_five() -> None:
+    made, real = normal(40, 5, 1).float(), normal(50, 5, 2, shift=0.4).float()
+    for function, k in ((precision_recall, 3), (density_coverage, 5)):
+        usual, given, more = function(made, real), function(made, real, k=k), function(made, real, k=k + 1)
+        assert [torch.equal(one, two) for one, two in zip(usual, given, strict=True)] == [True, True]
+        assert not torch.equal(usual[0], more[0])
 
 
 def test_precision_and_recall_of_two_modes() -> None:
@@ -273,6 +326,45 @@ def test_ms_ssim_agrees_with_torchmetrics(side: int, scales: int) -> None:
         x, y, data_range=1.0, betas=tuple(betas.tolist()), reduction="none"
     )
     assert ms_ssim(x * 2 - 1, y * 2 - 1).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "scales"),
+    [(8, 1), (11, 1), (21, 1), (22, 2), (43, 2), (44, 3), (87, 3), (88, 4), (175, 4), (176, 5), (1024, 5)],
+)
+def test_ms_ssim_uses_the_scales_that_fit(side: int, scales: int) -> None:
+    assert ms_ssim_scales(side) == scales
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_ms_ssim_of_plain_images_is_the_luminance_term(side: int) -> None:
+    """Wang, Bovik, Sheikh and Simoncelli 2004, equation 6; only the coarsest scale has it. Nothing has a contrast."""
+    a, b = 0.25, 0.75  # of [0, 1]
+    luminance = (2 * a * b + 0.01**2) / (a**2 + b**2 + 0.01**2)
+    weights = SCALE_WEIGHTS[: ms_ssim_scales(side)]
+    x = torch.full((1, 3, side, side), 2 * a - 1)
+    y = torch.full((1, 3, side, side), 2 * b - 1)
+    expected = luminance ** (weights[-1] / sum(weights))
+    assert ms_ssim(x, y).tolist() == pytest.approx([expected], rel=1e-3)
+    dark = torch.full((1, 3, side, side), -1.0)  # against black only K1 is left: the term is 1e-4 / (b² + 1e-4)
+    expected = (1e-4 / (b**2 + 1e-4)) ** (weights[-1] / sum(weights))
+    assert ms_ssim(dark, y).tolist() == pytest.approx([expected], rel=1e-3)
+
+
+def test_ms_ssim_of_one_scale_by_definition() -> None:
+    """SSIM of Wang, Bovik, Sheikh and Simoncelli 2004: weighted moments of each window of 11 pixels, in float64."""
+    random = torch.Generator().manual_seed(0)
+    x, noise = torch.rand(2, 1, 3, 16, 16, generator=random, dtype=torch.float64)
+    y = (x + noise) / 2
+    gauss = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
+    weights = torch.outer(gauss, gauss).flatten() / gauss.sum() ** 2
+    a, b = (nn.functional.unfold(image[0][:, None], 11) for image in (x, y))  # [3, 121, 36]
+    mean = lambda values: (weights[:, None] * values).sum(1)  # noqa: E731
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b, cov = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    expected = (luminance * (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)).mean()
+    assert ms_ssim(x * 2 - 1, y * 2 - 1).tolist() == pytest.approx([expected.item()], abs=1e-5)
 
 
 def test_ms_ssim_limits() -> None:

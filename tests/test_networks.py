@@ -138,17 +138,6 @@ def test_widths_and_sides() -> None:
         stage_sides(100, 50)
 
 
-def test_losses_at_known_points() -> None:
-    zero, far = torch.zeros(4), torch.full((4,), 30.0)
-    assert torch.isclose(losses.bce_discriminator(zero, zero), torch.tensor(2.0).log() * 2)
-    # A certain discriminator still gives the generator a gradient: -1 / batch for each logit.
-    logits = (-far).requires_grad_()
-    losses.bce_generator(logits).backward()
-    assert torch.allclose(logits.grad, torch.full((4,), -0.25))
-    c = F.normalize(torch.randn(4, 512))
-    assert losses.identity(c, c).abs() < 1e-6
-
-
 def test_reconstruction_at_low_size_ignores_fine_detail() -> None:
     x = torch.zeros(1, 3, 8, 8)
     checker = x.clone()
