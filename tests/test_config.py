@@ -155,7 +155,8 @@ def test_a_removed_setting_in_use_is_named(preset: str, change: dict[str, Any], 
 
 def test_what_is_no_run_config_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    for value in ([], {}, {"config": {}}, {"config": 1, "data": {}}):
+    damaged = [{"config": config, "data": {}} for config in (1, {"optim": 1}, {"loss": []}, {"method": []})]
+    for value in ([], {}, {"config": {}}, *damaged):
         write_json(path, value)
         with pytest.raises(UserError, match=r"config\.json: not the config of a run"):
             read_run_config(path)

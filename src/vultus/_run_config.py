@@ -19,13 +19,22 @@ def read_run_config(path: str | Path) -> dict[str, Any]:
     version no longer has.
     """
     record = read_json(path)
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "data")):
+    if not _is_run_config(record):
         raise UserError(f"{path}: not the config of a run; give the --out of vultus train")
     try:
         result: dict[str, Any] = upgrade("run config", record.get("format", 1), record, path)
     except _NoLonger as error:
         raise UserError(f"{path}: {error}") from None
     return result
+
+
+def _is_run_config(record: Any) -> bool:
+    """Whether the parts that all versions have are of their kinds."""
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "data")):
+        return False
+    config = record["config"]
+    sections = [config.get(key, {}) for key in ("loss", "optim")]
+    return all(isinstance(section, dict) for section in sections) and isinstance(config.get("method", "gan"), str)
 
 
 class _NoLonger(UserError):
@@ -39,9 +48,9 @@ def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
     method = ALIASES.get(config.get("method", "gan"), config.get("method", "gan"))
     config["method"] = method
     for section in ("loss", "optim"):
-        if isinstance(config.get(section), dict):
+        if section in config:
             config[section] = dict(config[section])
-    inactive = REMOVED | {"loss.adversarial": ADVERSARIAL.get(str(method))}
+    inactive = REMOVED | {"loss.adversarial": ADVERSARIAL.get(method)}
     for key, value in inactive.items():
         section, name = key.split(".")
         if name not in config.get(section, {}):
@@ -49,7 +58,7 @@ def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
         given = config[section].pop(name)
         if value is not None and given != value:
             raise _NoLonger(f"{key} is {given}, a setting that this version no longer has; train again in a new --out")
-    if method in CONFIGS and isinstance(config.get("loss"), dict):
+    if method in CONFIGS and "loss" in config:
         # Earlier versions wrote the settings of the other method too, with their defaults.
         foreign = set().union(*(loss_keys(cls) for cls in CONFIGS.values())) - loss_keys(CONFIGS[method])
         config["loss"] = {name: value for name, value in config["loss"].items() if f"loss.{name}" not in foreign}
