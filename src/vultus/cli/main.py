@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _error(f"no such command: {command}; the commands are {', '.join(COMMANDS)}")
+    # OpenBLAS reads it when numpy is imported, which must not have happened yet. With several threads it sums in
+    # another order, so the watermark would depend on their number; for matrices of 128x128 they also cost time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         return _function(command)(rest)
     except UserError as error:

@@ -92,7 +92,7 @@ def evaluate_snapshots(
     _, results = compare(
         opened,
         data,
-        encoder=load_facenet(device=device),
+        encoder=load_facenet(device=device, dtype=torch.float32),  # the same on every machine and in every run
         judges=(judges,) if isinstance(judges, str) else tuple(judges),
         fetch=fetch,
         split=split,

@@ -29,11 +29,11 @@ from vultus.errors import UserError
 from vultus.evaluation import metrics
 from vultus.evaluation.backbones.lpips import Perceptual
 from vultus.evaluation.verification import person_rows
-from vultus.images.io import to_images, to_x
+from vultus.images.io import to_x
 from vultus.models.facenet import Encoder
 from vultus.models.snapshot import Snapshot
 from vultus.sampling.best import SPREAD, in_float32
-from vultus.sampling.generate import best_faces
+from vultus.sampling.generate import STEP, best_faces, render
 from vultus.sampling.latents import noise
 
 NOISE_PAIRS = "apart"  # the column of `noise_pairs`; its name in the cache
@@ -103,7 +103,7 @@ class GeneratedFaces:
     ) -> None:
         self.snapshot, self.seed, self.device, self.dtype = snapshot, seed, device, dtype
         self.noise_strength = noise_strength
-        digest = hashlib.sha256(f"{seed} {dtype} {torch.device(device).type}".encode())
+        digest = hashlib.sha256(f"{seed} {dtype} {torch.device(device).type} {STEP} at once".encode())
         if noise_strength != 1:
             digest.update(f" noise x {noise_strength}".encode())
         for key, value in sorted(snapshot.network.state_dict().items()):
@@ -117,10 +117,7 @@ class GeneratedFaces:
         generator = self.snapshot.network
         z = torch.cat([noise(self.seed, row, 1, generator.z_dim, variant=number) for row in rows.tolist()])
         z = z * self.noise_strength
-        x = generator(z.to(self.device, self.dtype), photos.c.to(self.device, self.dtype))
-        if not x.isfinite().all():
-            raise UserError(f"{self.snapshot.path or 'the snapshot'}: gives values that are not finite; train it again")
-        return to_x(to_images(x))
+        return to_x(render(generator, z, photos.c, self.dtype))
 
 
 class ChosenFaces(GeneratedFaces):

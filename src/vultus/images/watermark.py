@@ -149,7 +149,11 @@ def add_watermark(image: Image.Image) -> Image.Image:
 
 
 def mark_pixels(images: Pixels) -> Pixels:
-    """`add_watermark` for uint8 images [N, 3, H, W]; the result for one does not depend on the others."""
+    """`add_watermark` for uint8 images [N, 3, H, W]; the result for one does not depend on the others.
+
+    Every matrix product is of one image, because BLAS rounds differently for other sizes. It also does so for other
+    numbers of threads, so `vultus` gives OpenBLAS one (cli/main.py).
+    """
     if min(images.shape[2:]) < LEAST:
         return images
     pixels = images.astype(np.float32)
@@ -185,7 +189,8 @@ def _whole_levels(change: Array) -> Array:
 
 def _brightness(pixels: Array) -> Array:
     """Pixels [N, 3, H, W] -> [N, H, W]."""
-    y: Array = np.tensordot(_LUMA, pixels, (0, 1))
+    red, green, blue = (pixels[:, channel] * _LUMA[channel] for channel in range(3))
+    y: Array = red + green + blue
     return y
 
 
@@ -325,14 +330,12 @@ def _correlations(products: Complex) -> Array:
     This is the inverse Fourier transform. For so few frequencies matrix products are faster, and because those at -k
     are conjugate, half of them and the real part of the sum are sufficient.
     """
-    size = 2 * TILE
-    down = _turns(size, (2.0,)).conj().T
+    down = _turns(2 * TILE, (2.0,)).conj().T
     right = 2 * down[:, _K:].T
     right[0] /= 2
-    half = products[..., _K:].transpose(1, 0, 2).reshape(len(_NUMBERS), -1)
-    sums = (down @ half).reshape(-1, _K + 1)
-    correlations = sums.real @ right.real - sums.imag @ right.imag
-    return correlations.reshape(size, -1, size).transpose(1, 0, 2)
+    sums = down @ products[..., _K:]
+    correlations: Array = sums.real @ right.real - sums.imag @ right.imag
+    return correlations
 
 
 def _tail(score: float) -> float:

@@ -294,9 +294,9 @@ def load_condition_encoder(
     return encoder
 
 
-def device_of(encoder: object) -> torch.device:
-    """The device that an encoder computes on."""
-    parameter = next(encoder.parameters(), None) if isinstance(encoder, torch.nn.Module) else None
+def device_of(network: object) -> torch.device:
+    """The device that an encoder or a generator computes on; the CPU for one without parameters."""
+    parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 

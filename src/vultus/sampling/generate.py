@@ -28,6 +28,7 @@ from vultus.errors import UserError
 from vultus.images.io import to_images
 from vultus.images.watermark import mark_pixels
 from vultus.images.xmp import WRITABLE, Origin, Sign, check_marked, model_id, save_marked
+from vultus.models.encoders import device_of
 from vultus.models.facenet import Encoder
 from vultus.models.generators import GeneratorNetwork
 from vultus.models.snapshot import Snapshot
@@ -61,7 +62,7 @@ def render(generator: GeneratorNetwork, z: Tensor, c: Tensor, dtype: torch.dtype
     The generator computes in `dtype`, float32 if None, on the device of its parameters. Raises UserError if it gives
     values that are not finite.
     """
-    device, kind = next(generator.parameters()).device, dtype or torch.float32
+    device, kind = device_of(generator), dtype or torch.float32
     z, c = z.detach().cpu().float(), c.detach().cpu().float()
     if not len(z):
         return torch.zeros(0, 3, generator.resolution, generator.resolution, dtype=torch.uint8)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vultus._device import resolve_device
+from vultus._device import one_thread, resolve_device
 from vultus.errors import UserError
 from vultus.images import align as faces
 from vultus.images.io import MAX_PIXELS, BadImage, centre_crop, decode_image, from_pil, to_x
@@ -86,7 +86,7 @@ def _central(found: Sequence[faces.Face], photo: Image.Image) -> faces.Face:
 def _embedded_frame(frame: Image.Image, encoder: CropEncoder, count: int | None, box: Box | None) -> EmbeddedPhoto:
     crop = centre_crop(frame, encoder.size, encoder.crop)
     x = to_x(from_pil([crop])).to(device_of(encoder))
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         c = encoder.embed_crop(x)[0].cpu()
     return EmbeddedPhoto(c, frame, crop, count, box)
 
