@@ -45,7 +45,8 @@ class _NoLonger(UserError):
 def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
     """Method `coded` is called `cvae-gan` now; a method has its own loss settings only."""
     config = dict(record["config"])
-    method = ALIASES.get(config.get("method", "gan"), config.get("method", "gan"))
+    given_method: str = config.get("method", "gan")
+    method: str = ALIASES.get(given_method, given_method)
     config["method"] = method
     for section in ("loss", "optim"):
         if section in config:
