@@ -80,13 +80,12 @@ class Campaign:
         self.lags: list[float] = []  # seconds by which this process woke up too late
 
     async def run(self) -> None:
-        until = self.started + 60 * self.options.minutes
         loading, sampling = asyncio.create_task(self.load.run()), asyncio.create_task(self._sample())
         try:
             self.before = await self._state("before the load")
-            cycle = 0
+            cycle, until = 0, time.monotonic() + 60 * self.options.minutes
             while cycle == 0 or time.monotonic() < until:
-                await self._cycle(cycle, until)
+                until += await self._cycle(cycle, until)
                 cycle += 1
         finally:
             for task in (loading, sampling):
@@ -95,7 +94,8 @@ class Campaign:
         if not loading.cancelled() and (error := loading.exception()):
             raise error
 
-    async def _cycle(self, cycle: int, until: float) -> None:
+    async def _cycle(self, cycle: int, until: float) -> float:
+        """The seconds of the pause at its end, which do not count."""
         options = self.options
         self.load.resume()
         start = time.monotonic()
@@ -113,7 +113,9 @@ class Campaign:
                 self.after.append((name, end, time.monotonic()))
             print(f"{end - self.started:6.0f} s  cycle {cycle}  {name}", file=sys.stderr, flush=True)
         self.load.pause()
+        start = time.monotonic()
         self.states.append(await self._state(f"cycle {cycle}"))
+        return time.monotonic() - start
 
     async def _state(self, name: str) -> dict[str, Any]:
         """Measured when the connections of the load are closed."""
@@ -362,12 +364,12 @@ def main() -> int:
     parser.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS), help="default: all")
     parser.add_argument("--photos", type=Path, help="folder of photos of faces, for uploads")
     parser.add_argument("--rate", type=float, default=4.0, help="requests per second of the steady load")
-    parser.add_argument("--control", type=float, default=30.0, help="seconds of a control window")
+    parser.add_argument("--control", type=float, default=40.0, help="seconds of a control window")
     parser.add_argument("--phase", type=float, default=12.0, help="seconds of a fault, at least")
-    parser.add_argument("--recovery", type=float, default=25.0, help="seconds after a fault")
+    parser.add_argument("--recovery", type=float, default=22.0, help="seconds after a fault")
     parser.add_argument("--burst", type=int, default=500, help="requests at the same moment")
     parser.add_argument("--pause", type=float, default=11.0, help="seconds without load before memory is measured")
-    parser.add_argument("--queue", type=int, default=64, help="option of vultus serve, as the following")
+    parser.add_argument("--queue", type=int, default=128, help="option of vultus serve, as the following")
     parser.add_argument("--megabytes", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--header-seconds", type=float, default=8.0)
