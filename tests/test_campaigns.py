@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 
 from campaigns.server import judge_latency
-from campaigns.steady import Sample
+from campaigns.steady import Kind, Load, Sample
 from vultus.errors import UserError
 from vultus.evaluation.results import read_results
 from vultus.sampling.face_files import read_faces
@@ -52,14 +56,14 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
 
 
 SHORT = ["--minutes", "0", "--control", "0.5", "--phase", "0.5", "--recovery", "0.5", "--pause", "0.5", "--burst", "80",
-         "--seconds", "4", "--header-seconds", "1", "--idle-seconds", "0.5", "--megabytes", "0.5", "--queue", "16",
+         "--seconds", "4", "--header-seconds", "1", "--idle-seconds", "1", "--megabytes", "0.5", "--queue", "16",
          "--connections", "300"]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the campaign reads /proc and uses several addresses of one host")
 def test_server_under_load_with_faults(tmp_path: Path) -> None:
-    found = campaign("server", tmp_path, *SHORT, "--fault", "together")
+    found = campaign("server", tmp_path, *SHORT, "--fault", "together", "--rate", "2")
     faults = {name.partition(":")[0] for name in found["faults"]}
     assert faults == {"slow", "half-open", "disconnect", "oversized", "token", "malformed", "burst"}
     assert sum(each["answers"].get("200", 0) for each in found["steady"].values()) > 5
@@ -91,6 +95,60 @@ def test_findings_of_the_server_campaign(tmp_path: Path) -> None:
     ):
         assert words in texts
     assert "right-" not in texts, "the findings do not repeat the token"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """/same, /other, which differs each time, /busy and /busy-soon, the latter with Retry-After, and /none."""
+
+    count = 0
+
+    def do_GET(self) -> None:
+        Answers.count += 1
+        if self.path == "/none":
+            return
+        self.send_response(429 if self.path.startswith("/busy") else 200)
+        body = str(Answers.count if self.path == "/other" else 0).encode()
+        self.send_header("Content-Length", str(len(body)))
+        if self.path == "/busy-soon":
+            self.send_header("Retry-After", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the campaign uses several addresses of one host")
+def test_answers_that_are_not_due_are_found() -> None:
+    kinds = {name: Kind(name, 1, "GET", f"/{name}", bytes.isdigit, same=bytes.decode) for name in
+             ("same", "other", "busy", "busy-soon", "none")}  # fmt: skip
+
+    async def ask(load: Load) -> list[list[str]]:
+        found = []
+        for names in (["same"] * 2, ["other"] * 2, ["busy-soon"], ["none"]):
+            for name in names:
+                await load.request(kinds[name], time.monotonic())
+            found.append(load.findings[:])
+            load.findings.clear()
+        with load.overloads.during():
+            for name in ("busy-soon", "busy"):
+                await load.request(kinds[name], time.monotonic())
+                found.append(load.findings[:])
+        await load.client.aclose()
+        return found
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        load = Load(f"http://127.0.0.1:{server.server_address[1]}", "token", list(kinds.values()), 1.0, 0)
+        same, other, outside, none, during, without = asyncio.run(ask(load))
+        server.shutdown()
+        thread.join()
+    assert same == during == []
+    assert other == ["other: another answer than the first one"]
+    assert "is not due" in outside[0]
+    assert "no answer" in none[0]
+    assert "without Retry-After" in without[0]
 
 
 def test_latency_is_judged_by_that_of_control_windows() -> None:

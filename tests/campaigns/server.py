@@ -45,13 +45,11 @@ from typing import Any
 
 import numpy as np
 
-from . import scenes  # it makes the modules of the tests importable
 from .faults import FAULTS, Limits, Target
 from .process import growth, leaks, medians, memory, open_files, threads
 from .steady import Kind, Load, Sample, basic_kinds, photo_kinds, quantile, recovery, rolling_p99
 
-assert scenes.TESTS
-
+TESTS = Path(__file__).resolve().parents[1]
 GROWTH = 0.05
 THREADS = 4  # those that answer requests for files come and go
 RECOVERY = 10.0  # seconds after which the p99 must be the old one
@@ -264,13 +262,14 @@ async def campaign(served: Any, token: str, wrong_token: str, options: argparse.
     from vultus.models.snapshot import gallery
 
     embeddings = gallery().numpy().astype(np.float32)
-    load = Load(served.url, token, [], options.rate, options.seed)
+    keep_alive = 0.3 * options.idle_seconds
+    load = Load(served.url, token, [], options.rate, options.seed, keep_alive=keep_alive)
     model = (await load.client.get("/v1/model")).json()
     kinds: list[Kind] = basic_kinds(embeddings, [edit["name"] for edit in model["edits"]])
     photos = await usable_photos(load, options.photos) if model["photos"]["available"] else []
     kinds += photo_kinds(photos)
     await load.client.aclose()
-    load = Load(served.url, token, kinds, options.rate, options.seed)
+    load = Load(served.url, token, kinds, options.rate, options.seed, keep_alive=keep_alive)
     limits = Limits(
         options.seconds, options.header_seconds, options.idle_seconds, options.connections // 2, options.burst,
         int(options.megabytes * 1e6), model["limits"]["faces"] * model["c_dim"] * 32 + 4096,
@@ -314,6 +313,7 @@ async def campaign(served: Any, token: str, wrong_token: str, options: argparse.
 def run(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """The report."""
     weights = os.environ.get("VULTUS_WEIGHTS", "")
+    sys.path[:0] = [entry for entry in (str(TESTS.parent / "src"), str(TESTS)) if entry not in sys.path]
     from served import serving_process  # the modules of the tests unset it
 
     with contextlib.suppress(ImportError, ValueError, OSError):

@@ -25,7 +25,6 @@ import numpy as np
 from PIL import Image
 
 ADDRESS = "127.0.0.2"  # of the steady clients; faults come from other addresses, so limits of a client are apart
-KEEP_ALIVE = 2.0  # seconds, less than the server's: no connection is closed at the moment it is used again
 TIMEOUT = 90.0
 ROUNDING = 2  # greatest difference of a pixel value between two answers: batch size and watermark (serving/batching.py)
 OVERLOADED = (429, 503)
@@ -92,9 +91,13 @@ class Load:
         kinds: the requests.
         rate: requests per second, on average.
         seed: of the moments and of the order.
+        keep_alive: seconds for which an idle connection is used again; less than the server's limit, so that it is not
+            closed at that moment.
     """
 
-    def __init__(self, url: str, token: str, kinds: Sequence[Kind], rate: float, seed: int) -> None:
+    def __init__(
+        self, url: str, token: str, kinds: Sequence[Kind], rate: float, seed: int, *, keep_alive: float = 2.0
+    ) -> None:
         self.kinds, self.rate = list(kinds), rate
         self.random = random.Random(f"{seed} steady")
         self.samples: list[Sample] = []
@@ -104,7 +107,7 @@ class Load:
         self.overloads = Overloads()
         self._first: dict[str, Any] = {}
         self._running = asyncio.Event()
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=keep_alive)
         transport = httpx2.AsyncHTTPTransport(local_address=ADDRESS, limits=limits, trust_env=False)
         headers = {"Authorization": f"Bearer {token}"}
         self.client = httpx2.AsyncClient(base_url=url, headers=headers, transport=transport, timeout=TIMEOUT)
