@@ -224,7 +224,7 @@ async def slow_clients(target: Target, end: float) -> None:
         """Read some bytes a second, and at the end what the system still holds: less than all answers."""
         async with connected(target, address, 4096) as connection:
             await connection.send(many)
-            received, last = 0, time.monotonic() + limits.seconds + min(SLACK / 2, limits.seconds)
+            received, last = 0, time.monotonic() + limits.seconds + min(2 * SLACK, limits.seconds)
             while time.monotonic() < last:
                 received += len(await connection.reader.read(size)) if size else 0
                 await asyncio.sleep(1.0)
@@ -337,7 +337,7 @@ async def oversized(target: Target, end: float) -> None:
     ]  # fmt: skip
     for _ in turns(end, 2.0):
         for name, data, status in cases:
-            answer = await asyncio.to_thread(exchange_blocking, target, address, data, SLACK)
+            answer = await asyncio.to_thread(exchange_blocking, target, address, data, limits.seconds + SLACK)
             target.note("oversized", name, answer.status, (status,), answer.body)
         await asyncio.sleep(0.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -59,3 +60,12 @@ def leaks(log: str, *, secrets: Iterable[str], files: Iterable[bytes], embedding
         if any(trace in log for trace in traces_of_bytes(binary)):
             found.append(f"log: bytes of embedding {number}")
     return found
+
+
+def waited(pid: int) -> float:
+    """Seconds that the threads that live now were ready to run, but had no processor: contention with other programs."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9

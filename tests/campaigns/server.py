@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 
 from .faults import FAULTS, Limits, Target
-from .process import growth, leaks, medians, memory, open_files, threads
+from .process import growth, leaks, medians, memory, open_files, threads, waited
 from .steady import Kind, Load, Sample, basic_kinds, photo_kinds, quantile, recovery, rolling_p99
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -74,6 +74,7 @@ class Campaign:
         self.states: list[dict[str, Any]] = []  # at the end of each cycle
         self.series: list[dict[str, float]] = []
         self.started = time.monotonic()
+        self.waited: dict[str, list[float]] = {}  # in each window, of the server: seconds per second, over all threads
         self.busy: list[float] = []  # load averages
         self.lags: list[float] = []  # seconds by which this process woke up too late
 
@@ -97,7 +98,7 @@ class Campaign:
         options = self.options
         self.load.resume()
         start = time.monotonic()
-        await asyncio.sleep(options.control)
+        await self._watched("control", options.control)
         if cycle:
             self.controls.append((start, time.monotonic()))
         for name in options.fault:
@@ -106,7 +107,7 @@ class Campaign:
             # In a thread with an event loop of its own: it delays the steady load and its clock less.
             await asyncio.to_thread(asyncio.run, FAULTS[name](self.target, time.monotonic() + options.phase))
             end = time.monotonic()
-            await asyncio.sleep(options.recovery)
+            await self._watched(name, options.recovery)
             if cycle:
                 self.after.append((name, end, time.monotonic()))
             print(f"{end - self.started:6.0f} s  cycle {cycle}  {name}", file=sys.stderr, flush=True)
@@ -114,6 +115,11 @@ class Campaign:
         start = time.monotonic()
         self.states.append(await self._state(f"cycle {cycle}"))
         return time.monotonic() - start
+
+    async def _watched(self, name: str, seconds: float) -> None:
+        before = waited(self.pid)
+        await asyncio.sleep(seconds)
+        self.waited.setdefault(name, []).append(round((waited(self.pid) - before) / seconds, 2))
 
     async def _state(self, name: str) -> dict[str, Any]:
         """Measured when the connections of the load are closed."""
@@ -298,6 +304,7 @@ async def campaign(served: Any, token: str, wrong_token: str, options: argparse.
         "photos": len(photos) or without,
         "seconds": round(time.monotonic() - measured.started),
         "load_average": [round(pick(measured.busy), 1) for pick in (min, statistics.median, max)],
+        "server_waited": measured.waited,
         "client_lag_ms": {"p99": _ms(quantile(measured.lags, 0.99)), "max": _ms(max(measured.lags))},
         "steady": by_kind(load),
         "largest_difference": load.largest_difference,
