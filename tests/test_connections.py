@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import resource
@@ -249,12 +250,13 @@ def test_client_that_does_not_read(hasty: ServerProcess) -> None:
     # Six times 1.4 MB: more than the buffers of the system hold.
     file = "/static-offline-docs/swagger-ui-bundle.js"
     requests = request("GET", file, Connection="keep-alive") * 5 + request("GET", file)
-    with connect(hasty, requests, receive_buffer=4096):
+    with connect(hasty, requests, receive_buffer=4096) as connection:
         deadline = time.monotonic() + 20
         while "the response was not read within 1.5 s (--seconds)" not in hasty.stderr:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         wait_for_open_files(hasty, before)
+        assert len(read_to_end(connection)) < 1_000_000, "the rest is dropped, not kept by the system"
     with connect(hasty, requests) as reader:
         assert len(read_to_end(reader)) > 6_000_000, "who reads gets all"
 
@@ -265,6 +267,21 @@ def test_pipelined_requests(hasty: ServerProcess) -> None:
         answer = read_to_end(connection)
     assert answer.count(b"HTTP/1.1 200 OK") == 300
     assert answer.endswith(b'{"detail":"num: Input should be greater than or equal to 1"}')
+
+
+def test_connection_after_an_unexpected_error() -> None:
+    """The server closes it, and says so in the response: a client that uses connections again gets its answer."""
+    with serving_thread(weights="") as served:
+        served.engine.generator_inputs = None  # type: ignore[assignment, method-assign]
+        client = http.client.HTTPConnection("127.0.0.1", int(served.url.rpartition(":")[2]), timeout=30)
+        with contextlib.closing(client):
+            for _ in range(5):
+                for path, status in (("/v1/random", 500), ("/healthz", 200)):
+                    client.request("GET", path)
+                    response = client.getresponse()
+                    response.read()
+                    assert response.status == status
+                    assert (response.getheader("Connection") == "close") == (status == 500)
 
 
 # --- requests that are wrong ------------------------------------------------------------------------------------------

@@ -60,8 +60,7 @@ def test_no_photo_embedding_or_token_is_logged(tmp_path: Path, photos: str) -> N
     with serving_process(
         tmp_path / "server", *fail, weights=WEIGHTS, program=PROGRAM, VULTUS_TOKEN=TOKEN, OMP_NUM_THREADS="1"
     ) as served:
-        # After an error of the server the connection is closed: none is used twice.
-        with served.client(headers=authorised | {"Connection": "close"}) as client:
+        with served.client(headers=authorised) as client:
             statuses: list[int] = []
 
             def post(path: str, **options: Any) -> None:

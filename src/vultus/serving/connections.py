@@ -23,6 +23,8 @@ import contextlib
 import ipaddress
 import json
 import logging
+import socket
+import struct
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
@@ -297,6 +299,10 @@ class LimitedProtocol(H11Protocol):
             self._respond(status, detail)
         self.registry.remove(self)
         if self.transport.get_write_buffer_size():
+            # Without RST the system would keep up to megabytes that it has accepted, and offer them for minutes.
+            plain = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         else:
             self.transport.close()

@@ -79,4 +79,6 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def internal_error(_: Request, error: Exception) -> Response:
-        return problem(500, f"internal server error ({type(error).__name__}); see the log of the server")
+        # After this response the error is raised again, and uvicorn closes the connection: the client must know.
+        close = {"Connection": "close"}
+        return problem(500, f"internal server error ({type(error).__name__}); see the log of the server", close)

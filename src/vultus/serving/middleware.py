@@ -41,7 +41,7 @@ def bearer(token: str | None) -> list[Any]:
         return []
     scheme = HTTPBearer(auto_error=False, description="the token that the server was started with")
 
-    def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Security(scheme)]) -> None:
+    async def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Security(scheme)]) -> None:
         # compare_digest takes constant time: the response time reveals nothing about the token.
         if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
             raise ApiError(401, "the token is missing or wrong; send Authorization: Bearer TOKEN", CHALLENGE)
