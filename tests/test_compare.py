@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from conftest import write_dataset
@@ -213,6 +214,8 @@ def test_python_and_the_command_give_the_same_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("VULTUS_CACHE", str(tmp_path / "cache"))
+    # The dtype is not the one that is faster here: that is measured, and differs between runs.
+    monkeypatch.setattr("vultus.models.facenet.fastest_dtype", lambda device: torch.bfloat16)
     source = load_snapshot(default_snapshot())
     entries = {"encoder": source.metadata["encoder"], "crop": source.metadata["crop"]}
     data = tiny_dataset("faces", resolution=128, people={"test": 2}, photos=2, manifest=entries)
@@ -225,6 +228,7 @@ def test_python_and_the_command_give_the_same_results(
         del result["context"]["seconds"]
     assert json.dumps(printed) == json.dumps(returned)  # some intervals of so few people are NaN
     assert printed["context"]["n_images"] == 3
+    assert printed["context"]["networks"][facenet.id] == "float32"
 
 
 def test_gap_table() -> None:

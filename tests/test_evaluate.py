@@ -37,14 +37,16 @@ from vultus.evaluation.backbones.efficientnet import weights_path
 from vultus.evaluation.backbones.face_recognition import judge_available
 from vultus.evaluation.backbones.loading import Backbones, load_backbones
 from vultus.evaluation.evaluate import EvaluationSettings, evaluate, gap
-from vultus.evaluation.extract import ChosenFaces
+from vultus.evaluation.extract import ChosenFaces, GeneratedFaces
 from vultus.evaluation.headlines import headlines_of, partiality
 from vultus.evaluation.tables import build_table
 from vultus.evaluation.verification import pair_scores, threshold_at_far
 from vultus.images.io import decode_image, from_pil, to_images, to_x
 from vultus.models.facenet import FACENET_WEIGHTS, FaceNet, fastest_dtype
 from vultus.models.generators import GeneratorNetwork
-from vultus.sampling.generate import best_faces
+from vultus.models.snapshot import Snapshot
+from vultus.sampling import latents
+from vultus.sampling.generate import best_faces, render
 
 Write = Callable[..., Path]
 Run = Callable[..., dict[str, Any]]
@@ -295,6 +297,17 @@ def test_results_do_not_depend_on_the_batch_size(run: Run, tmp_path: Path) -> No
     assert len(whole) > 80
     for batch in (1, 7):
         assert numbers(run(TinyGenerator(), batch=batch, cache=tmp_path / f"{batch}")) == pytest.approx(whole, abs=1e-4)
+
+
+def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, tiny_dataset: Write) -> None:
+    """They are those of `vultus generate`, to the last bit."""
+    data = PreparedDataset(tiny_dataset(resolution=128, people={"test": 5}, photos=4), "test")
+    faces, rows = GeneratedFaces(embedded, seed=3, device="cpu"), np.arange(20)
+    expected = render(embedded.network, latents.noise(3, 0, 20, embedded.network.z_dim, variant=1), data.batch(rows).c)
+    for batch in (1, 7, 20):
+        parts = [rows[start : start + batch] for start in range(0, 20, batch)]
+        found = torch.cat([to_images(faces(part, 1, data.batch(part))) for part in parts])
+        assert torch.equal(found, expected)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(run: Run, tmp_path: Path) -> None:
