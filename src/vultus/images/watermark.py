@@ -244,7 +244,9 @@ class _Blocks:
         turned before waves of the right phase are amplified. Waves of nearly zero amplitude could be turned at no cost,
         but are as easily turned back; `least` bounds their share of the ascent.
         """
-        waves, aim, response = self.waves[:, _UPPER], pattern[:, _UPPER], _RESPONSE[_UPPER]
+        # In rows: the memory order of a selection depends on N, and with it that of sums.
+        waves, aim = (np.ascontiguousarray(values[:, _UPPER]) for values in (self.waves, pattern))
+        response = _RESPONSE[_UPPER]
         least = LEAST_WAVE**2 * _square(waves).mean(1, keepdims=True)
         step = STEP * np.sqrt(least) / LEAST_WAVE
         gains = room.sum((1, 2))[:, None] * response
