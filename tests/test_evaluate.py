@@ -311,17 +311,6 @@ def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, 
         assert torch.equal(found, expected)
 
 
-def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, tiny_dataset: Write) -> None:
-    """They are those of `vultus generate`, to the last bit."""
-    data = PreparedDataset(tiny_dataset(resolution=128, people={"test": 5}, photos=4), "test")
-    faces, rows = GeneratedFaces(embedded, seed=3, device="cpu"), np.arange(20)
-    expected = render(embedded.network, latents.noise(3, 0, 20, embedded.network.z_dim, variant=1), data.batch(rows).c)
-    for batch in (1, 7, 20):
-        parts = [rows[start : start + batch] for start in range(0, 20, batch)]
-        found = torch.cat([to_images(faces(part, 1, data.batch(part))) for part in parts])
-        assert torch.equal(found, expected)
-
-
 def test_results_do_not_depend_on_the_number_of_threads(run: Run, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
