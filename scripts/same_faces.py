@@ -75,12 +75,12 @@ def work(snapshot: str, people: int, seed: int, photos: str | None, variant: Var
     torch.set_num_threads(variant.threads)
     from vultus.images.io import to_images
     from vultus.images.watermark import mark_pixels
+    from vultus.models.facenet import DTYPES
     from vultus.models.snapshot import load_snapshot
     from vultus.sampling.generate import render
     from vultus.sampling.latents import noise, sample_identities
 
     loaded = load_snapshot(snapshot)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[variant.dtype]
     c = sample_identities(loaded.population, people, seed=seed)
     z = noise(seed, 0, people, loaded.network.z_dim)
     outputs: list[torch.Tensor] = []
@@ -90,7 +90,7 @@ def work(snapshot: str, people: int, seed: int, photos: str | None, variant: Var
             rows = zip(z.split(variant.batch), c.split(variant.batch), strict=True)
             images = torch.cat([to_images(loaded.network(*row)) for row in rows])
     else:
-        images = render(loaded.network, z, c, dtype)
+        images = render(loaded.network, z, c, DTYPES[variant.dtype])
     x = torch.cat(outputs)[:people].contiguous().numpy()
     arrays = {"x": x, "images": images.numpy(), "marked": mark_pixels(images.numpy())}
     if photos is not None:

@@ -86,6 +86,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # --- real networks and photos -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of torch's threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder beside the checkout that holds CelebA faces (`celeba/`) and the FaceNet weights (`weights/`)."""

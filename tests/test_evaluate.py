@@ -311,15 +311,12 @@ def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, 
         assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("threads")
 def test_results_do_not_depend_on_the_number_of_threads(run: Run, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = numbers(run(TinyGenerator(), limit=40, cache=tmp_path / "1"))
-        torch.set_num_threads(2)
-        two = numbers(run(TinyGenerator(), limit=40, cache=tmp_path / "2"))
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    one = numbers(run(TinyGenerator(), limit=40, cache=tmp_path / "1"))
+    torch.set_num_threads(2)
+    two = numbers(run(TinyGenerator(), limit=40, cache=tmp_path / "2"))
     assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
 
 

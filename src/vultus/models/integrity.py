@@ -70,7 +70,7 @@ def parse_json(text: str, where: str | Path) -> Any:
     """The value of JSON in the metadata of a file. Raises UserError that names the file if it is none."""
     try:
         return json_value(text)
-    except ValueError as error:  # deep nesting
+    except ValueError as error:
         raise UserError(f"{where}: its metadata are not JSON ({in_one_line(error)}); copy or train it again") from None
 
 

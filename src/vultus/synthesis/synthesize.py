@@ -8,7 +8,6 @@ of (snapshot, options, seed), whichever process writes it and in whatever order.
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import hashlib
 import sys
@@ -17,8 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vultus._device import one_thread
 from vultus._engines import Engine, check_workers, run_tasks
 from vultus._files import folder_lock, make_folder, sha256_file
 from vultus._formats import VERSIONS
@@ -59,24 +57,13 @@ class _Task:
         return f"shard {self.number}"
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: the last bits of a judge's embedding depend on the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _ShardWork:
     """Makes and writes a shard."""
 
     def __init__(self, out: Path, kind: Format, faces: Faces) -> None:
         self._out, self._kind, self._faces = out, kind, faces
 
-    @_one_thread()
+    @one_thread()
     def __call__(self, task: _Task) -> Json:
         rows, counts = self._faces(task.people)
         name = shard_name(task.number, self._kind)
@@ -88,7 +75,7 @@ class _ShardWork:
 _Run = Callable[[Iterable[_Task]], Iterator[tuple[int, Json]]]  # yields (position of the task, record of the shard)
 
 
-@_one_thread()
+@one_thread()
 def _make_work(
     path: Path, judge: Judge | str | None, device: str, out: Path, kind: Format, settings: Mapping[str, Any]
 ) -> _ShardWork:
@@ -98,7 +85,7 @@ def _make_work(
 
 
 @checks_arguments
-@_one_thread()
+@one_thread()
 def synthesize(
     snapshot: str | Path = "default",
     *,
