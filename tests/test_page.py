@@ -287,6 +287,21 @@ def test_new_request_cancels_the_previous_one(visit: Callable[..., Visit]) -> No
     assert len(user.requests) - before < 20
 
 
+@pytest.mark.parametrize("drawn", [0, 0.5, 0.999_999])
+def test_new_is_always_another_seed(visit: Callable[..., Visit], drawn: float) -> None:
+    user = visit()
+    user.faces(8)
+    user.page.evaluate("drawn => Math.random = () => drawn", drawn)
+    for seed in (0, 499, 999, 1500):
+        user.page.get_by_label("Seed as a number").fill(str(seed))
+        user.faces(8, f"seed {seed}")
+        user.page.get_by_role("button", name="New", exact=True).click()
+        new = int(user.page.input_value("#seed-number"))
+        assert new != seed
+        assert 0 <= new < 1000
+        user.faces(8, f"seed {new}")
+
+
 def test_blend(visit: Callable[..., Visit], served: ServerThread) -> None:
     user = visit("blend")
     user.wait("() => document.querySelectorAll('#strip img').length === 9")

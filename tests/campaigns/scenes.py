@@ -16,6 +16,9 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [entry for entry in (str(TESTS.parent / "src"), str(TESTS)) if entry not in sys.path]
 
+# A process with a pool of OpenMP threads must not be forked: the child waits for threads that it does not have.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402

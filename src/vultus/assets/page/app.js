@@ -301,7 +301,7 @@ byId("edit-reset").addEventListener("click", () => {
   app.draw();
 });
 byId("seed-new").addEventListener("click", () => {
-  setSeed(newSeed());
+  setSeed(newSeed(app.controls.seed));
   app.draw();
 });
 

@@ -2,7 +2,8 @@
 
 import { Problem } from "./api.js";
 
-export const newSeed = () => Math.floor(Math.random() * 1000);
+/** A random seed from 0 to 999 other than `current`: with the same seed, "New" would do nothing. */
+export const newSeed = (current = 0) => ((current % 1000) + 1 + Math.floor(Math.random() * 999)) % 1000;
 
 /** A random person; `number` counts from 0, as in `vultus generate` and the HTTP API. */
 export function randomOf({ embedding, image }, seed, number) {
