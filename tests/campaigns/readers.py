@@ -241,6 +241,7 @@ def _api() -> Iterator[Reader]:
 
         from test_api import app as _app  # noqa: F401
         from test_api import create_app, engine, npy_file, photo
+        from vultus.errors import UserError
         from vultus.serving.settings import ServerSettings
     except ImportError:
         yield Reader("api", [], lambda folder, name: None, needs=("fastapi", "httpx"))
@@ -261,6 +262,8 @@ def _api() -> Iterator[Reader]:
         answer = clients[0].post(place, content=(folder / name).read_bytes(), headers={"content-type": kind})
         if answer.status_code >= 500:
             raise AssertionError(f"status {answer.status_code}: {answer.text[:300]}")
+        if answer.status_code >= 400:
+            raise UserError(answer.json()["detail"])
 
     rows = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
     body = {"embeddings": rows.tolist(), "num": 2, "seed": 3, "noise_strength": 0.5, "format": "png"}
