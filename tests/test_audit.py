@@ -11,8 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import write_dataset
-from tiny_parts import DIM, Memory, TinyEncoder, TinyGenerator, TinyJudge, snapshot
+from tiny_parts import Memory, TinyEncoder, TinyGenerator, TinyJudge, audited, snapshot
 from vultus.audit import published
 from vultus.audit.audit import audit
 from vultus.audit.groups import Groups, group_rows, read_groups
@@ -36,9 +35,7 @@ NAMES = ("plain", "8bit", "rotation", "rotation-pairs", "biohash-known", "biohas
 
 @pytest.fixture(scope="module")
 def dataset(built_once: Callable[..., Path]) -> PreparedDataset:
-    people = {"train": 60, "test": 15}
-    options: dict[str, Any] = {"people": people, "photos": 4, "dim": DIM, "embed": TinyEncoder().embed}
-    return PreparedDataset(built_once("audited", lambda folder: write_dataset(folder, **options)), "test")
+    return audited(built_once)
 
 
 def measured(dataset: PreparedDataset, cache: Path, names: Sequence[str], groups: Groups | None) -> dict[str, Any]:

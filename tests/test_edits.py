@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import write_dataset
-from tiny_parts import DIM, Memory, TinyEncoder, TinyJudge, snapshot
+from tiny_parts import DIM, Memory, TinyJudge, audited, snapshot
 from vultus.audit.attributes import ATTRIBUTES
 from vultus.audit.edits import measure_edits
 from vultus.audit.probes import Probe
@@ -20,15 +18,11 @@ from vultus.data.dataset import PreparedDataset
 from vultus.images.io import to_x
 
 STD = 0.25
-ROWS = np.arange(0, 60, 1)
 
 
 @pytest.fixture(scope="module")
 def dataset(built_once: Callable[..., Path]) -> PreparedDataset:
-    options: dict[str, Any] = {"people": {"train": 60, "test": 15}, "photos": 4, "dim": DIM}
-    return PreparedDataset(
-        built_once("audited", lambda folder: write_dataset(folder, embed=TinyEncoder().embed, **options)), "test"
-    )
+    return audited(built_once)
 
 
 def brightness(x: Tensor) -> Tensor:
@@ -49,16 +43,16 @@ def test_change_and_cost_of_edits(dataset: PreparedDataset, tmp_path: Path, monk
         "smile": Probe(zeros, zeros.double(), 0.0, STD, 1.0, zeros),
     }
     found = measure_edits(
-        probes, snapshot(Memory(dataset), dataset), dataset, ROWS,
+        probes, snapshot(Memory(dataset), dataset), dataset, np.arange(len(dataset)),
         judges=[TinyJudge()], seed=0, batch=32, device="cpu", cache=tmp_path,
     )  # fmt: skip
     assert {name: set(edits) for name, edits in found.items()} == {name: {"-1.5", "+1.5"} for name in probes}
-    people = np.array(dataset.identities)[ROWS]
+    people = np.array(dataset.identities)
     for strength, face, cosine in (("+1.5", target, 1.0), ("-1.5", opposite, -1.0)):
         edit = found["brightness"][strength]
-        assert edit["change"]["value"] == pytest.approx(float((bright[face] - bright[ROWS]).mean()) / STD, abs=0.05)
+        assert edit["change"]["value"] == pytest.approx(float((bright[face] - bright).mean()) / STD, abs=0.05)
         assert edit["change"]["low"] <= edit["change"]["value"] <= edit["change"]["high"]
-        assert edit["cosine"]["value"] == pytest.approx(cosine * float((c[ROWS] @ c[target]).mean()), abs=1e-4)
+        assert edit["cosine"]["value"] == pytest.approx(cosine * float((c @ c[target]).mean()), abs=1e-4)
         accepted = edit["accepted"]["umpire"]
         assert accepted["before"]["value"] == 1  # of a photo against itself
         # Besides the person whose face it became, about one impostor in a thousand is accepted.
