@@ -24,6 +24,7 @@ from vultus.serving.engine import Engine
 from vultus.serving.errors import ApiError, add_error_handlers, error_responses, json_error_responses
 from vultus.serving.forms import FIELD, FORM
 from vultus.serving.handlers import BINARY, JSON, NPY, PHOTO_TYPES, UPLOAD_TYPES, Api
+from vultus.serving.memory import release_when_idle
 from vultus.serving.middleware import HeadersMiddleware, MessageMiddleware, MetricsMiddleware, ServerMetrics, bearer
 from vultus.serving.saved_files import reads_saved_files
 from vultus.serving.schemas import Embedding, Faces, Model, PhotoOptions, request_models
@@ -56,7 +57,9 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
                 ready.set()
 
         warming_up = asyncio.create_task(warm_up())
+        releasing = asyncio.create_task(release_when_idle(api.limiter))
         yield
+        releasing.cancel()
         await warming_up
 
     app = FastAPIOffline(
