@@ -34,6 +34,7 @@ class LoadLimiter:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.load = 0
+        self.ended = time.monotonic()  # the last work
         self._seconds_per_unit = 0.05  # moving average of a request's duration, divided by the load at its start
 
     @contextlib.contextmanager
@@ -47,7 +48,8 @@ class LoadLimiter:
             yield
         finally:
             self.load -= cost
-            self._seconds_per_unit += 0.1 * ((time.monotonic() - started) / load - self._seconds_per_unit)
+            self.ended = time.monotonic()
+            self._seconds_per_unit += 0.1 * ((self.ended - started) / load - self._seconds_per_unit)
 
 
 class BodyReader:

@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Callable
 
 from vultus.serving.limits import LoadLimiter
 
-INTERVAL = 10.0  # seconds
+QUIET = 4.0  # seconds without work
+LONGEST = 60.0  # seconds between two releases where there is always some work: pages that come back must be cleared
 
 
 def _find_trim() -> Callable[[int], int] | None:
@@ -40,9 +42,18 @@ def release_free_memory() -> None:
         _trim(0)
 
 
-async def release_when_idle(limiter: LoadLimiter, interval: float = INTERVAL) -> None:
-    """Call `release_free_memory` every `interval` seconds at which no work is in progress, until it is cancelled."""
+async def release_when_idle(limiter: LoadLimiter, quiet: float = QUIET, longest: float = LONGEST) -> None:
+    """Call `release_free_memory` after work, until it is cancelled.
+
+    It is called when no work has been in progress for `quiet` to 2 `quiet` seconds, and after `longest` seconds in any
+    case at the next look at which none is in progress.
+    """
+    released = time.monotonic()
     while available:
-        await asyncio.sleep(interval)
-        if not limiter.load:
+        await asyncio.sleep(quiet)
+        now = time.monotonic()
+        if limiter.load or limiter.ended <= released:
+            continue
+        if now - limiter.ended >= quiet or now - released >= longest:
+            released = now
             await asyncio.to_thread(release_free_memory)
