@@ -140,7 +140,7 @@ def audit(tools: Path) -> int:
 
 def lowest(tools: Path, out: Path) -> int:
     """Write the lowest versions that pyproject.toml allows, of direct dependencies, with the newest that fit these."""
-    extras = [word for extra in USED for word in ("--extra", extra)]
+    extras = [word for extra in (*USED, "track") for word in ("--extra", extra)]
     command = [tool("uv", tools), "pip", "compile", str(PYPROJECT), *extras, "--resolution", "lowest-direct"]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     options = ["--python-version", version, "--no-header", "--no-emit-index-url", "--quiet", "--output-file", str(out)]

@@ -99,6 +99,7 @@ def test_rows_of_other_sizes_are_never_one_row(run: Callable[..., Any]) -> None:
     assert [rows[key][2:] for key in CONTEXT if key == "noises"] == [["2", "1"]]
 
 
+@pytest.mark.slow
 def test_noise_strength_is_a_row_where_it_is_not_1(run: Callable[..., Any], tmp_path: Path) -> None:
     usual, whole = run()
     text, less = run(noise_strength=0.5, out=tmp_path / "less")
@@ -206,6 +207,7 @@ def test_two_snapshots_of_one_name_are_refused(folder: Path) -> None:
         evaluate_snapshots([snapshot(TinyGenerator(), data), snapshot(TinyGenerator(), data)], data=folder)
 
 
+@pytest.mark.slow
 def test_python_and_the_command_give_the_same_results(
     facenet: FaceNet,
     tiny_dataset: Write,

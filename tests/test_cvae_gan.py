@@ -213,6 +213,7 @@ def test_reconstruction_learns_to_use_the_posterior() -> None:
     assert errors[-1] < 0.2  # the mean of both photos has 0.5
 
 
+@pytest.mark.slow
 def test_mismatch_pushes_wrong_pairs_down() -> None:
     loss = replace(WITHOUT_FACENET.loss, mismatch=0.5, patch_weight=0.0)
     config = replace(WITHOUT_FACENET, loss=loss, loader=replace(WITHOUT_FACENET.loader, mirror=False))
@@ -260,6 +261,7 @@ def test_another_encoder_is_refused(random_facenet: FaceNet) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_four_steps_are_two_and_two(random_facenet: FaceNet, tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     data = tiny_dataset(encoder=FaceNet.id)
     train(SMALL, data=data, out=tmp_path / "whole", budget=Budget(total_nimg=16), encoder=random_facenet)

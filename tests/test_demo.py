@@ -16,7 +16,6 @@ from vultus.models.snapshot import default_snapshot, gallery, load_snapshot
 from vultus.sampling.latents import sample_identities
 
 
-@pytest.mark.slow
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     facenet_module._load_network.cache_clear()
     for name, value in {"VULTUS_WEIGHTS": "", "VULTUS_CACHE": str(tmp_path / "none")}.items():

@@ -204,6 +204,7 @@ def written(command: Command) -> str | None:
     return out and out.rstrip("/")
 
 
+SLOW_COMMANDS = ("evaluate", "export")
 RUN = list({kind_of(command): command for command in reversed(VULTUS) if not not_run(command)}.values())[::-1]
 
 
@@ -439,7 +440,13 @@ def test_options_are_understood(command: Command, tmp_path: Path, monkeypatch: p
             cli.main(command.words[1:])
 
 
-@pytest.mark.parametrize("command", [pytest.param(one, id=one.name) for one in RUN])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(one, id=one.name, marks=[pytest.mark.slow] * (one.words[1] in ("evaluate", "export")))
+        for one in RUN
+    ],
+)
 def test_command_runs(command: Command, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = option(command.words, "--out")
     if command.words[1] == "export":  # other commands need what it writes: no second time

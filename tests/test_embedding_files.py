@@ -277,6 +277,7 @@ def test_truncated_and_damaged_files_are_named(tmp_path: Path, tiny_dataset: Cal
         read(folder)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """30,000 embeddings are 61 MB; reading them may take no more than 20 MB above what reading 1,500 takes."""
     program = """

@@ -292,6 +292,7 @@ def test_training_people_and_the_gap(run: Run, dataset: PreparedDataset, train: 
 # --- what the values do not depend on ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(run: Run, tmp_path: Path) -> None:
     whole = numbers(run(TinyGenerator(), batch=64))
     assert len(whole) > 80
@@ -300,6 +301,7 @@ def test_results_do_not_depend_on_the_batch_size(run: Run, tmp_path: Path) -> No
         assert other == pytest.approx(whole, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, tiny_dataset: Write) -> None:
     """They are those of `vultus generate`, to the last bit."""
     data = PreparedDataset(tiny_dataset(resolution=128, people={"test": 5}, photos=4), "test")
@@ -311,6 +313,7 @@ def test_the_measured_faces_do_not_depend_on_the_batch_size(embedded: Snapshot, 
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_results_do_not_depend_on_the_number_of_threads(run: Run, tmp_path: Path) -> None:
     torch.set_num_threads(1)

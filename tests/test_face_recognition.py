@@ -174,6 +174,7 @@ def test_frames_are_read_at_some_side(side: int, read: int) -> None:
     assert frames.flags.c_contiguous
 
 
+@pytest.mark.slow
 @needs_dlib
 def test_people_are_distinguished(judge: DlibJudge, photos: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, people = photos

@@ -73,6 +73,7 @@ def test_a_question_creates_no_lock_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_part_of_unix() -> None:
     """Imports of the root modules and of the data sets where a module and a function of Unix are missing."""
     code = (

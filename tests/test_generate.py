@@ -350,6 +350,7 @@ def test_a_face_without_likeness_comes_last(random_facenet: FaceNet) -> None:
     assert score.argsort().tolist()[0] == 1
 
 
+@pytest.mark.slow
 def test_best_of_keeps_the_faces_most_like_their_embedding(
     snapshot: Snapshot,
     tmp_path: Path,

@@ -51,6 +51,7 @@ def traces_of_numbers(values: np.ndarray) -> set[str]:
     return {match.group(1) for text in texts if (match := re.search(r"\.(0*[1-9]\d{3})", text))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photos", ["read", "failing"])
 def test_no_photo_embedding_or_token_is_logged(tmp_path: Path, photos: str) -> None:
     """`failing`: errors whose messages quote the photo; every run: errors whose messages quote the embedding."""

@@ -140,6 +140,7 @@ def test_a_file_of_somebody_else_is_replaced_on_request_only(photos: Path, capsy
     assert vultus.detect("holiday.jpg")["synthetic"]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_is_no_error_and_another_one_is(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -477,6 +477,7 @@ def uninterrupted(source: Path, out: Path) -> dict[str, bytes]:
     return content(out)
 
 
+@pytest.mark.slow
 def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path, forks: Forks) -> None:
     (photos / "person 03" / "text.jpg").write_text("not an image")
     out = tmp_path / "out"
@@ -491,6 +492,7 @@ def test_kill_at_every_step_from_a_folder(photos: Path, tmp_path: Path, forks: F
     assert content(out) == uninterrupted(photos, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kill_from_parquet_with_splits(tmp_path: Path, forks: Forks) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     write_parquet(source / "test-0.parquet", [7, 8, 9] * 5)
@@ -594,6 +596,7 @@ def test_facenet_embeddings_are_those_of_the_photo(prepared: Path, faces: Path, 
     assert (direct * stored).sum(1).min() > 0.99
 
 
+@pytest.mark.slow
 def test_facenet_kill_and_resume_gives_the_same_bytes(prepared: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (

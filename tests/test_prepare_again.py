@@ -45,6 +45,7 @@ def photos(tmp_path: Path) -> Path:
 # --- photos that were added, changed or removed ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_faces_among_the_photos_are_counted_aloud(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_another_spelling_of_the_source_is_the_same(
     assert run("./photos/", tmp_path / "out") == manifest
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_the_photos_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """4 steps on the data set equal 2, then further photos, then 2 more, bit for bit."""
     photos, data = tmp_path / "photos", tmp_path / "data"

@@ -50,6 +50,7 @@ def splits(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.slow
 def test_parquet_with_splits(splits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = prepare(splits, out, encoder=TinyEncoder(), workers=2, **OPTIONS, limit=40)
@@ -72,6 +73,7 @@ prepare(source, out, resolution=32, batch=4, encoder=TinyEncoder(), shard_items=
 """
 
 
+@pytest.mark.slow
 def test_other_numbers_of_workers_go_on(tmp_path: Path, forks: Forks) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_photos(photos, people=12, photos=3)

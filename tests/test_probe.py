@@ -257,6 +257,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(folder, people=people, photos=4, embed=embed, encoder="facenet-vggface2")
 
 
+@pytest.mark.slow
 def test_probe_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "probe"
     command = ["probe", "--data", str(photos), "--snapshot", "none", "--device", "cpu"]

@@ -371,6 +371,7 @@ print(load_snapshot(sys.argv[1]).metadata["preset"])
 """
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(run: Path, tmp_path: Path, run_script: Callable[..., list[str]]) -> None:
     with serve_models() as (address, hub):
         lines = run_script(address, LOAD, str(run), str(tmp_path / "folder"), str(tmp_path / "generated"))

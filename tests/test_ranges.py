@@ -281,6 +281,7 @@ def test_whole_numbers_may_be_written_as_the_limits_are(
         assert refused(capsys, *run, "--images", text).endswith(f"not {text}")
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(tmp_path: Path, tiny_data: Path) -> None:
     resource = pytest.importorskip("resource")
     limit = 12 * 2**30  # bytes of addresses; the network below needs 17 GB for one matrix

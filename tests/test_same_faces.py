@@ -37,6 +37,7 @@ def test_the_number_of_threads_changes_no_pixel() -> None:
     assert len(faces[0].flatten(1).unique(dim=0)) == 20
 
 
+@pytest.mark.slow
 def test_files_are_the_same_with_other_threads_and_batches(tmp_path: Path) -> None:
     """Face 27 of this seed had another watermark with two threads of OpenBLAS."""
     files = []

@@ -273,7 +273,8 @@ def test_bad_options(arguments: list[str], words: str, capsys: pytest.CaptureFix
 
 def test_nothing_is_stored_or_logged(served: ServerProcess) -> None:
     """Late in this file, after photos, embeddings and errors: no file in its folders, only notes on stderr."""
-    assert [path for path in served.folder.rglob("*") if path.is_file()] == []
+    files = [path.name for path in served.folder.rglob("*") if path.is_file()]
+    assert set(files) <= {"_remote_module_non_scriptable.py"}, files  # PyTorch 2.8 writes it when it is imported
     lines = served.stderr.splitlines()
     assert all(line.startswith("note: ") or "Invalid HTTP request" in line for line in lines), lines
 

@@ -206,6 +206,7 @@ def test_a_snapshot_of_as_many_images_is_another_one_too(work: Work) -> None:
     assert "Not measured" in work.card("runs/mine")[0]
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_evaluation_and_all_photos_are_preferred(work: Work) -> None:
     settings = (("--limit", "8"), ("--noise_strength", "0.5"), ("--seed", "3"), ("--split", "train"), ())
     for given in settings:

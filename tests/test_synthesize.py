@@ -165,6 +165,7 @@ run(Path(snapshot), Path(out))
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_to_the_same_bytes(whole: Path, tiny_snapshot: Path, tmp_path: Path, forks: Forks) -> None:
     out = tmp_path / "out"
     for moment in ("00001.json", "synthesis.json"):
@@ -174,6 +175,7 @@ def test_killed_runs_resume_to_the_same_bytes(whole: Path, tiny_snapshot: Path, 
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 def test_workers_write_the_same_bytes_and_lost_shards_are_made_again(
     whole: Path, tiny_snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

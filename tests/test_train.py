@@ -134,6 +134,7 @@ def test_kill_9_and_the_same_command_resumes(tiny_dataset: Callable[..., Path], 
     assert seen == list(range(4, 121, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_signals_write_a_checkpoint(
     number: int, tiny_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -274,9 +274,10 @@ def _quantised(model: Any, snapshot: Snapshot, excluded: list[str]) -> Any:
             return next(feeds, None)
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder) / "int8.onnx"
+        path, source = Path(folder) / "int8.onnx", Path(folder) / "float32.onnx"
+        onnx.save(model, source)  # a ModelProto fails with onnxruntime 1.20
         quantize_static(
-            model,
+            source,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,

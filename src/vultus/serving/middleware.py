@@ -112,7 +112,8 @@ class MessageMiddleware:
     """ASGI middleware for what HTTP/1.1 requires of servers beyond the checks of h11.
 
     A target may be a whole URL. A body of two lengths, by `Content-Length` and in chunks, is an error (400): a reverse
-    proxy in front might read the other one, and take a part of one request for the next.
+    proxy in front might read the other one, and take a part of one request for the next. A path with a null character
+    is that of no file (404): the file system's functions raise ValueError for it, which Starlette 0.49.1 lets pass.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -125,6 +126,9 @@ class MessageMiddleware:
         }:
             detail = "the body has both Content-Length and Transfer-Encoding"
             await JSONResponse({"detail": detail}, 400, {"Connection": "close"})(scope, receive, send)
+            return
+        if scope["type"] == "http" and "\0" in scope["path"]:
+            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
             return
         if scope["type"] == "http" and (target := re.match(r"https?://[^/]*(?=/|$)", scope["path"], re.IGNORECASE)):
             scope = {**scope, "path": scope["path"][target.end() :] or "/"}
