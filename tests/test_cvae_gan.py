@@ -285,6 +285,7 @@ def test_a_diverged_run_is_named(tiny_dataset: Callable[..., Path], tmp_path: Pa
         train(wild, data=tiny_dataset(), out=tmp_path / "run", budget=Budget(total_nimg=400))
 
 
+@pytest.mark.slow
 def test_preset_on_the_command_line(
     shared: Path,
     tiny_dataset: Callable[..., Path],

@@ -104,6 +104,7 @@ def check_norms() -> None:
             torch.testing.assert_close(part.eval()(x), whole.eval()(x))
 
 
+@pytest.mark.slow
 def test_batch_norm_over_all_processes(forks: Forks) -> None:
     for done in forks.run_together(PROGRAM, "check_norms"):
         assert done.returncode == 0, done.stderr
@@ -182,6 +183,7 @@ def test_two_processes_train_as_one_and_runs_go_on_with_another_number(
     assert np.abs(faces[0].astype(int) - faces[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_signal_to_one_process_ends_all_with_a_checkpoint(
     tiny_dataset: Callable[..., Path], tmp_path: Path, forks: Forks
 ) -> None:

@@ -62,6 +62,7 @@ def test_folded_norms_compute_the_same() -> None:
         assert torch.allclose(network(x), expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_mobilefacenet_verifies_real_people(shared: Path) -> None:
     """Published: 99.48 % on LFW. Here 200 photos of 40 test people, in frames as `vultus prepare` cuts them."""
     encoded, people = celeba(shared, people=40, photos=5)

@@ -646,6 +646,7 @@ print(json.dumps([error("hf://user/faces")]))
 """
 
 
+@pytest.mark.slow
 def test_the_hub(faces: Path, tmp_path: Path) -> None:
     """In a separate process, because huggingface_hub reads its address when it is imported."""
     for file in faces.glob("*.parquet"):
