@@ -34,7 +34,7 @@ class LoadLimiter:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.load = 0
-        self.ended = time.monotonic()  # the last work
+        self.ended = time.monotonic()  # of the last work
         self._seconds_per_unit = 0.05  # moving average of a request's duration, divided by the load at its start
 
     @contextlib.contextmanager
