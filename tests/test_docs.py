@@ -204,11 +204,6 @@ def written(command: Command) -> str | None:
     return out and out.rstrip("/")
 
 
-def is_slow(command: Command) -> bool:
-    """Whether a command needs an evaluation or an export."""
-    return command.words[1] in ("evaluate", "export") or command.block.page.name == "export.md"
-
-
 RUN = list({kind_of(command): command for command in reversed(VULTUS) if not not_run(command)}.values())[::-1]
 
 

@@ -121,16 +121,17 @@ class MessageMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {
-            name for name, _ in scope["headers"]
-        }:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
             detail = "the body has both Content-Length and Transfer-Encoding"
             await JSONResponse({"detail": detail}, 400, {"Connection": "close"})(scope, receive, send)
             return
-        if scope["type"] == "http" and "\0" in scope["path"]:
+        if "\0" in scope["path"]:
             await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
             return
-        if scope["type"] == "http" and (target := re.match(r"https?://[^/]*(?=/|$)", scope["path"], re.IGNORECASE)):
+        if target := re.match(r"https?://[^/]*(?=/|$)", scope["path"], re.IGNORECASE):
             scope = {**scope, "path": scope["path"][target.end() :] or "/"}
         await self.app(scope, receive, send)
 
